@@ -1,0 +1,1 @@
+//! Controllers of the OpenKCM-net API: reservations and their collectors.

@@ -1,0 +1,1 @@
+//! apinetlet: user API to OpenKCM-net.

@@ -1,0 +1,1 @@
+//! The one controller runner over kube: watches, queues, plans, events, leader election.

@@ -1,0 +1,1 @@
+//! Controllers of the user API: scheduling, ephemeral objects, claims.

@@ -1,0 +1,1 @@
+//! The packet engine: tables, pipeline, flows, replies and counters. Pure.

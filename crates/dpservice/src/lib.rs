@@ -1,0 +1,1 @@
+//! dpservice: workers, gRPC control, configuration and the dpservice-cli.

@@ -1,0 +1,1 @@
+//! The region on one machine: topology, supervision, scenarios.

@@ -1,0 +1,1 @@
+//! MachineRuntime gRPC, machinepoollet and the machine providers.

@@ -1,0 +1,1 @@
+//! metalbond: codec, peer machine, hub and route table; a Tokio driver around them.

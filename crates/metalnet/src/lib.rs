@@ -1,0 +1,1 @@
+//! metalnet: the hypervisor agent between the API, dpservice and metalbond.

@@ -1,0 +1,1 @@
+//! metalnetlet: OpenKCM-net to metalnet.

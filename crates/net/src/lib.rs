@@ -1,0 +1,1 @@
+//! Value types (Vni, Mac, Prefix, PortRange) and wire formats as checked views. Pure.

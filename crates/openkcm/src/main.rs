@@ -1,0 +1,3 @@
+//! The OpenKCM multi-call executable.
+
+fn main() {}

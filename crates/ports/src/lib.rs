@@ -1,0 +1,1 @@
+//! The Port trait and its drivers: memory, TAP, AF_PACKET.

@@ -1,0 +1,1 @@
+//! Generated gRPC types of dpservice and the MachineRuntime; no logic.
