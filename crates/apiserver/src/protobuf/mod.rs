@@ -1,0 +1,1 @@
+//! Decoding of protobuf request bodies of built-in kinds.
