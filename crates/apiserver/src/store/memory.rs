@@ -28,7 +28,11 @@ impl MemoryStore {
     /// A store that keeps at least the newest `history_max` revisions for watches and exact reads.
     pub fn new(history_max: usize) -> MemoryStore {
         let shared = Shared::new(Mvcc::default());
-        MemoryStore { shared, writer: Mutex::new(()), history_max }
+        MemoryStore {
+            shared,
+            writer: Mutex::new(()),
+            history_max,
+        }
     }
 
     fn commit(&self, txn: &Txn) -> TxnOutcome {

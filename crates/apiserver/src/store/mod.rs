@@ -88,9 +88,14 @@ pub struct Guard {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Put { key: Bytes, value: Bytes },
+    Put {
+        key: Bytes,
+        value: Bytes,
+    },
     /// Deleting an absent key changes nothing.
-    Delete { key: Bytes },
+    Delete {
+        key: Bytes,
+    },
 }
 
 impl Op {
@@ -116,14 +121,20 @@ impl Txn {
     /// Adds a guard.
     #[must_use]
     pub fn expect(mut self, key: impl Into<Bytes>, expect: Expect) -> Txn {
-        self.guards.push(Guard { key: key.into(), expect });
+        self.guards.push(Guard {
+            key: key.into(),
+            expect,
+        });
         self
     }
 
     /// Adds a write.
     #[must_use]
     pub fn put(mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Txn {
-        self.ops.push(Op::Put { key: key.into(), value: value.into() });
+        self.ops.push(Op::Put {
+            key: key.into(),
+            value: value.into(),
+        });
         self
     }
 
@@ -213,7 +224,12 @@ impl Txn {
         if self.ops.len() > TXN_OPS_MAX || self.guards.len() > TXN_OPS_MAX {
             return Err(InvalidTxn::TooManyOps);
         }
-        for key in self.guards.iter().map(|g| &g.key).chain(self.ops.iter().map(Op::key)) {
+        for key in self
+            .guards
+            .iter()
+            .map(|g| &g.key)
+            .chain(self.ops.iter().map(Op::key))
+        {
             match key.len() {
                 0 => return Err(InvalidTxn::EmptyKey),
                 n if n > KEY_BYTES_MAX => return Err(InvalidTxn::KeyTooLong),
@@ -226,7 +242,12 @@ impl Txn {
             {
                 return Err(InvalidTxn::ValueTooLarge);
             }
-            if self.ops.iter().take(index).any(|earlier| earlier.key() == op.key()) {
+            if self
+                .ops
+                .iter()
+                .take(index)
+                .any(|earlier| earlier.key() == op.key())
+            {
                 return Err(InvalidTxn::DuplicateKey(index));
             }
         }

@@ -52,7 +52,11 @@ pub(crate) struct Mvcc {
 impl Mvcc {
     /// An empty state whose history begins after `floor`.
     pub(crate) fn with_floor(floor: Rev) -> Mvcc {
-        Mvcc { rev: floor, floor, ..Mvcc::default() }
+        Mvcc {
+            rev: floor,
+            floor,
+            ..Mvcc::default()
+        }
     }
 
     pub(crate) fn rev(&self) -> Rev {
@@ -97,7 +101,12 @@ impl Mvcc {
         let limit = if limit == 0 { usize::MAX } else { limit };
         let kvs: Vec<Kv> = found.by_ref().take(limit).collect();
         let remaining = found.count() as u64;
-        Page { kvs, rev, more: remaining > 0, remaining }
+        Page {
+            kvs,
+            rev,
+            more: remaining > 0,
+            remaining,
+        }
     }
 
     /// Checks a transaction on top of what is staged and stages its changes as the next revision.
@@ -124,8 +133,12 @@ impl Mvcc {
             match op {
                 Op::Put { key, value } => {
                     let create_rev = prev.as_ref().map_or(rev, |prev| prev.create_rev);
-                    let kv =
-                        Kv { key: key.clone(), value: value.clone(), mod_rev: rev, create_rev };
+                    let kv = Kv {
+                        key: key.clone(),
+                        value: value.clone(),
+                        mod_rev: rev,
+                        create_rev,
+                    };
                     changes.push(Change::Put { kv, prev });
                 }
                 Op::Delete { .. } => {
@@ -145,7 +158,10 @@ impl Mvcc {
             };
             staged.newest.insert(change.key().clone(), newest);
         }
-        staged.records.push(Record { rev, changes: changes.into() });
+        staged.records.push(Record {
+            rev,
+            changes: changes.into(),
+        });
         TxnOutcome::Committed(rev)
     }
 
@@ -166,15 +182,26 @@ impl Mvcc {
     /// Appends the next revision.
     fn push(&mut self, record: Record) {
         for (seq, change) in (0u32..).zip(record.changes.iter()) {
-            let row = RowId { rev: record.rev, seq };
+            let row = RowId {
+                rev: record.rev,
+                seq,
+            };
             match change {
                 Change::Put { kv, .. } => self.push_version(
                     kv.key.clone(),
-                    Version { row, create_rev: kv.create_rev, value: Some(kv.value.clone()) },
+                    Version {
+                        row,
+                        create_rev: kv.create_rev,
+                        value: Some(kv.value.clone()),
+                    },
                 ),
                 Change::Delete { prev } => self.push_version(
                     prev.key.clone(),
-                    Version { row, create_rev: prev.create_rev, value: None },
+                    Version {
+                        row,
+                        create_rev: prev.create_rev,
+                        value: None,
+                    },
                 ),
             }
         }
@@ -184,7 +211,10 @@ impl Mvcc {
     }
 
     fn push_version(&mut self, key: Bytes, version: Version) {
-        self.keys.entry(key).or_insert_with(|| Vec::with_capacity(1)).push(version);
+        self.keys
+            .entry(key)
+            .or_insert_with(|| Vec::with_capacity(1))
+            .push(version);
     }
 
     /// Rows that no longer matter once the floor has risen to `floor`: versions superseded at or before it, and deletions.
@@ -192,9 +222,17 @@ impl Mvcc {
         let mut rows = Vec::new();
         for record in self.history.iter().take_while(|record| record.rev <= floor) {
             for (seq, change) in (0u32..).zip(record.changes.iter()) {
-                let row = RowId { rev: record.rev, seq };
-                let Some(versions) = self.keys.get(change.key()) else { continue };
-                let older = versions.iter().take_while(|version| version.row < row).last();
+                let row = RowId {
+                    rev: record.rev,
+                    seq,
+                };
+                let Some(versions) = self.keys.get(change.key()) else {
+                    continue;
+                };
+                let older = versions
+                    .iter()
+                    .take_while(|version| version.row < row)
+                    .last();
                 match (older, change) {
                     (Some(older), Change::Put { prev: Some(_), .. }) => rows.push(older.row),
                     (Some(older), Change::Delete { .. }) => rows.extend([older.row, row]),
@@ -218,10 +256,18 @@ impl Mvcc {
     }
 
     fn prune(&mut self, key: &Bytes, floor: Rev) {
-        let Some(versions) = self.keys.get_mut(key) else { return };
-        let at_floor = versions.iter().take_while(|version| version.row.rev <= floor).count();
+        let Some(versions) = self.keys.get_mut(key) else {
+            return;
+        };
+        let at_floor = versions
+            .iter()
+            .take_while(|version| version.row.rev <= floor)
+            .count();
         // The newest version at the floor stays, unless it says "deleted".
-        let gone = match at_floor.checked_sub(1).and_then(|index| versions.get(index)) {
+        let gone = match at_floor
+            .checked_sub(1)
+            .and_then(|index| versions.get(index))
+        {
             Some(Version { value: None, .. }) => at_floor,
             Some(_) => at_floor - 1,
             None => 0,
@@ -257,7 +303,10 @@ impl Mvcc {
                 .cloned()
                 .collect();
             if !events.is_empty() {
-                batches.push(WatchBatch { rev: record.rev, events });
+                batches.push(WatchBatch {
+                    rev: record.rev,
+                    events,
+                });
             }
         }
         Some((batches, seen))
@@ -283,14 +332,22 @@ pub(crate) struct LoadedRow {
 
 impl Loader {
     pub(crate) fn new(floor: Rev) -> Loader {
-        Loader { state: Mvcc::with_floor(floor), pending: Vec::new(), pending_rev: 0 }
+        Loader {
+            state: Mvcc::with_floor(floor),
+            pending: Vec::new(),
+            pending_rev: 0,
+        }
     }
 
     /// Takes the next row.
     pub(crate) fn row(&mut self, row: LoadedRow) {
         if row.row.rev <= self.state.floor {
             // Older than the history: only the newest version of a key is left, and it is live.
-            let version = Version { row: row.row, create_rev: row.create_rev, value: row.value };
+            let version = Version {
+                row: row.row,
+                create_rev: row.create_rev,
+                value: row.value,
+            };
             self.state.push_version(row.key, version);
             return;
         }
@@ -301,8 +358,12 @@ impl Loader {
         let prev = self.state.get(&row.key, Rev::MAX);
         match (row.value, prev) {
             (Some(value), prev) => {
-                let kv =
-                    Kv { key: row.key, value, mod_rev: row.row.rev, create_rev: row.create_rev };
+                let kv = Kv {
+                    key: row.key,
+                    value,
+                    mod_rev: row.row.rev,
+                    create_rev: row.create_rev,
+                };
                 self.pending.push(Change::Put { kv, prev });
             }
             (None, Some(prev)) => self.pending.push(Change::Delete { prev }),
@@ -314,7 +375,10 @@ impl Loader {
     fn flush(&mut self) {
         if !self.pending.is_empty() {
             let changes = std::mem::take(&mut self.pending).into();
-            self.state.push(Record { rev: self.pending_rev, changes });
+            self.state.push(Record {
+                rev: self.pending_rev,
+                changes,
+            });
         }
     }
 
@@ -325,9 +389,17 @@ impl Loader {
 }
 
 fn visible(key: &Bytes, versions: &[Version], rev: Rev) -> Option<Kv> {
-    let version = versions.iter().rev().find(|version| version.row.rev <= rev)?;
+    let version = versions
+        .iter()
+        .rev()
+        .find(|version| version.row.rev <= rev)?;
     let value = version.value.clone()?;
-    Some(Kv { key: key.clone(), value, mod_rev: version.row.rev, create_rev: version.create_rev })
+    Some(Kv {
+        key: key.clone(),
+        value,
+        mod_rev: version.row.rev,
+        create_rev: version.create_rev,
+    })
 }
 
 fn record_bytes(record: &Record) -> usize {

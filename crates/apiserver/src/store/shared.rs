@@ -27,8 +27,14 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(state: Mvcc) -> Arc<Shared> {
-        let signal = watch::Sender::new(Signal { rev: state.rev(), stopped: None });
-        Arc::new(Shared { state: RwLock::new(state), signal })
+        let signal = watch::Sender::new(Signal {
+            rev: state.rev(),
+            stopped: None,
+        });
+        Arc::new(Shared {
+            state: RwLock::new(state),
+            signal,
+        })
     }
 
     /// No code path panics while holding the lock, so a poisoned lock cannot hide a half-made change.
@@ -65,7 +71,11 @@ impl Shared {
     }
 
     pub(crate) fn stop_cause(&self) -> Option<StoreError> {
-        self.signal.borrow().stopped.clone().map(|cause| StoreError::Stopped { cause })
+        self.signal
+            .borrow()
+            .stopped
+            .clone()
+            .map(|cause| StoreError::Stopped { cause })
     }
 
     pub(crate) async fn stopped(&self) -> StoreError {
@@ -74,7 +84,9 @@ impl Shared {
             Ok(signal) => signal.stopped.clone(),
             Err(_) => None,
         };
-        StoreError::Stopped { cause: cause.unwrap_or_else(|| "closed".into()) }
+        StoreError::Stopped {
+            cause: cause.unwrap_or_else(|| "closed".into()),
+        }
     }
 
     /// Waits until `rev` has been published.
@@ -89,7 +101,10 @@ impl Shared {
         let reached = signal.wait_for(|signal| signal.rev >= rev || signal.stopped.is_some());
         match tokio::time::timeout(FUTURE_WAIT, reached).await {
             Ok(_) => self.stop_cause().map_or(Ok(()), Err),
-            Err(_) => Err(StoreError::Future { requested: rev, current: self.read().rev() }),
+            Err(_) => Err(StoreError::Future {
+                requested: rev,
+                current: self.read().rev(),
+            }),
         }
     }
 
@@ -107,9 +122,10 @@ impl Shared {
         let state = self.read();
         match at {
             At::Latest | At::AtLeast(_) => Ok(read(&state, state.rev())),
-            At::Exactly(rev) if rev < state.floor() => {
-                Err(StoreError::Compacted { requested: rev, floor: state.floor() })
-            }
+            At::Exactly(rev) if rev < state.floor() => Err(StoreError::Compacted {
+                requested: rev,
+                floor: state.floor(),
+            }),
             At::Exactly(rev) => Ok(read(&state, rev)),
         }
     }
@@ -125,7 +141,8 @@ impl Shared {
         limit: usize,
         at: At,
     ) -> Result<Page, StoreError> {
-        self.at(at, |state, rev| state.range(prefix, after, limit, rev)).await
+        self.at(at, |state, rev| state.range(prefix, after, limit, rev))
+            .await
     }
 
     pub(crate) async fn watch(
@@ -136,7 +153,10 @@ impl Shared {
         self.wait_for(from).await?;
         let floor = self.read().floor();
         if from < floor {
-            return Err(StoreError::Compacted { requested: from, floor });
+            return Err(StoreError::Compacted {
+                requested: from,
+                floor,
+            });
         }
         Ok(Watch::new(Pull {
             signal: self.signal.subscribe(),
@@ -168,7 +188,10 @@ impl Pull {
         if self.ready.is_empty() {
             let state = self.shared.read();
             let Some((batches, seen)) = state.since(&self.prefix, self.seen, WATCH_PULL_MAX) else {
-                return Err(StoreError::Compacted { requested: self.seen, floor: state.floor() });
+                return Err(StoreError::Compacted {
+                    requested: self.seen,
+                    floor: state.floor(),
+                });
             };
             self.ready.extend(batches);
             self.seen = seen;
@@ -200,7 +223,9 @@ impl WatchSource for Pull {
                 return Err(StoreError::Stopped { cause });
             }
             if self.signal.changed().await.is_err() {
-                return Err(StoreError::Stopped { cause: "closed".into() });
+                return Err(StoreError::Stopped {
+                    cause: "closed".into(),
+                });
             }
         }
     }
