@@ -1,3 +1,167 @@
-//! Development tasks.
+//! Development tasks, run as `cargo xtask <task>`. Start with [`Task`]; the packages a machine needs are in [`setup`],
+//! the rules that no lint can check in [`tidy`].
 
-fn main() {}
+mod setup;
+mod shell;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::shell::{cargo, run, step};
+
+/// Development tasks of OpenKCM networking.
+///
+/// On a fresh Debian 12 with rustup, as root: `cargo xtask demo` shows a region working, `cargo xtask test` proves it.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what the project needs on this machine and say what that is (Debian packages; needs root), and the git hook.
+    Setup {
+        /// Only say what is missing.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build, bring up a region with two hypervisors and two routers, and show it working, failing and recovering.
+    Demo {
+        /// Passed on to `openkcm lab demo`; see `cargo xtask demo -- --help`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Every test: unit, property, contract suites, and the lab scenarios with real processes and packets (needs root).
+    Test {
+        /// Leave out the lab scenarios.
+        #[arg(long)]
+        no_lab: bool,
+    },
+    /// The whole gate, the same here and on the build machine: set-up, format, clippy, tidy, test.
+    Ci,
+    /// Check the rules that no lint can: tiers, file heads and sizes, documents.
+    Tidy,
+    /// Run the benchmarks and compare them with their baselines.
+    Bench {
+        /// Only these: packet, metalbond, store, apiserver, lab.
+        names: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Setup { check } => setup::setup(check),
+        Task::Demo { args } => demo(&args),
+        Task::Test { no_lab } => test(no_lab),
+        Task::Ci => ci(),
+        Task::Tidy => tidy::tidy(),
+        Task::Bench { names } => bench(&names),
+    }
+}
+
+fn demo(args: &[String]) -> Result<()> {
+    setup::setup(false)?;
+    step("building (release)");
+    cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "openkcm",
+        "--package",
+        "dpservice",
+    ])?;
+    let program = shell::target_dir()?.join("release/openkcm");
+    let mut command = std::process::Command::new(program);
+    command
+        .args(["lab", "demo"])
+        .args(args)
+        .current_dir(shell::root());
+    run(&mut command)
+}
+
+fn test(no_lab: bool) -> Result<()> {
+    setup::setup(false)?;
+    step("building");
+    cargo(&["build", "--workspace", "--bins"])?;
+    step("tests of every crate");
+    cargo(&["test", "--workspace", "--exclude", "lab", "--quiet"])?;
+    cargo(&["test", "--package", "lab", "--lib", "--quiet"])?;
+    if no_lab {
+        return Ok(());
+    }
+    step("lab scenarios: real processes, real kernel, real packets");
+    // One after the other: each brings up a whole region.
+    cargo(&[
+        "test",
+        "--package",
+        "lab",
+        "--test",
+        "it",
+        "--",
+        "--test-threads=1",
+        "--nocapture",
+    ])
+}
+
+fn ci() -> Result<()> {
+    setup::setup(false)?;
+    step("format");
+    cargo(&["fmt", "--all", "--check"])?;
+    step("clippy");
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    step("tidy");
+    tidy::tidy()?;
+    test(false)
+}
+
+/// Name, package and bench target of every benchmark.
+const BENCHMARKS: &[(&str, &str, &str)] = &[
+    ("packet", "dataplane", "packet"),
+    ("metalbond", "metalbond", "hub"),
+    ("store", "apiserver", "store"),
+    ("apiserver", "apiserver", "server"),
+];
+
+fn bench(names: &[String]) -> Result<()> {
+    for name in names {
+        if name != "lab" && !BENCHMARKS.iter().any(|(n, _, _)| n == name) {
+            anyhow::bail!(
+                "no benchmark named {name}; there are: packet, metalbond, store, apiserver, lab"
+            );
+        }
+    }
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
+    for (name, package, target) in BENCHMARKS {
+        if wanted(name) {
+            step(&format!("benchmark {name}"));
+            cargo(&["bench", "--package", package, "--bench", target])?;
+        }
+    }
+    if wanted("lab") {
+        setup::setup(false)?;
+        step("benchmark lab");
+        cargo(&[
+            "build",
+            "--release",
+            "--package",
+            "openkcm",
+            "--package",
+            "dpservice",
+        ])?;
+        let program = shell::target_dir()?.join("release/openkcm");
+        run(std::process::Command::new(program)
+            .args(["lab", "bench"])
+            .current_dir(shell::root()))?;
+    }
+    Ok(())
+}
