@@ -1,1 +1,24 @@
 //! Every kind of every API group: type, schema, defaulting, validation, printer columns. Pure.
+//!
+//! Two views of an object live here. Controllers use the typed structs of [`networking`], [`ipam`],
+//! [`compute`], [`apinet`] and [`metalnet`]. The API server works on `serde_json::Value` with the
+//! row of [`table::kinds`] that belongs to the kind: schema, defaults, validation and columns all
+//! come from that row, so a new kind is one new row. Nothing here knows HTTP, storage or a clock.
+
+pub mod apinet;
+pub mod compute;
+pub mod field;
+pub mod ids;
+pub mod ipam;
+mod macros;
+pub mod meta;
+pub mod metalnet;
+pub mod names;
+pub mod networking;
+pub mod validate;
+
+/// A list of objects as the server returns it.
+pub type List<K> = kube_core::object::ObjectList<K>;
+
+pub use k8s_openapi;
+pub use kube_core;
