@@ -1,0 +1,79 @@
+//! Small questions every controller asks about objects: deletion, finalizers, owners, labels.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use kube::Resource;
+use serde_json::{Value, json};
+
+use crate::key::{Kind, Object};
+
+pub fn uid<K: Resource>(object: &K) -> &str {
+    object.meta().uid.as_deref().unwrap_or_default()
+}
+
+pub fn name<K: Resource>(object: &K) -> &str {
+    object.meta().name.as_deref().unwrap_or_default()
+}
+
+pub fn namespace<K: Resource>(object: &K) -> &str {
+    object.meta().namespace.as_deref().unwrap_or_default()
+}
+
+pub fn is_deleting<K: Resource>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_some()
+}
+
+pub fn has_finalizer<K: Resource>(object: &K, finalizer: &str) -> bool {
+    object.meta().finalizers.iter().flatten().any(|f| f == finalizer)
+}
+
+pub fn label<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
+    object.meta().labels.as_ref()?.get(key).map(String::as_str)
+}
+
+pub fn annotation<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
+    object.meta().annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// The owner with `controller: true`, of which there is at most one.
+pub fn controller_of<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+}
+
+pub fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
+    controller_of(object).is_some_and(|owner| owner.uid == owner_uid)
+}
+
+/// A controller reference to `owner`, as JSON for a body.
+pub fn controller_reference<K: Object>(owner: &K) -> Value {
+    json!({
+        "apiVersion": Kind::of::<K>().api_version(),
+        "kind": Kind::of::<K>().kind,
+        "name": name(owner),
+        "uid": uid(owner),
+        "controller": true,
+        "blockOwnerDeletion": true,
+    })
+}
+
+/// Whether a label selector matches. An absent selector matches nothing, an empty one everything; an expression with an
+/// operator nobody knows matches nothing.
+pub fn selects(selector: Option<&LabelSelector>, labels: Option<&BTreeMap<String, String>>) -> bool {
+    let Some(selector) = selector else { return false };
+    let get = |key: &str| labels.and_then(|labels| labels.get(key));
+    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| get(key) == Some(value));
+    by_labels
+        && selector.match_expressions.iter().flatten().all(|expression| {
+            let value = get(&expression.key);
+            let listed =
+                value.is_some_and(|value| expression.values.iter().flatten().any(|v| v == value));
+            match expression.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}
