@@ -61,7 +61,9 @@ pub async fn client(kubeconfig: Option<&PathBuf>) -> anyhow::Result<kube::Client
                 .await
                 .with_context(|| format!("kubeconfig {}", path.display()))?
         }
-        None => kube::Config::infer().await.context("no kubeconfig given and none found")?,
+        None => kube::Config::infer()
+            .await
+            .context("no kubeconfig given and none found")?,
     };
     config.connect_timeout = Some(Duration::from_secs(2));
     kube::Client::try_from(config).context("API client")

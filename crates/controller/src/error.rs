@@ -62,7 +62,11 @@ impl Error {
         class: Class,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Error {
-        Error::Act { what: what.into(), class, source: source.into() }
+        Error::Act {
+            what: what.into(),
+            class,
+            source: source.into(),
+        }
     }
 
     pub fn class(&self) -> Class {

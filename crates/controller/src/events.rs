@@ -52,7 +52,13 @@ pub struct Recorder {
 impl Recorder {
     pub(crate) fn new() -> (Recorder, Receiver) {
         let (queue, items) = mpsc::channel(EVENTS_QUEUED_MAX);
-        (Recorder { queue, buckets: Arc::default() }, Receiver { items })
+        (
+            Recorder {
+                queue,
+                buckets: Arc::default(),
+            },
+            Receiver { items },
+        )
     }
 
     /// Whether the event will be sent.
@@ -70,7 +76,15 @@ impl Recorder {
         if !self.admits(&regarding.uid, reason, &note, Instant::now()) {
             return false;
         }
-        self.queue.try_send(Item { regarding, warning, reason, action, note }).is_ok()
+        self.queue
+            .try_send(Item {
+                regarding,
+                warning,
+                reason,
+                action,
+                note,
+            })
+            .is_ok()
     }
 
     fn admits(&self, uid: &str, reason: &'static str, note: &str, now: Instant) -> bool {
@@ -133,7 +147,13 @@ async fn post(
     instance: &str,
     item: Item,
 ) -> Result<(), kube::Error> {
-    let Item { regarding: Regarding { target, uid }, warning, reason, action, note } = item;
+    let Item {
+        regarding: Regarding { target, uid },
+        warning,
+        reason,
+        action,
+        note,
+    } = item;
     let namespace = match target.key.namespace.as_str() {
         "" => "default",
         namespace => namespace,

@@ -65,12 +65,23 @@ impl Executor {
         plan: Plan,
         metrics: &ControllerMetrics,
     ) -> Result<Executed, Error> {
-        let mut executed = Executed { acted: false, reconnected: false };
+        let mut executed = Executed {
+            acted: false,
+            reconnected: false,
+        };
         let mut expected = Vec::new();
         let mut result = Ok(());
         for op in plan.ops {
             result = self
-                .execute_one(controller, world, key, op, metrics, &mut executed, &mut expected)
+                .execute_one(
+                    controller,
+                    world,
+                    key,
+                    op,
+                    metrics,
+                    &mut executed,
+                    &mut expected,
+                )
                 .await;
             if result.is_err() {
                 break;
@@ -81,7 +92,10 @@ impl Executor {
         result.map(|()| executed)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one private step of the loop above")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one private step of the loop above"
+    )]
     async fn execute_one(
         &self,
         controller: &Arc<dyn Controller>,
@@ -93,9 +107,21 @@ impl Executor {
         expected: &mut Vec<Expect>,
     ) -> Result<(), Error> {
         match op {
-            Op::Event { regarding, warning, reason, action, note } => {
-                let sent = self.recorder.send(*regarding, warning, reason, action, note);
-                bump(if sent { &metrics.events } else { &metrics.events_dropped });
+            Op::Event {
+                regarding,
+                warning,
+                reason,
+                action,
+                note,
+            } => {
+                let sent = self
+                    .recorder
+                    .send(*regarding, warning, reason, action, note);
+                bump(if sent {
+                    &metrics.events
+                } else {
+                    &metrics.events_dropped
+                });
                 Ok(())
             }
             Op::Act(act) => {
@@ -129,7 +155,9 @@ impl Executor {
 
     pub(crate) fn api(&self, target: &Target) -> Api<DynamicObject> {
         let resource = target.kind.api_resource();
-        let client = cluster_of(&self.clusters, &target.kind.group).client.clone();
+        let client = cluster_of(&self.clusters, &target.kind.group)
+            .client
+            .clone();
         if target.key.namespace.is_empty() {
             Api::all_with(client, &resource)
         } else {
@@ -139,20 +167,35 @@ impl Executor {
 
     async fn write(&self, op: Op) -> Result<Option<Expect>, Error> {
         match op {
-            Op::Apply { target, body, manager, status } => {
+            Op::Apply {
+                target,
+                body,
+                manager,
+                status,
+            } => {
                 let params = PatchParams::apply(&manager).force();
-                self.patch(target, Patch::Apply(body), params, status, "apply").await
+                self.patch(target, Patch::Apply(body), params, status, "apply")
+                    .await
             }
-            Op::Patch { target, body, status } => {
-                let params =
-                    PatchParams { field_manager: Some(self.manager.clone()), ..Default::default() };
-                self.patch(target, Patch::Merge(body), params, status, "patch").await
+            Op::Patch {
+                target,
+                body,
+                status,
+            } => {
+                let params = PatchParams {
+                    field_manager: Some(self.manager.clone()),
+                    ..Default::default()
+                };
+                self.patch(target, Patch::Merge(body), params, status, "patch")
+                    .await
             }
             Op::Create { target, body } => {
                 let object: DynamicObject = serde_json::from_value(body)
                     .map_err(|error| Error::Bug(format!("create {target}: {error}")))?;
-                let params =
-                    PostParams { field_manager: Some(self.manager.clone()), ..Default::default() };
+                let params = PostParams {
+                    field_manager: Some(self.manager.clone()),
+                    ..Default::default()
+                };
                 let api = self.api(&target);
                 let created = timed(&target, "create", api.create(&params, &object)).await?;
                 Ok(expect_version(target, &created))
@@ -189,14 +232,20 @@ impl Executor {
     }
 
     async fn delete(&self, target: Target, uid: String) -> Result<Option<Expect>, Error> {
-        let preconditions =
-            Preconditions { uid: (!uid.is_empty()).then(|| uid.clone()), resource_version: None };
+        let preconditions = Preconditions {
+            uid: (!uid.is_empty()).then(|| uid.clone()),
+            resource_version: None,
+        };
         let params = DeleteParams::background().preconditions(preconditions);
         let api = self.api(&target);
         let deleted = timed(&target, "delete", api.delete(&target.key.name, &params)).await;
         match deleted.map(|answer| answer.left()) {
             Ok(Some(object)) => {
-                let held = object.meta().finalizers.as_ref().is_some_and(|f| !f.is_empty());
+                let held = object
+                    .meta()
+                    .finalizers
+                    .as_ref()
+                    .is_some_and(|f| !f.is_empty());
                 Ok(if held {
                     expect_version(target, &object)
                 } else {
@@ -214,7 +263,9 @@ impl Executor {
         let api = self.api(&target);
         let found = timed(&target, "get", api.get_metadata_opt(&target.key.name)).await?;
         match found.and_then(|object| object.metadata.uid) {
-            Some(found) if found == uid => Err(Error::Guard { what: format!("{target} still exists") }),
+            Some(found) if found == uid => Err(Error::Guard {
+                what: format!("{target} still exists"),
+            }),
             _ => Ok(()),
         }
     }
@@ -227,7 +278,10 @@ impl Executor {
     ) {
         let deadline = tokio::time::Instant::now() + CAUGHT_UP_WAIT_MAX;
         for expect in expected {
-            if tokio::time::timeout_at(deadline, caught_up(world, &expect)).await.is_err() {
+            if tokio::time::timeout_at(deadline, caught_up(world, &expect))
+                .await
+                .is_err()
+            {
                 bump(&metrics.stale_waits);
             }
         }
@@ -259,8 +313,13 @@ fn expect_version(target: Target, object: &DynamicObject) -> Option<Expect> {
 
 /// The cluster that declared the group, else the first one.
 pub(crate) fn cluster_of<'a>(clusters: &'a [Cluster], group: &str) -> &'a Cluster {
-    let declared = clusters.iter().find(|cluster| cluster.groups.iter().any(|g| g == group));
-    #[expect(clippy::indexing_slicing, reason = "a runner is built from at least one cluster")]
+    let declared = clusters
+        .iter()
+        .find(|cluster| cluster.groups.iter().any(|g| g == group));
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a runner is built from at least one cluster"
+    )]
     declared.unwrap_or_else(|| &clusters[0])
 }
 
@@ -269,7 +328,11 @@ async fn timed<T>(
     verb: &'static str,
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, Error> {
-    let api = |source| Error::Api { verb, target: Box::new(target.clone()), source: Box::new(source) };
+    let api = |source| Error::Api {
+        verb,
+        target: Box::new(target.clone()),
+        source: Box::new(source),
+    };
     match tokio::time::timeout(WRITE_TIMEOUT, request).await {
         Ok(result) => result.map_err(api),
         Err(elapsed) => Err(api(kube::Error::Service(Box::new(elapsed)))),

@@ -64,8 +64,9 @@ impl Health {
         controllers: impl Iterator<Item = (&'a str, Arc<ControllerMetrics>, Arc<Queue>)>,
     ) {
         let watches: Vec<_> = watches.values().cloned().collect();
-        let controllers: Vec<_> =
-            controllers.map(|(name, metrics, queue)| (name.to_owned(), metrics, queue)).collect();
+        let controllers: Vec<_> = controllers
+            .map(|(name, metrics, queue)| (name.to_owned(), metrics, queue))
+            .collect();
         self.add_metrics(move |out| {
             for (store, metrics) in &watches {
                 metrics.render(out, &part, &store.kind.kind, store.len());
@@ -74,8 +75,12 @@ impl Health {
                 metrics.render(out, &part, name);
                 let (ready, delayed) = queue.depth();
                 let labels = format!("part=\"{part}\",controller=\"{name}\"");
-                out.push_str(&format!("openkcm_controller_queue_keys{{{labels}}} {ready}\n"));
-                out.push_str(&format!("openkcm_controller_delayed_keys{{{labels}}} {delayed}\n"));
+                out.push_str(&format!(
+                    "openkcm_controller_queue_keys{{{labels}}} {ready}\n"
+                ));
+                out.push_str(&format!(
+                    "openkcm_controller_delayed_keys{{{labels}}} {delayed}\n"
+                ));
                 let overflows = queue.overflows();
                 out.push_str(&format!(
                     "openkcm_controller_queue_overflows_total{{{labels}}} {overflows}\n"
@@ -88,7 +93,10 @@ impl Health {
         match path {
             "/healthz" | "/livez" => self.checked(),
             "/readyz" if self.ready.load(Ordering::Relaxed) => self.checked(),
-            "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "caches are not complete".to_owned()),
+            "/readyz" => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "caches are not complete".to_owned(),
+            ),
             "/metrics" => {
                 let mut out = String::new();
                 for render in lock(&self.renders).iter() {
@@ -129,8 +137,9 @@ pub async fn serve(
         None => address.parse(),
     }
     .with_context(|| format!("--health-probe-bind-address {address:?}"))?;
-    let listener =
-        TcpListener::bind(parsed).await.with_context(|| format!("health probes on {parsed}"))?;
+    let listener = TcpListener::bind(parsed)
+        .await
+        .with_context(|| format!("health probes on {parsed}"))?;
     let mut probes = JoinSet::new();
     loop {
         let (stream, _) = tokio::select! {

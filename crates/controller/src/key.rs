@@ -40,12 +40,18 @@ pub struct Key {
 
 impl Key {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Key {
-        Key { namespace: namespace.into(), name: name.into() }
+        Key {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The key of a cluster-scoped object.
     pub fn cluster(name: impl Into<String>) -> Key {
-        Key { namespace: String::new(), name: name.into() }
+        Key {
+            namespace: String::new(),
+            name: name.into(),
+        }
     }
 
     pub fn of<K: kube::Resource>(object: &K) -> Key {
@@ -117,11 +123,17 @@ impl Target {
         namespace: impl Into<String>,
         name: impl Into<String>,
     ) -> Target {
-        Target { kind: Kind::of::<K>(), key: Key::new(namespace, name) }
+        Target {
+            kind: Kind::of::<K>(),
+            key: Key::new(namespace, name),
+        }
     }
 
     pub fn of<K: kube::Resource<DynamicType = ()>>(object: &K) -> Target {
-        Target { kind: Kind::of::<K>(), key: Key::of(object) }
+        Target {
+            kind: Kind::of::<K>(),
+            key: Key::of(object),
+        }
     }
 }
 

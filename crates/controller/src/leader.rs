@@ -58,7 +58,10 @@ pub struct Fence {
 
 impl Fence {
     fn new() -> Fence {
-        Fence { epoch: Instant::now(), good_until: Arc::default() }
+        Fence {
+            epoch: Instant::now(),
+            good_until: Arc::default(),
+        }
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -78,7 +81,11 @@ impl Fence {
     }
 
     pub fn check(&self) -> Result<(), Error> {
-        if self.is_held() { Ok(()) } else { Err(Error::Fenced) }
+        if self.is_held() {
+            Ok(())
+        } else {
+            Err(Error::Fenced)
+        }
     }
 }
 
@@ -93,10 +100,23 @@ struct Identity {
 
 impl Identity {
     fn own() -> Identity {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let boot: String = read("/proc/sys/kernel/random/boot_id").chars().take(8).collect();
+        let read = |path: &str| {
+            fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        let boot: String = read("/proc/sys/kernel/random/boot_id")
+            .chars()
+            .take(8)
+            .collect();
         let pid_namespace = fs::read_link("/proc/self/ns/pid")
-            .map(|link| link.to_string_lossy().chars().filter(char::is_ascii_digit).collect())
+            .map(|link| {
+                link.to_string_lossy()
+                    .chars()
+                    .filter(char::is_ascii_digit)
+                    .collect()
+            })
             .unwrap_or_else(|_| String::from("unknown"));
         let host = read("/proc/sys/kernel/hostname");
         let pid = std::process::id();
@@ -111,7 +131,11 @@ impl Identity {
         let mut parts = text.rsplitn(3, '_');
         let started = parts.next()?.to_owned();
         let pid = parts.next()?.parse().ok()?;
-        Some(Identity { scope: parts.next()?.to_owned(), pid, started })
+        Some(Identity {
+            scope: parts.next()?.to_owned(),
+            pid,
+            started,
+        })
     }
 
     fn text(&self) -> String {
@@ -168,7 +192,10 @@ where
     let mut elector = Elector {
         api: Api::namespaced(client, &election.namespace),
         identity: Identity::own(),
-        observed: Observed { record: None, since: Instant::now() },
+        observed: Observed {
+            record: None,
+            since: Instant::now(),
+        },
         term: None,
         election,
     };
@@ -250,7 +277,10 @@ impl Elector {
         let own = self.identity.text();
         let Some(mut lease) = self.api.get_opt(&name).await? else {
             let lease = Lease {
-                metadata: ObjectMeta { name: Some(name), ..ObjectMeta::default() },
+                metadata: ObjectMeta {
+                    name: Some(name),
+                    ..ObjectMeta::default()
+                },
                 spec: Some(self.record(None, 0)),
             };
             let created = self.api.create(&PostParams::default(), &lease).await?;
@@ -258,7 +288,10 @@ impl Elector {
         };
         let record = lease.spec.clone().unwrap_or_default();
         if self.observed.record.as_ref() != Some(&record) {
-            self.observed = Observed { record: Some(record.clone()), since: Instant::now() };
+            self.observed = Observed {
+                record: Some(record.clone()),
+                since: Instant::now(),
+            };
         }
         let holder = record.holder_identity.clone().unwrap_or_default();
         let transitions = record.lease_transitions.unwrap_or(0);
@@ -279,14 +312,20 @@ impl Elector {
             self.record(None, transitions.saturating_add(1))
         });
         // The version in the metadata makes this a compare-and-swap.
-        let stored = self.api.replace(&name, &PostParams::default(), &lease).await?;
+        let stored = self
+            .api
+            .replace(&name, &PostParams::default(), &lease)
+            .await?;
         Ok(self.observe_held(stored))
     }
 
     fn observe_held(&mut self, lease: Lease) -> Attempt {
         let record = lease.spec.unwrap_or_default();
         self.term = Some(record.lease_transitions.unwrap_or(0));
-        self.observed = Observed { record: Some(record), since: Instant::now() };
+        self.observed = Observed {
+            record: Some(record),
+            since: Instant::now(),
+        };
         Attempt::Held
     }
 
@@ -320,7 +359,9 @@ impl Elector {
             return Ok(());
         }
         spec.holder_identity = Some(String::new());
-        self.api.replace(&name, &PostParams::default(), &lease).await?;
+        self.api
+            .replace(&name, &PostParams::default(), &lease)
+            .await?;
         Ok(())
     }
 }
@@ -334,9 +375,15 @@ mod tests {
         let own = Identity::own();
         assert_eq!(Identity::parse(&own.text()), Some(own.clone()));
         assert!(!own.knows_dead(&own.text()));
-        let dead = Identity { started: "1".to_owned(), ..own.clone() };
+        let dead = Identity {
+            started: "1".to_owned(),
+            ..own.clone()
+        };
         assert!(own.knows_dead(&dead.text()));
-        let elsewhere = Identity { scope: "other_host_1_2".to_owned(), ..dead };
+        let elsewhere = Identity {
+            scope: "other_host_1_2".to_owned(),
+            ..dead
+        };
         assert!(!own.knows_dead(&elsewhere.text()));
         assert!(!own.knows_dead("not an identity"));
     }

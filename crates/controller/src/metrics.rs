@@ -51,11 +51,21 @@ impl ControllerMetrics {
             ("stale_cache_waits", &self.stale_waits),
             ("plan_micros", &self.plan_micros),
         ] {
-            line(out, &format!("openkcm_controller_{name}_total"), &labels, counter);
+            line(
+                out,
+                &format!("openkcm_controller_{name}_total"),
+                &labels,
+                counter,
+            );
         }
         for class in [Class::Retry, Class::Conflict, Class::Permanent, Class::Bug] {
             let labels = format!("{labels},class=\"{}\"", class.as_str());
-            line(out, "openkcm_controller_errors_total", &labels, &self.errors[slot(class)]);
+            line(
+                out,
+                "openkcm_controller_errors_total",
+                &labels,
+                &self.errors[slot(class)],
+            );
         }
     }
 }
@@ -69,7 +79,12 @@ impl WatchMetrics {
             ("events", &self.events),
             ("undecodable", &self.undecodable),
         ] {
-            line(out, &format!("openkcm_watch_{name}_total"), &labels, counter);
+            line(
+                out,
+                &format!("openkcm_watch_{name}_total"),
+                &labels,
+                counter,
+            );
         }
         // Writing to a String cannot fail.
         let _infallible = writeln!(out, "openkcm_watch_objects{{{labels}}} {objects}");
@@ -87,5 +102,9 @@ fn slot(class: Class) -> usize {
 
 fn line(out: &mut String, name: &str, labels: &str, counter: &AtomicU64) {
     // Writing to a String cannot fail.
-    let _infallible = writeln!(out, "{name}{{{labels}}} {}", counter.load(Ordering::Relaxed));
+    let _infallible = writeln!(
+        out,
+        "{name}{{{labels}}} {}",
+        counter.load(Ordering::Relaxed)
+    );
 }

@@ -25,7 +25,12 @@ pub fn is_deleting<K: Resource>(object: &K) -> bool {
 }
 
 pub fn has_finalizer<K: Resource>(object: &K, finalizer: &str) -> bool {
-    object.meta().finalizers.iter().flatten().any(|f| f == finalizer)
+    object
+        .meta()
+        .finalizers
+        .iter()
+        .flatten()
+        .any(|f| f == finalizer)
 }
 
 pub fn label<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
@@ -33,12 +38,22 @@ pub fn label<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
 }
 
 pub fn annotation<'a, K: Resource>(object: &'a K, key: &str) -> Option<&'a str> {
-    object.meta().annotations.as_ref()?.get(key).map(String::as_str)
+    object
+        .meta()
+        .annotations
+        .as_ref()?
+        .get(key)
+        .map(String::as_str)
 }
 
 /// The owner with `controller: true`, of which there is at most one.
 pub fn controller_of<K: Resource>(object: &K) -> Option<&OwnerReference> {
-    object.meta().owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
+    object
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
 }
 
 pub fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
@@ -59,21 +74,34 @@ pub fn controller_reference<K: Object>(owner: &K) -> Value {
 
 /// Whether a label selector matches. An absent selector matches nothing, an empty one everything; an expression with an
 /// operator nobody knows matches nothing.
-pub fn selects(selector: Option<&LabelSelector>, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let Some(selector) = selector else { return false };
+pub fn selects(
+    selector: Option<&LabelSelector>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
+    let Some(selector) = selector else {
+        return false;
+    };
     let get = |key: &str| labels.and_then(|labels| labels.get(key));
-    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| get(key) == Some(value));
+    let by_labels = selector
+        .match_labels
+        .iter()
+        .flatten()
+        .all(|(key, value)| get(key) == Some(value));
     by_labels
-        && selector.match_expressions.iter().flatten().all(|expression| {
-            let value = get(&expression.key);
-            let listed =
-                value.is_some_and(|value| expression.values.iter().flatten().any(|v| v == value));
-            match expression.operator.as_str() {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
+        && selector
+            .match_expressions
+            .iter()
+            .flatten()
+            .all(|expression| {
+                let value = get(&expression.key);
+                let listed = value
+                    .is_some_and(|value| expression.values.iter().flatten().any(|v| v == value));
+                match expression.operator.as_str() {
+                    "In" => listed,
+                    "NotIn" => !listed,
+                    "Exists" => value.is_some(),
+                    "DoesNotExist" => value.is_none(),
+                    _ => false,
+                }
+            })
 }

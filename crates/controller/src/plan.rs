@@ -20,16 +20,40 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// Server-side apply with force. Creates the object if it is absent.
-    Apply { target: Target, body: Value, manager: String, status: bool },
+    Apply {
+        target: Target,
+        body: Value,
+        manager: String,
+        status: bool,
+    },
     /// JSON merge patch. Put `metadata.resourceVersion` in with [`Op::locked`] when lists are replaced.
-    Patch { target: Target, body: Value, status: bool },
-    Create { target: Target, body: Value },
+    Patch {
+        target: Target,
+        body: Value,
+        status: bool,
+    },
+    Create {
+        target: Target,
+        body: Value,
+    },
     /// Delete with the uid as a precondition, in the background. Absence is success.
-    Delete { target: Target, uid: String },
+    Delete {
+        target: Target,
+        uid: String,
+    },
     /// Goes on only if an uncached read shows that no object of this name *and* uid exists.
-    RequireGone { target: Target, uid: String },
+    RequireGone {
+        target: Target,
+        uid: String,
+    },
     /// An event about an object, rate limited per object.
-    Event { regarding: Box<Regarding>, warning: bool, reason: &'static str, action: &'static str, note: String },
+    Event {
+        regarding: Box<Regarding>,
+        warning: bool,
+        reason: &'static str,
+        action: &'static str,
+        note: String,
+    },
     /// A side effect beyond the API, executed by [`crate::Controller::act`]. The key is planned again right after.
     Act(Act),
 }
@@ -60,7 +84,10 @@ pub struct Act {
 
 impl Act {
     pub fn new<T: fmt::Debug + Send + Sync + 'static>(payload: T) -> Act {
-        Act { label: format!("{payload:?}"), payload: Arc::new(payload) }
+        Act {
+            label: format!("{payload:?}"),
+            payload: Arc::new(payload),
+        }
     }
 
     pub fn payload<T: 'static>(&self) -> Option<&T> {
@@ -117,12 +144,22 @@ impl Op {
     /// Applies `body`; `apiVersion`, `kind` and the names are filled in from `target`.
     pub fn apply(target: Target, manager: impl Into<String>, body: Value) -> Op {
         let body = named(&target, body);
-        Op::Apply { target, body, manager: manager.into(), status: false }
+        Op::Apply {
+            target,
+            body,
+            manager: manager.into(),
+            status: false,
+        }
     }
 
     pub fn apply_status(target: Target, manager: impl Into<String>, body: Value) -> Op {
         let body = named(&target, body);
-        Op::Apply { target, body, manager: manager.into(), status: true }
+        Op::Apply {
+            target,
+            body,
+            manager: manager.into(),
+            status: true,
+        }
     }
 
     pub fn create(target: Target, body: Value) -> Op {
@@ -131,17 +168,29 @@ impl Op {
     }
 
     pub fn patch(target: Target, body: Value) -> Op {
-        Op::Patch { target, body, status: false }
+        Op::Patch {
+            target,
+            body,
+            status: false,
+        }
     }
 
     pub fn patch_status(target: Target, status: Value) -> Op {
-        Op::Patch { target, body: json!({ "status": status }), status: true }
+        Op::Patch {
+            target,
+            body: json!({ "status": status }),
+            status: true,
+        }
     }
 
     /// A merge patch that only succeeds on exactly the version of `object` that was read.
     pub fn locked<K: Object>(object: &K, mut body: Value) -> Op {
         body["metadata"]["resourceVersion"] = json!(object.meta().resource_version);
-        Op::Patch { target: Target::of(object), body, status: false }
+        Op::Patch {
+            target: Target::of(object),
+            body,
+            status: false,
+        }
     }
 
     pub fn delete<K: Object>(object: &K) -> Op {
@@ -160,7 +209,10 @@ impl Op {
             return None;
         }
         finalizers.push(finalizer.to_owned());
-        Some(Op::locked(object, json!({ "metadata": { "finalizers": finalizers } })))
+        Some(Op::locked(
+            object,
+            json!({ "metadata": { "finalizers": finalizers } }),
+        ))
     }
 
     /// Removes `finalizer` under the version lock. `None` if absent.
@@ -171,7 +223,10 @@ impl Op {
         if finalizers.len() == before {
             return None;
         }
-        Some(Op::locked(object, json!({ "metadata": { "finalizers": finalizers } })))
+        Some(Op::locked(
+            object,
+            json!({ "metadata": { "finalizers": finalizers } }),
+        ))
     }
 
     /// `action` names what was being done ("Reconcile", "Scheduling"), `reason` why the event exists.
@@ -182,7 +237,13 @@ impl Op {
         action: &'static str,
         note: impl Into<String>,
     ) -> Op {
-        Op::Event { regarding: Regarding::of(object), warning, reason, action, note: note.into() }
+        Op::Event {
+            regarding: Regarding::of(object),
+            warning,
+            reason,
+            action,
+            note: note.into(),
+        }
     }
 
     pub fn target(&self) -> Option<&Target> {
@@ -198,7 +259,10 @@ impl Op {
 
 /// Fills in type and name.
 fn named(target: &Target, mut body: Value) -> Value {
-    let Target { kind: kind @ Kind { .. }, key: Key { namespace, name } } = target;
+    let Target {
+        kind: kind @ Kind { .. },
+        key: Key { namespace, name },
+    } = target;
     body["apiVersion"] = json!(kind.api_version());
     body["kind"] = json!(kind.kind);
     body["metadata"]["name"] = json!(name);

@@ -60,7 +60,11 @@ pub trait Controller: Send + Sync + 'static {
     /// Executes an [`crate::Op::Act`] of this controller. Its outcome belongs into state that the next `plan` reads; the key
     /// is planned again right after.
     async fn act(&self, _world: &World, key: &Key, act: Act) -> Result<(), Error> {
-        Err(Error::Bug(format!("{} cannot execute {} for {key}", self.name(), act.label)))
+        Err(Error::Bug(format!(
+            "{} cannot execute {} for {key}",
+            self.name(),
+            act.label
+        )))
     }
 }
 
@@ -74,11 +78,17 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(client: kube::Client) -> Cluster {
-        Cluster { client, groups: Vec::new() }
+        Cluster {
+            client,
+            groups: Vec::new(),
+        }
     }
 
     pub fn with_groups(client: kube::Client, groups: &[&str]) -> Cluster {
-        Cluster { client, groups: groups.iter().map(|group| (*group).to_owned()).collect() }
+        Cluster {
+            client,
+            groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        }
     }
 }
 
@@ -93,7 +103,11 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { workers: WORKERS_DEFAULT, keys: None, resync: RESYNC_DEFAULT }
+        Options {
+            workers: WORKERS_DEFAULT,
+            keys: None,
+            resync: RESYNC_DEFAULT,
+        }
     }
 }
 
@@ -162,11 +176,22 @@ impl Runner {
         for source in controller.sources() {
             self.caches.declare(&source);
             if let Some(keys) = source.keys {
-                let subscriber = Subscriber { queue: queue.clone(), keys };
-                self.subscribers.entry(source.selector).or_default().push(subscriber);
+                let subscriber = Subscriber {
+                    queue: queue.clone(),
+                    keys,
+                };
+                self.subscribers
+                    .entry(source.selector)
+                    .or_default()
+                    .push(subscriber);
             }
         }
-        self.entries.push(Entry { controller, options, queue, metrics: Arc::default() });
+        self.entries.push(Entry {
+            controller,
+            options,
+            queue,
+            metrics: Arc::default(),
+        });
         self
     }
 
@@ -183,7 +208,15 @@ impl Runner {
 
     /// Runs until shutdown. Returns early only if one of its own tasks dies, which is a bug.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Runner { part, clusters, caches, mut subscribers, entries, health, fence } = self;
+        let Runner {
+            part,
+            clusters,
+            caches,
+            mut subscribers,
+            entries,
+            health,
+            fence,
+        } = self;
         let world = caches.world();
         let (recorder, events) = Recorder::new();
         let mut tasks = JoinSet::new();
@@ -204,9 +237,17 @@ impl Runner {
         }
         let queues: Arc<[Arc<Queue>]> = entries.iter().map(|entry| entry.queue.clone()).collect();
         if let Some(health) = &health {
-            health.watch(part.clone(), &watches, entries.iter().map(|entry| {
-                (entry.controller.name(), entry.metrics.clone(), entry.queue.clone())
-            }));
+            health.watch(
+                part.clone(),
+                &watches,
+                entries.iter().map(|entry| {
+                    (
+                        entry.controller.name(),
+                        entry.metrics.clone(),
+                        entry.queue.clone(),
+                    )
+                }),
+            );
         }
 
         let synced = async {
@@ -218,7 +259,12 @@ impl Runner {
             () = synced => {}
             () = shutdown.cancelled() => return Ok(()),
         }
-        tracing::info!(part, controllers = entries.len(), watches = watches.len(), "ready");
+        tracing::info!(
+            part,
+            controllers = entries.len(),
+            watches = watches.len(),
+            "ready"
+        );
         if let Some(health) = &health {
             health.set_ready();
         }
@@ -230,11 +276,27 @@ impl Runner {
             manager: part,
             unreachable: false.into(),
         });
-        for Entry { controller, options, queue, metrics } in entries {
-            let Options { workers, keys, resync } = options;
+        for Entry {
+            controller,
+            options,
+            queue,
+            metrics,
+        } in entries
+        {
+            let Options {
+                workers,
+                keys,
+                resync,
+            } = options;
             tasks.spawn(feed(queue.clone(), keys, shutdown.clone()));
             let owned: Vec<_> = task_sources(&controller, &caches);
-            tasks.spawn(resync_loop(queue.clone(), owned, world.clone(), resync, shutdown.clone()));
+            tasks.spawn(resync_loop(
+                queue.clone(),
+                owned,
+                world.clone(),
+                resync,
+                shutdown.clone(),
+            ));
             for _ in 0..workers.max(1) {
                 tasks.spawn(work(
                     controller.clone(),
@@ -279,18 +341,17 @@ async fn supervise(
         queue.close();
     }
     let drained = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(5), drained)
+        .await
+        .is_err()
+    {
         tasks.abort_all();
     }
     result
 }
 
 /// Forwards keys of an external source; idles if there is none, or when its sender is gone.
-async fn feed(
-    queue: Arc<Queue>,
-    keys: Option<mpsc::Receiver<Key>>,
-    shutdown: CancellationToken,
-) {
+async fn feed(queue: Arc<Queue>, keys: Option<mpsc::Receiver<Key>>, shutdown: CancellationToken) {
     if let Some(mut keys) = keys {
         loop {
             tokio::select! {
@@ -339,8 +400,13 @@ async fn work(
         let started = tokio::time::Instant::now();
         let now_ms = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-        let world = World { now_ms, ..world.clone() };
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            });
+        let world = World {
+            now_ms,
+            ..world.clone()
+        };
         let plan = controller.plan(&world, &key);
         bump(&metrics.plans);
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -350,7 +416,10 @@ async fn work(
             tracing::trace!(controller = controller.name(), %key, ?plan, "plan");
         }
         let requeue = plan.requeue;
-        let outcome = match executor.execute(&controller, &world, &key, plan, &metrics).await {
+        let outcome = match executor
+            .execute(&controller, &world, &key, plan, &metrics)
+            .await
+        {
             Ok(Executed { acted, reconnected }) => {
                 if reconnected {
                     queues.iter().for_each(|queue| queue.retry_now());
@@ -383,13 +452,20 @@ fn report(controller: &str, key: &Key, class: Class, error: &Error) {
 
 impl WatchTask {
     async fn run(self, client: kube::Client, world: World, shutdown: CancellationToken) {
-        let Selector { kind, namespace, labels, fields } = &self.selector;
+        let Selector {
+            kind,
+            namespace,
+            labels,
+            fields,
+        } = &self.selector;
         let resource = kind.api_resource();
         let api: Api<DynamicObject> = match namespace {
             Some(namespace) => Api::namespaced_with(client, namespace, &resource),
             None => Api::all_with(client, &resource),
         };
-        let mut config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(LIST_PAGE);
+        let mut config = watcher::Config::default()
+            .timeout(WATCH_SECONDS)
+            .page_size(LIST_PAGE);
         config.label_selector = labels.clone();
         config.field_selector = fields.clone();
         let mut stream = watcher(api, config).boxed();
@@ -489,9 +565,13 @@ fn pause(error: &watcher::Error, failures: u32) -> Duration {
     let refused = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => (400..500).contains(&status.code),
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => {
+            (400..500).contains(&status.code)
+        }
         _ => false,
     };
     let max = if refused { REFUSED_MAX } else { RECONNECT_MAX };
-    Duration::from_millis(10).saturating_mul(1 << failures.min(10)).min(max)
+    Duration::from_millis(10)
+        .saturating_mul(1 << failures.min(10))
+        .min(max)
 }

@@ -45,10 +45,17 @@ pub struct Watch<K> {
 
 impl<K: Object> Watch<K> {
     /// All objects of the kind, in every namespace.
-    #[expect(clippy::new_without_default, reason = "a watch is declared, never defaulted")]
+    #[expect(
+        clippy::new_without_default,
+        reason = "a watch is declared, never defaulted"
+    )]
     pub fn new() -> Watch<K> {
-        let selector =
-            Selector { kind: Kind::of::<K>(), namespace: None, labels: None, fields: None };
+        let selector = Selector {
+            kind: Kind::of::<K>(),
+            namespace: None,
+            labels: None,
+            fields: None,
+        };
         let source = Source {
             selector,
             type_id: TypeId::of::<K>(),
@@ -56,7 +63,10 @@ impl<K: Object> Watch<K> {
             keys: None,
             indexes: Vec::new(),
         };
-        Watch { source, kind: PhantomData }
+        Watch {
+            source,
+            kind: PhantomData,
+        }
     }
 
     pub fn namespace(mut self, namespace: impl Into<String>) -> Watch<K> {
@@ -87,7 +97,10 @@ impl<K: Object> Watch<K> {
         function: impl Fn(&K, &World) -> Vec<Key> + Send + Sync + 'static,
     ) -> Watch<K> {
         self.source.keys = Some(Arc::new(move |object, world| {
-            object.downcast_ref::<K>().map(|object| function(object, world)).unwrap_or_default()
+            object
+                .downcast_ref::<K>()
+                .map(|object| function(object, world))
+                .unwrap_or_default()
         }));
         self
     }
@@ -99,7 +112,10 @@ impl<K: Object> Watch<K> {
         function: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
     ) -> Watch<K> {
         let function: IndexFn = Arc::new(move |object| {
-            object.downcast_ref::<K>().map(&function).unwrap_or_default()
+            object
+                .downcast_ref::<K>()
+                .map(&function)
+                .unwrap_or_default()
         });
         self.source.indexes.push((name, function));
         self
@@ -132,15 +148,29 @@ pub(crate) struct Caches {
 
 impl Caches {
     pub(crate) fn declare(&mut self, source: &Source) -> Arc<Store> {
-        let Source { selector, type_id, decode, keys: _, indexes } = source;
+        let Source {
+            selector,
+            type_id,
+            decode,
+            keys: _,
+            indexes,
+        } = source;
         let store = match self.stores.get(selector) {
             Some(store) => store.clone(),
             None => {
-                let Selector { kind, namespace, labels, fields } = selector;
+                let Selector {
+                    kind,
+                    namespace,
+                    labels,
+                    fields,
+                } = selector;
                 let covers_all = namespace.is_none() && labels.is_none() && fields.is_none();
                 let store = Arc::new(Store::new(kind.clone(), *decode, covers_all));
                 self.stores.insert(selector.clone(), store.clone());
-                self.by_type.entry(*type_id).or_default().push(store.clone());
+                self.by_type
+                    .entry(*type_id)
+                    .or_default()
+                    .push(store.clone());
                 store
             }
         };
@@ -151,6 +181,9 @@ impl Caches {
     }
 
     pub(crate) fn world(&self) -> World {
-        World { stores: Arc::new(self.by_type.clone()), now_ms: 0 }
+        World {
+            stores: Arc::new(self.by_type.clone()),
+            now_ms: 0,
+        }
     }
 }

@@ -79,7 +79,10 @@ impl Store {
         if inner.indexes.contains_key(name) {
             return;
         }
-        let mut index = Index { function, keys: BTreeMap::new() };
+        let mut index = Index {
+            function,
+            keys: BTreeMap::new(),
+        };
         for (key, entry) in &inner.objects {
             index.insert(key, &entry.object);
         }
@@ -99,15 +102,25 @@ impl Store {
         if known.is_some_and(|e| e.uid == uid && e.version == version && !version.is_empty()) {
             return Ok(None);
         }
-        let entry = Entry { uid, version, object: new.clone() };
-        let old = inner.objects.insert(key.clone(), entry).map(|entry| entry.object);
+        let entry = Entry {
+            uid,
+            version,
+            object: new.clone(),
+        };
+        let old = inner
+            .objects
+            .insert(key.clone(), entry)
+            .map(|entry| entry.object);
         for index in inner.indexes.values_mut() {
             if let Some(old) = &old {
                 index.remove(&key, old);
             }
             index.insert(&key, &new);
         }
-        Ok(Some(Change { old, new: Some(new) }))
+        Ok(Some(Change {
+            old,
+            new: Some(new),
+        }))
     }
 
     pub(crate) fn remove(&self, key: &Key, version: Option<&str>) -> Option<Change> {
@@ -124,7 +137,10 @@ impl Store {
         if let Some(version) = version {
             self.advance(version);
         }
-        old.map(|old| Change { old: Some(old), new: None })
+        old.map(|old| Change {
+            old: Some(old),
+            new: None,
+        })
     }
 
     fn advance(&self, version: &str) {
@@ -146,11 +162,18 @@ impl Store {
     }
 
     pub(crate) fn all(&self) -> Vec<AnyObject> {
-        self.read().objects.values().map(|entry| entry.object.clone()).collect()
+        self.read()
+            .objects
+            .values()
+            .map(|entry| entry.object.clone())
+            .collect()
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<AnyObject> {
-        self.read().objects.get(key).map(|entry| entry.object.clone())
+        self.read()
+            .objects
+            .get(key)
+            .map(|entry| entry.object.clone())
     }
 
     pub(crate) fn uid(&self, key: &Key) -> Option<String> {
@@ -191,19 +214,25 @@ impl Store {
         self.synced.send_replace(true);
     }
 
-    pub(crate) fn is_synced(&self) -> bool {
-        *self.synced.borrow()
-    }
-
     pub(crate) async fn wait_synced(&self) {
         // The sender lives as long as `self`, so waiting cannot fail.
-        let waited = self.synced.subscribe().wait_for(|synced| *synced).await.map(|_| ());
+        let waited = self
+            .synced
+            .subscribe()
+            .wait_for(|synced| *synced)
+            .await
+            .map(|_| ());
         debug_assert!(waited.is_ok(), "the store owns the sender");
     }
 
     /// Returns when an event at or after `version` has been seen.
     pub(crate) async fn wait_seen(&self, version: u64) {
-        let waited = self.seen.subscribe().wait_for(|seen| *seen >= version).await.map(|_| ());
+        let waited = self
+            .seen
+            .subscribe()
+            .wait_for(|seen| *seen >= version)
+            .await
+            .map(|_| ());
         debug_assert!(waited.is_ok(), "the store owns the sender");
     }
 

@@ -23,21 +23,34 @@ impl World {
 
     pub fn get<K: Object>(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let key = Key::new(namespace, name);
-        self.stores::<K>().iter().find_map(|store| store.get(&key)).and_then(downcast)
+        self.stores::<K>()
+            .iter()
+            .find_map(|store| store.get(&key))
+            .and_then(downcast)
     }
 
     pub fn by_key<K: Object>(&self, key: &Key) -> Option<Arc<K>> {
-        self.stores::<K>().iter().find_map(|store| store.get(key)).and_then(downcast)
+        self.stores::<K>()
+            .iter()
+            .find_map(|store| store.get(key))
+            .and_then(downcast)
     }
 
     /// All objects of the kind, ordered by namespace and name within each watch.
     pub fn list<K: Object>(&self) -> Vec<Arc<K>> {
-        self.stores::<K>().iter().flat_map(|store| store.all()).filter_map(downcast).collect()
+        self.stores::<K>()
+            .iter()
+            .flat_map(|store| store.all())
+            .filter_map(downcast)
+            .collect()
     }
 
     pub fn list_in<K: Object>(&self, namespace: &str) -> Vec<Arc<K>> {
         let stores = self.stores::<K>().iter();
-        stores.flat_map(|store| store.in_namespace(namespace)).filter_map(downcast).collect()
+        stores
+            .flat_map(|store| store.in_namespace(namespace))
+            .filter_map(downcast)
+            .collect()
     }
 
     /// Objects for which the index function of this name yielded `value`.
@@ -46,7 +59,9 @@ impl World {
         for store in self.stores::<K>() {
             match store.indexed(index, value) {
                 Some(objects) => found.extend(objects.into_iter().filter_map(downcast)),
-                None => tracing::error!(kind = store.kind.kind, index, "bug: index was not declared"),
+                None => {
+                    tracing::error!(kind = store.kind.kind, index, "bug: index was not declared")
+                }
             }
         }
         found
@@ -56,14 +71,20 @@ impl World {
         match self.stores.get(&TypeId::of::<K>()) {
             Some(stores) => stores,
             None => {
-                tracing::error!(kind = Kind::of::<K>().kind, "bug: kind is read but not watched");
+                tracing::error!(
+                    kind = Kind::of::<K>().kind,
+                    "bug: kind is read but not watched"
+                );
                 &[]
             }
         }
     }
 
     pub(crate) fn store_of_kind(&self, kind: &Kind) -> impl Iterator<Item = &Arc<Store>> {
-        self.stores.values().flatten().filter(move |store| store.kind == *kind)
+        self.stores
+            .values()
+            .flatten()
+            .filter(move |store| store.kind == *kind)
     }
 }
 
