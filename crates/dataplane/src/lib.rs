@@ -1,1 +1,51 @@
-//! The packet engine: tables, pipeline, flows, replies and counters. Pure.
+//! The packet engine: bytes, port and `now` go in; a verdict and bytes come out.
+//!
+//! Pure: no IO, no clock, no randomness, no lock, and nothing is allocated per packet. Deliberately not here: gRPC and
+//! command lines (crate `dpservice`), sockets and NICs (crate `ports`).
+//!
+//! Two halves:
+//! - [`Engine`] is the configuration side. Every mutation edits its [`Tables`] and bumps their epoch.
+//! - [`Worker`] is the packet side. It owns flows and counters and reads a snapshot of the tables.
+//!
+//! A single-threaded service calls [`Engine::process_burst`]. With several workers, each thread takes a clone of
+//! [`Engine::tables`] between two bursts and calls [`Worker::process_burst`] with it; the engine then copies only what it
+//! changes next (routes share their structure with the snapshot).
+//!
+//! Start reading with `graph.rs`: the path of a packet on one page.
+
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
+
+mod config;
+mod counters;
+mod engine;
+mod error;
+mod jhash;
+mod lpm;
+mod packet;
+mod tables;
+mod time;
+mod underlay;
+mod verdict;
+mod worker;
+
+pub use config::{
+    Dhcp, EngineConfig, Interface, InterfaceSpec, Limits, Metering, PortConfig, PortKind, Pxe,
+    Route, UnderlaySeed, VniType,
+};
+pub use counters::{Counters, Node, PortCounters};
+pub use engine::Engine;
+pub use error::ConfigError;
+pub use jhash::jhash;
+pub use lpm::{Lpm, Slot as LpmEntry};
+pub use packet::{HEADROOM_MIN, PacketBuf};
+pub use tables::Tables;
+pub use time::Instant;
+pub use underlay::UnderlayKind;
+pub use verdict::{DropReason, PortId, Verdict};
+pub use worker::{BURST_MAX, Worker};
+
+/// The IPv4 gateway of every machine (link-local, RFC 3927); only ARP and DHCP ever see it.
+pub const GATEWAY_IPV4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(169, 254, 0, 1);
+/// The IPv6 gateway of every machine.
+pub const GATEWAY_IPV6: core::net::Ipv6Addr = core::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

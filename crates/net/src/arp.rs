@@ -32,12 +32,37 @@ impl Arp {
     /// Parses the payload of a frame; trailing padding is ignored.
     pub fn new_checked(bytes: &[u8]) -> Result<Arp, Malformed> {
         let packet: &[u8; LEN] = bytes.first_chunk().ok_or(Malformed::Truncated)?;
-        let (fixed, rest) = packet.split_first_chunk::<6>().ok_or(Malformed::Truncated)?;
+        let (fixed, rest) = packet
+            .split_first_chunk::<6>()
+            .ok_or(Malformed::Truncated)?;
         if *fixed != Self::FIXED {
             return Err(Malformed::Version);
         }
         let rest: &[u8; 22] = rest.first_chunk().ok_or(Malformed::Truncated)?;
-        let [o0, o1, a, b, c, d, e, f, s0, s1, s2, s3, g, h, i, j, k, l, t0, t1, t2, t3] = *rest;
+        let [
+            o0,
+            o1,
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            s0,
+            s1,
+            s2,
+            s3,
+            g,
+            h,
+            i,
+            j,
+            k,
+            l,
+            t0,
+            t1,
+            t2,
+            t3,
+        ] = *rest;
         Ok(Arp {
             opcode: u16::from_be_bytes([o0, o1]),
             sender_mac: Mac([a, b, c, d, e, f]),
@@ -50,7 +75,13 @@ impl Arp {
     /// The wire form.
     #[must_use]
     pub const fn emit(&self) -> [u8; LEN] {
-        let Arp { opcode, sender_mac, sender_ip, target_mac, target_ip } = *self;
+        let Arp {
+            opcode,
+            sender_mac,
+            sender_ip,
+            target_mac,
+            target_ip,
+        } = *self;
         let [f0, f1, f2, f3, f4, f5] = Self::FIXED;
         let [o0, o1] = opcode.to_be_bytes();
         let [a, b, c, d, e, f] = sender_mac.0;

@@ -39,9 +39,17 @@ impl<'a> Ipv4<'a> {
             return Err(Malformed::Version);
         }
         let header_len = usize::from(header[0] & 0x0f) * 4;
-        let options_len = header_len.checked_sub(HEADER_LEN).ok_or(Malformed::Length)?;
-        let (options, payload) = rest.split_at_checked(options_len).ok_or(Malformed::Truncated)?;
-        Ok(Ipv4 { header, options, payload })
+        let options_len = header_len
+            .checked_sub(HEADER_LEN)
+            .ok_or(Malformed::Length)?;
+        let (options, payload) = rest
+            .split_at_checked(options_len)
+            .ok_or(Malformed::Truncated)?;
+        Ok(Ipv4 {
+            header,
+            options,
+            payload,
+        })
     }
 
     /// Total length field: header and payload.
@@ -95,13 +103,23 @@ impl<'a> Ipv4<'a> {
     /// Source address.
     #[must_use]
     pub const fn source(&self) -> Ipv4Addr {
-        Ipv4Addr::new(self.header[12], self.header[13], self.header[14], self.header[15])
+        Ipv4Addr::new(
+            self.header[12],
+            self.header[13],
+            self.header[14],
+            self.header[15],
+        )
     }
 
     /// Destination address.
     #[must_use]
     pub const fn destination(&self) -> Ipv4Addr {
-        Ipv4Addr::new(self.header[16], self.header[17], self.header[18], self.header[19])
+        Ipv4Addr::new(
+            self.header[16],
+            self.header[17],
+            self.header[18],
+            self.header[19],
+        )
     }
 
     /// The bytes behind the header.
@@ -149,12 +167,19 @@ impl Header {
     /// The wire form with its checksum; a payload that does not fit is saturated.
     #[must_use]
     pub fn emit(&self) -> [u8; HEADER_LEN] {
-        let Header { payload_len, ttl, protocol, source, destination } = *self;
+        let Header {
+            payload_len,
+            ttl,
+            protocol,
+            source,
+            destination,
+        } = *self;
         let [l0, l1] = payload_len.saturating_add(20).to_be_bytes();
         let [a, b, c, d] = source.octets();
         let [e, f, g, h] = destination.octets();
-        let mut bytes =
-            [0x45, 0, l0, l1, 0, 0, 0, 0, ttl, protocol, 0, 0, a, b, c, d, e, f, g, h];
+        let mut bytes = [
+            0x45, 0, l0, l1, 0, 0, 0, 0, ttl, protocol, 0, 0, a, b, c, d, e, f, g, h,
+        ];
         let [c0, c1] = checksum::checksum(&bytes).to_be_bytes();
         bytes[10] = c0;
         bytes[11] = c1;

@@ -21,7 +21,11 @@ pub struct Ipv6<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upper<'a> {
     /// A transport header of this protocol at the front of the bytes, which start `offset` bytes behind the fixed header.
-    Transport { protocol: u8, offset: usize, bytes: &'a [u8] },
+    Transport {
+        protocol: u8,
+        offset: usize,
+        bytes: &'a [u8],
+    },
     /// A piece of a fragmented packet of this protocol. The transport header is not to be read, not even in the first one.
     Fragment { protocol: u8 },
     /// A routing header with segments left: source routing, which would bypass every address check (RFC 5095).
@@ -34,8 +38,10 @@ impl<'a> Ipv6<'a> {
     /// Checks the header and cuts the payload to its length field. Jumbograms (RFC 2675) are not supported.
     pub fn new_checked(bytes: &'a [u8]) -> Result<Ipv6<'a>, Malformed> {
         let view = Self::new_embedded(bytes)?;
-        let payload =
-            view.payload.get(..usize::from(view.payload_len())).ok_or(Malformed::Truncated)?;
+        let payload = view
+            .payload
+            .get(..usize::from(view.payload_len()))
+            .ok_or(Malformed::Truncated)?;
         Ok(Ipv6 { payload, ..view })
     }
 
@@ -92,7 +98,8 @@ impl<'a> Ipv6<'a> {
         for _ in 0..=EXTENSION_HEADERS_MAX {
             match protocol {
                 protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING => {
-                    let [next, units, _, segments_left] = *bytes.first_chunk().ok_or(Malformed::Truncated)?;
+                    let [next, units, _, segments_left] =
+                        *bytes.first_chunk().ok_or(Malformed::Truncated)?;
                     if protocol == protocol::ROUTING && segments_left != 0 {
                         return Ok(Upper::SourceRoute);
                     }
@@ -102,11 +109,17 @@ impl<'a> Ipv6<'a> {
                 }
                 protocol::FRAGMENT => {
                     let fragment: &[u8; 8] = bytes.first_chunk().ok_or(Malformed::Truncated)?;
-                    return Ok(Upper::Fragment { protocol: fragment[0] });
+                    return Ok(Upper::Fragment {
+                        protocol: fragment[0],
+                    });
                 }
                 _ => {
                     let offset = self.payload.len() - bytes.len();
-                    return Ok(Upper::Transport { protocol, offset, bytes });
+                    return Ok(Upper::Transport {
+                        protocol,
+                        offset,
+                        bytes,
+                    });
                 }
             }
         }
@@ -116,7 +129,9 @@ impl<'a> Ipv6<'a> {
 
 /// `bytes` always has 16 bytes where this is called; the unspecified address is the harmless fallback.
 fn address(bytes: Option<&[u8]>) -> Ipv6Addr {
-    let octets: [u8; 16] = bytes.and_then(|b| b.first_chunk().copied()).unwrap_or_default();
+    let octets: [u8; 16] = bytes
+        .and_then(|b| b.first_chunk().copied())
+        .unwrap_or_default();
     Ipv6Addr::from_octets(octets)
 }
 
@@ -139,7 +154,13 @@ impl Header {
     /// The wire form.
     #[must_use]
     pub fn emit(&self) -> [u8; HEADER_LEN] {
-        let Header { payload_len, next_header, hop_limit, source, destination } = *self;
+        let Header {
+            payload_len,
+            next_header,
+            hop_limit,
+            source,
+            destination,
+        } = *self;
         let [l0, l1] = payload_len.to_be_bytes();
         let mut bytes = [0; HEADER_LEN];
         let (fixed, addresses) = bytes.split_at_mut(8);

@@ -15,7 +15,11 @@ impl Vni {
     /// `None` if `value` needs more than 24 bits.
     #[must_use]
     pub const fn new(value: u32) -> Option<Vni> {
-        if value <= Self::MAX.0 { Some(Vni(value)) } else { None }
+        if value <= Self::MAX.0 {
+            Some(Vni(value))
+        } else {
+            None
+        }
     }
 
     /// The number.
@@ -95,7 +99,11 @@ impl FromStr for Mac {
             let part = parts.next().filter(|part| part.len() == 2).ok_or(ERROR)?;
             *octet = u8::from_str_radix(part, 16).map_err(|_| ERROR)?;
         }
-        if parts.next().is_some() { Err(ERROR) } else { Ok(Mac(octets)) }
+        if parts.next().is_some() {
+            Err(ERROR)
+        } else {
+            Ok(Mac(octets))
+        }
     }
 }
 
@@ -138,7 +146,10 @@ impl Prefix {
 
     /// The number of significant bits.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "the length of a mask, not of a collection")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "the length of a mask, not of a collection"
+    )]
     pub const fn len(&self) -> u8 {
         self.length
     }
@@ -194,7 +205,11 @@ impl PortRange {
     /// `None` unless `first < end`.
     #[must_use]
     pub const fn new(first: u16, end: u16) -> Option<PortRange> {
-        if first < end { Some(PortRange { first, end }) } else { None }
+        if first < end {
+            Some(PortRange { first, end })
+        } else {
+            None
+        }
     }
 
     /// The lowest port.

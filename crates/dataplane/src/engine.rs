@@ -1,0 +1,648 @@
+//! The configuration side: every request of the control protocol that changes what packets meet.
+//!
+//! A request is checked completely before anything is edited, so a refused one leaves no trace.
+
+use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
+use crate::error::ConfigError;
+use crate::packet::PacketBuf;
+use crate::tables::{
+    Attached, Learned, Port, Settings, Tables, Target, UPLINKS, Uplink, VniRoutes,
+};
+use crate::time::Instant;
+use crate::underlay::{AddressGenerator, Endpoint, HostPart, UnderlayKind, UnderlayTable};
+use crate::verdict::{PortId, Verdict};
+use crate::worker::Worker;
+use core::net::{IpAddr, Ipv6Addr};
+use net::{Mac, Prefix, Vni};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How often a generated underlay address may collide with a registered one before the request is refused.
+const UNDERLAY_TRIES_MAX: usize = 16;
+
+/// Configuration of the data plane, and the tables made from it.
+#[derive(Debug)]
+pub struct Engine {
+    tables: Arc<Tables>,
+    limits: Limits,
+    hash_seed: u64,
+    devices: Vec<String>,
+    generator: AddressGenerator,
+    initialized: bool,
+    generations: u32,
+    /// Interface ids and their ports.
+    interfaces: BTreeMap<String, PortId>,
+    /// Alias prefixes by port, in order of creation.
+    prefixes: BTreeMap<PortId, Vec<(Prefix, Ipv6Addr)>>,
+    vnis: BTreeMap<Vni, VniUse>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct VniUse {
+    slot: u16,
+    users: u32,
+}
+
+impl Engine {
+    /// An engine without interfaces and routes.
+    #[must_use]
+    pub fn new(config: EngineConfig) -> Engine {
+        let EngineConfig {
+            host,
+            mut ports,
+            dhcp,
+            ipv6_overlay,
+            wcmp_percent,
+            flow_timeout_s,
+            underlay_seed,
+            underlay_type_byte,
+            hash_seed,
+            limits,
+        } = config;
+        ports.truncate(EngineConfig::PORTS_MAX);
+        let mut uplinks = [None; UPLINKS];
+        let mut table = Vec::with_capacity(ports.len());
+        let mut devices = Vec::with_capacity(ports.len());
+        for (index, port) in ports.into_iter().enumerate() {
+            if let PortKind::Uplink(number) = port.kind
+                && let Some(uplink) = uplinks.get_mut(usize::from(number))
+            {
+                let port_id = PortId(index as u16);
+                *uplink = Some(Uplink {
+                    port: port_id,
+                    mac: port.mac,
+                    link: true,
+                    next_hop: None,
+                });
+            }
+            let learned = Arc::new(Learned::new(port.mac));
+            table.push(Port {
+                kind: port.kind,
+                mac: port.mac,
+                learned,
+                interface: None,
+            });
+            devices.push(port.name);
+        }
+        // Ten hash slots, rounded to the nearest share.
+        let wcmp_slots = (wcmp_percent.min(100) + 5) / 10;
+        let settings = Settings {
+            host,
+            dhcp,
+            ipv6_overlay,
+            wcmp_slots,
+            flow_timeout_s,
+        };
+        Engine {
+            tables: Arc::new(Tables {
+                epoch: 1,
+                settings: Arc::new(settings),
+                ports: Arc::new(table),
+                uplinks,
+                underlay: UnderlayTable::new(limits.underlay_max),
+                vnis: Arc::new(Vec::new()),
+            }),
+            limits,
+            hash_seed,
+            devices,
+            generator: AddressGenerator::new(host, underlay_seed, underlay_type_byte),
+            initialized: false,
+            generations: 0,
+            interfaces: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            vnis: BTreeMap::new(),
+        }
+    }
+
+    /// A worker sized by the limits. Its memory is reserved here; packets allocate nothing.
+    #[must_use]
+    pub fn worker(&self) -> Worker {
+        let _ = (self.hash_seed, self.limits.flows_max);
+        Worker::new(self.devices.len())
+    }
+
+    /// The current snapshot for workers on other threads.
+    #[must_use]
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    /// [`Worker::process`] with the current tables.
+    pub fn process(
+        &self,
+        worker: &mut Worker,
+        port: PortId,
+        packet: &mut PacketBuf,
+        now: Instant,
+    ) -> Verdict {
+        worker.process(&self.tables, port, packet, now)
+    }
+
+    /// [`Worker::process_burst`] with the current tables.
+    pub fn process_burst(
+        &self,
+        worker: &mut Worker,
+        port: PortId,
+        packets: &mut [PacketBuf],
+        verdicts: &mut [Verdict],
+        now: Instant,
+    ) {
+        worker.process_burst(&self.tables, port, packets, verdicts, now);
+    }
+
+    /// The next periodic packet (gratuitous ARP, router and neighbour advertisement) that is due, written to `packet`, and the
+    /// port to send it from. Call until it returns `None`.
+    pub fn tick(&mut self, _now: Instant, _packet: &mut PacketBuf) -> Option<PortId> {
+        None
+    }
+
+    fn edit(&mut self) -> &mut Tables {
+        let tables = Arc::make_mut(&mut self.tables);
+        tables.epoch = tables.epoch.wrapping_add(1);
+        tables
+    }
+
+    fn edit_routes(&mut self, slot: u16) -> Option<&mut VniRoutes> {
+        let vnis = Arc::make_mut(&mut self.edit().vnis);
+        vnis.get_mut(usize::from(slot))?.as_mut().map(Arc::make_mut)
+    }
+
+    // ---- service -----------------------------------------------------------------------------------------------------------
+
+    /// Marks the service as initialized. May be repeated: routes to other hosts are cleared, interfaces and their prefixes stay.
+    pub fn initialize(&mut self) {
+        let slots: Vec<u16> = self.vnis.values().map(|vni| vni.slot).collect();
+        for slot in slots {
+            self.clear_remote_routes(slot);
+        }
+        self.initialized = true;
+    }
+
+    /// Whether [`Engine::initialize`] has been called.
+    #[must_use]
+    pub fn is_initialized(&self) -> bool {
+        self.initialized
+    }
+
+    /// The capacities in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    // ---- ports -------------------------------------------------------------------------------------------------------------
+
+    /// The port with this device name.
+    #[must_use]
+    pub fn port_by_device(&self, device: &str) -> Option<PortId> {
+        let index = self.devices.iter().position(|name| name == device)?;
+        Some(PortId(index as u16))
+    }
+
+    /// Sets the hardware address behind an uplink, or `None` while it is not known. Ignored for other ports.
+    pub fn set_next_hop(&mut self, port: PortId, next_hop: Option<Mac>) {
+        self.edit_uplink(port, |uplink| uplink.next_hop = next_hop);
+    }
+
+    /// Sets the link state of an uplink (up at start). Ignored for other ports.
+    pub fn set_link(&mut self, port: PortId, up: bool) {
+        self.edit_uplink(port, |uplink| uplink.link = up);
+    }
+
+    fn edit_uplink(&mut self, port: PortId, change: impl FnOnce(&mut Uplink)) {
+        let position = |uplink: &Option<Uplink>| uplink.is_some_and(|uplink| uplink.port == port);
+        let Some(index) = self.tables.uplinks.iter().position(position) else {
+            return;
+        };
+        let Some(mut uplink) = self.tables.uplinks.get(index).copied().flatten() else {
+            return;
+        };
+        let before = (uplink.link, uplink.next_hop);
+        change(&mut uplink);
+        if before != (uplink.link, uplink.next_hop)
+            && let Some(place) = self.edit().uplinks.get_mut(index)
+        {
+            *place = Some(uplink);
+        }
+    }
+
+    /// The hardware address that the machine behind a port uses, as far as we know.
+    #[must_use]
+    pub fn machine_mac(&self, port: PortId) -> Option<Mac> {
+        let port = self.tables.port(port)?;
+        matches!(port.kind, PortKind::Machine).then(|| port.learned.mac())
+    }
+
+    // ---- interfaces --------------------------------------------------------------------------------------------------------
+
+    /// Attaches an interface to its device.
+    pub fn create_interface(&mut self, spec: InterfaceSpec) -> Result<&Interface, ConfigError> {
+        let port_id = self
+            .port_by_device(&spec.device)
+            .ok_or(ConfigError::NotFound)?;
+        let port = self.tables.port(port_id).ok_or(ConfigError::NotFound)?;
+        if !matches!(port.kind, PortKind::Machine) || port.interface.is_some() {
+            return Err(ConfigError::AlreadyExists);
+        }
+        let underlay = self.choose_underlay(spec.preferred_underlay, UnderlayKind::Interface)?;
+        if self.interfaces.contains_key(&spec.id) {
+            return Err(ConfigError::VmHandle);
+        }
+        let slot = self.vni_slot_for(spec.vni)?;
+        let own = own_prefixes(&spec);
+        if let Some(routes) = self.tables.routes(slot) {
+            for prefix in own.iter().flatten() {
+                self.check_free(routes, *prefix)?;
+            }
+        }
+        let metering = spec.metering;
+        if metering.total_rate > u64::from(u32::MAX) || metering.public_rate > metering.total_rate {
+            return Err(ConfigError::PortMeter);
+        }
+        self.attach(
+            Interface {
+                spec,
+                port: port_id,
+                underlay,
+            },
+            slot,
+        );
+        let attached = self
+            .tables
+            .port(port_id)
+            .and_then(|port| port.interface.as_ref());
+        attached
+            .map(|attached| attached.interface.as_ref())
+            .ok_or(ConfigError::NotFound)
+    }
+
+    fn attach(&mut self, interface: Interface, slot: u16) {
+        let (vni, port_id) = (interface.spec.vni, interface.port);
+        self.generations = self.generations.wrapping_add(1);
+        let generation = self.generations;
+        self.acquire_vni(vni, slot);
+        self.interfaces.insert(interface.spec.id.clone(), port_id);
+        let endpoint = Endpoint {
+            port: port_id,
+            vni,
+            vni_slot: slot,
+            prefix: None,
+        };
+        let own = own_prefixes(&interface.spec);
+        let tables = self.edit();
+        tables
+            .underlay
+            .insert(HostPart::of(interface.underlay), endpoint);
+        if let Some(port) = Arc::make_mut(&mut tables.ports).get_mut(port_id.index()) {
+            port.learned.set_confirmed(false);
+            let interface = Arc::new(interface);
+            port.interface = Some(Attached {
+                interface,
+                vni_slot: slot,
+                generation,
+            });
+        }
+        if let Some(routes) = self.edit_routes(slot) {
+            for prefix in own.into_iter().flatten() {
+                routes.insert(prefix, Target::Own(port_id));
+            }
+        }
+    }
+
+    /// Detaches an interface, with its prefixes.
+    pub fn delete_interface(&mut self, id: &str) -> Result<(), ConfigError> {
+        let port_id = *self.interfaces.get(id).ok_or(ConfigError::NotFound)?;
+        let port = self.tables.port(port_id).ok_or(ConfigError::NotFound)?;
+        let attached = port.interface.clone().ok_or(ConfigError::NotFound)?;
+        self.interfaces.remove(id);
+        let aliases = self.prefixes.remove(&port_id).unwrap_or_default();
+        let tables = self.edit();
+        tables
+            .underlay
+            .remove(HostPart::of(attached.interface.underlay));
+        for (_, underlay) in &aliases {
+            tables.underlay.remove(HostPart::of(*underlay));
+        }
+        if let Some(port) = Arc::make_mut(&mut tables.ports).get_mut(port_id.index()) {
+            port.interface = None;
+        }
+        if let Some(routes) = self.edit_routes(attached.vni_slot) {
+            let own = own_prefixes(&attached.interface.spec).into_iter().flatten();
+            for prefix in own.chain(aliases.into_iter().map(|(prefix, _)| prefix)) {
+                routes.remove(prefix);
+            }
+        }
+        self.release_vni(attached.interface.spec.vni);
+        Ok(())
+    }
+
+    /// An interface by id.
+    pub fn interface(&self, id: &str) -> Result<&Interface, ConfigError> {
+        let port = *self.interfaces.get(id).ok_or(ConfigError::NotFound)?;
+        self.interface_at(port).ok_or(ConfigError::NotFound)
+    }
+
+    /// The interface on a port.
+    #[must_use]
+    pub fn interface_at(&self, port: PortId) -> Option<&Interface> {
+        let attached = self.tables.port(port)?.interface.as_ref()?;
+        Some(&attached.interface)
+    }
+
+    /// All interfaces in the order of their ports.
+    pub fn interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.tables
+            .ports
+            .iter()
+            .filter_map(|port| Some(port.interface.as_ref()?.interface.as_ref()))
+    }
+
+    // ---- prefixes ----------------------------------------------------------------------------------------------------------
+
+    /// Delivers a further prefix to an interface and returns the prefix's underlay address.
+    pub fn create_prefix(
+        &mut self,
+        id: &str,
+        address: IpAddr,
+        length: u8,
+        preferred_underlay: Option<Ipv6Addr>,
+    ) -> Result<Ipv6Addr, ConfigError> {
+        let (port, vni, slot) = self.dependent(id)?;
+        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::RouteInsert)?;
+        self.check_free(routes, prefix)?;
+        let underlay = self.choose_underlay(preferred_underlay, UnderlayKind::AliasPrefix)?;
+        let endpoint = Endpoint {
+            port,
+            vni,
+            vni_slot: slot,
+            prefix: Some(prefix),
+        };
+        self.edit()
+            .underlay
+            .insert(HostPart::of(underlay), endpoint);
+        if let Some(routes) = self.edit_routes(slot) {
+            routes.insert(prefix, Target::Alias(port));
+        }
+        self.prefixes
+            .entry(port)
+            .or_default()
+            .push((prefix, underlay));
+        Ok(underlay)
+    }
+
+    /// Takes a prefix from an interface.
+    pub fn delete_prefix(
+        &mut self,
+        id: &str,
+        address: IpAddr,
+        length: u8,
+    ) -> Result<(), ConfigError> {
+        let (port, _, slot) = self.dependent(id)?;
+        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteNotFound)?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::RouteNotFound)?;
+        match routes.get(prefix).ok_or(ConfigError::RouteNotFound)? {
+            Target::Alias(owner) if owner == port => {}
+            Target::Alias(_) | Target::Own(_) | Target::Remote { .. } => {
+                return Err(ConfigError::RouteBadPort);
+            }
+        }
+        if let Some(routes) = self.edit_routes(slot) {
+            routes.remove(prefix);
+        }
+        let aliases = self.prefixes.entry(port).or_default();
+        if let Some(index) = aliases.iter().position(|(alias, _)| *alias == prefix) {
+            let (_, underlay) = aliases.remove(index);
+            self.edit().underlay.remove(HostPart::of(underlay));
+        }
+        Ok(())
+    }
+
+    /// Prefixes of an interface with their underlay addresses, in order of creation.
+    pub fn prefixes(&self, id: &str) -> Result<&[(Prefix, Ipv6Addr)], ConfigError> {
+        let (port, _, _) = self.dependent(id)?;
+        Ok(self
+            .prefixes
+            .get(&port)
+            .map(Vec::as_slice)
+            .unwrap_or_default())
+    }
+
+    // ---- routes ------------------------------------------------------------------------------------------------------------
+
+    /// Adds a route to another host.
+    pub fn create_route(
+        &mut self,
+        vni: Vni,
+        address: IpAddr,
+        length: u8,
+        next_hop: IpAddr,
+        next_hop_vni: u32,
+    ) -> Result<(), ConfigError> {
+        let IpAddr::V6(underlay) = next_hop else {
+            return Err(ConfigError::BadIpVersion);
+        };
+        let slot = self.vnis.get(&vni).ok_or(ConfigError::NoVni)?.slot;
+        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
+        self.check_free(routes, prefix)?;
+        if let Some(routes) = self.edit_routes(slot) {
+            routes.insert(
+                prefix,
+                Target::Remote {
+                    underlay,
+                    vni: next_hop_vni,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes a route to another host, whatever its next hop.
+    pub fn delete_route(
+        &mut self,
+        vni: Vni,
+        address: IpAddr,
+        length: u8,
+    ) -> Result<(), ConfigError> {
+        let slot = self.vnis.get(&vni).ok_or(ConfigError::NoVni)?.slot;
+        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteNotFound)?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
+        match routes.get(prefix).ok_or(ConfigError::RouteNotFound)? {
+            Target::Remote { .. } => {}
+            Target::Own(_) | Target::Alias(_) => return Err(ConfigError::RouteBadPort),
+        }
+        if let Some(routes) = self.edit_routes(slot) {
+            routes.remove(prefix);
+        }
+        Ok(())
+    }
+
+    /// Routes to other hosts of both families, IPv4 first, ascending; of every VNI if `vni` is `None`.
+    pub fn routes(&self, vni: Option<Vni>) -> Result<Vec<Route>, ConfigError> {
+        if vni.is_some_and(|vni| !self.vnis.contains_key(&vni)) {
+            return Err(ConfigError::NoVni);
+        }
+        let mut found = Vec::new();
+        for (_, used) in self
+            .vnis
+            .iter()
+            .filter(|(key, _)| vni.is_none_or(|vni| vni == **key))
+        {
+            let Some(routes) = self.tables.routes(used.slot) else {
+                continue;
+            };
+            routes.for_each(|prefix, target| match target {
+                Target::Remote {
+                    underlay: next_hop,
+                    vni: next_hop_vni,
+                } => {
+                    found.push(Route {
+                        vni: routes.vni,
+                        prefix,
+                        next_hop,
+                        next_hop_vni,
+                    });
+                }
+                Target::Own(_) | Target::Alias(_) => {}
+            });
+        }
+        Ok(found)
+    }
+
+    fn check_free(&self, routes: &VniRoutes, prefix: Prefix) -> Result<(), ConfigError> {
+        if routes.get(prefix).is_some() {
+            return Err(ConfigError::RouteExists);
+        }
+        if routes.family_len(prefix) >= self.limits.routes_per_vni_max as usize {
+            return Err(ConfigError::RouteInsert);
+        }
+        Ok(())
+    }
+
+    // ---- VNIs --------------------------------------------------------------------------------------------------------------
+
+    /// Whether any interface uses the VNI.
+    pub fn vni_in_use(&self, vni: Vni, kind: VniType) -> Result<bool, ConfigError> {
+        match kind {
+            VniType::Ipv4 | VniType::Ipv6 => Ok(self.vnis.contains_key(&vni)),
+            VniType::Both => Err(ConfigError::WrongType),
+        }
+    }
+
+    /// Drops the VNI's routes to other hosts. A VNI that is not in use is left alone, successfully.
+    pub fn reset_vni(&mut self, vni: Vni, kind: VniType) -> Result<(), ConfigError> {
+        match kind {
+            VniType::Both => {}
+            VniType::Ipv4 | VniType::Ipv6 => return Err(ConfigError::WrongType),
+        }
+        if let Some(used) = self.vnis.get(&vni).copied() {
+            self.clear_remote_routes(used.slot);
+        }
+        Ok(())
+    }
+
+    fn clear_remote_routes(&mut self, slot: u16) {
+        let Some(routes) = self.edit_routes(slot) else {
+            return;
+        };
+        let mut kept = VniRoutes::new(routes.vni);
+        routes.for_each(|prefix, target| match target {
+            Target::Own(_) | Target::Alias(_) => kept.insert(prefix, target),
+            Target::Remote { .. } => {}
+        });
+        *routes = kept;
+    }
+
+    /// The slot of a VNI, or the one it would get.
+    fn vni_slot_for(&self, vni: Vni) -> Result<u16, ConfigError> {
+        if let Some(used) = self.vnis.get(&vni) {
+            return Ok(used.slot);
+        }
+        let vnis = &self.tables.vnis;
+        let slot = vnis.iter().position(Option::is_none).unwrap_or(vnis.len());
+        match u16::try_from(slot) {
+            Ok(slot) if slot < self.limits.vnis_max => Ok(slot),
+            Ok(_) | Err(_) => Err(ConfigError::VniInit),
+        }
+    }
+
+    fn acquire_vni(&mut self, vni: Vni, slot: u16) {
+        let used = self.vnis.entry(vni).or_insert(VniUse { slot, users: 0 });
+        used.users += 1;
+        if used.users == 1 {
+            let vnis = Arc::make_mut(&mut self.edit().vnis);
+            let index = usize::from(slot);
+            vnis.resize(vnis.len().max(index + 1), None);
+            if let Some(place) = vnis.get_mut(index) {
+                *place = Some(Arc::new(VniRoutes::new(vni)));
+            }
+        }
+    }
+
+    fn release_vni(&mut self, vni: Vni) {
+        let Some(used) = self.vnis.get_mut(&vni) else {
+            return;
+        };
+        used.users -= 1;
+        if used.users == 0 {
+            let slot = usize::from(used.slot);
+            self.vnis.remove(&vni);
+            if let Some(place) = Arc::make_mut(&mut self.edit().vnis).get_mut(slot) {
+                *place = None;
+            }
+        }
+    }
+
+    // ---- shared ------------------------------------------------------------------------------------------------------------
+
+    /// Port, VNI and VNI slot of the interface that a dependent object names.
+    fn dependent(&self, id: &str) -> Result<(PortId, Vni, u16), ConfigError> {
+        let port = *self.interfaces.get(id).ok_or(ConfigError::NoVm)?;
+        let attached = self
+            .tables
+            .port(port)
+            .and_then(|port| port.interface.as_ref());
+        let attached = attached.ok_or(ConfigError::NoVm)?;
+        Ok((port, attached.interface.spec.vni, attached.vni_slot))
+    }
+
+    /// Whether a preferred underlay address has the right form: the host's prefix and the flag "externally generated".
+    #[must_use]
+    pub fn accepts_underlay(&self, address: Ipv6Addr) -> bool {
+        self.generator.accepts(address)
+    }
+
+    fn choose_underlay(
+        &mut self,
+        preferred: Option<Ipv6Addr>,
+        kind: UnderlayKind,
+    ) -> Result<Ipv6Addr, ConfigError> {
+        if self.tables.underlay.is_full() {
+            return Err(ConfigError::VnfInsert);
+        }
+        if let Some(address) = preferred {
+            let usable = self.generator.accepts(address) && !self.tables.underlay_in_use(address);
+            return if usable {
+                Ok(address)
+            } else {
+                Err(ConfigError::VnfInsert)
+            };
+        }
+        for _ in 0..UNDERLAY_TRIES_MAX {
+            let address = self.generator.next(kind);
+            if !self.tables.underlay_in_use(address) {
+                return Ok(address);
+            }
+        }
+        Err(ConfigError::VnfInsert)
+    }
+}
+
+/// The host prefixes of an interface's own addresses.
+fn own_prefixes(spec: &InterfaceSpec) -> [Option<Prefix>; 2] {
+    [
+        spec.ipv4.map(|address| Prefix::host(IpAddr::V4(address))),
+        spec.ipv6.map(|address| Prefix::host(IpAddr::V6(address))),
+    ]
+}

@@ -1,0 +1,142 @@
+//! The packet buffer: one allocation made when a pool is filled, edited in place ever after.
+
+/// Free bytes in front of a received frame, enough for every encapsulation (40 bytes of IPv6 today).
+pub const HEADROOM_MIN: usize = 128;
+
+/// A frame inside a fixed buffer with room in front of it.
+///
+/// A driver receives into [`PacketBuf::receive_area`] and then calls [`PacketBuf::set_received`]; encapsulation grows the
+/// frame to the front with [`PacketBuf::prepend`]. The buffer never reallocates.
+#[derive(Clone, Debug)]
+pub struct PacketBuf {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl PacketBuf {
+    /// Longest frame of [`PacketBuf::new`]: a 1500-byte packet, its Ethernet header, an IPv6 header and some spare.
+    pub const FRAME_MAX: usize = 2048 - HEADROOM_MIN;
+
+    /// An empty buffer for frames of up to [`PacketBuf::FRAME_MAX`] bytes.
+    #[must_use]
+    pub fn new() -> PacketBuf {
+        PacketBuf::with_frame_max(Self::FRAME_MAX)
+    }
+
+    /// An empty buffer for frames of up to `frame_max` bytes (jumbo frames).
+    #[must_use]
+    pub fn with_frame_max(frame_max: usize) -> PacketBuf {
+        let bytes = vec![0; HEADROOM_MIN + frame_max].into_boxed_slice();
+        PacketBuf {
+            bytes,
+            start: HEADROOM_MIN,
+            end: HEADROOM_MIN,
+        }
+    }
+
+    /// Empties the buffer and restores its headroom.
+    pub fn clear(&mut self) {
+        self.start = HEADROOM_MIN.min(self.bytes.len());
+        self.end = self.start;
+    }
+
+    /// Where a driver writes a received frame; call [`PacketBuf::set_received`] with its length afterwards.
+    pub fn receive_area(&mut self) -> &mut [u8] {
+        self.clear();
+        self.bytes.get_mut(HEADROOM_MIN..).unwrap_or_default()
+    }
+
+    /// Declares the first `length` bytes of the receive area to be the frame; cut to what fits.
+    pub fn set_received(&mut self, length: usize) {
+        self.start = HEADROOM_MIN.min(self.bytes.len());
+        self.end = (self.start + length).min(self.bytes.len());
+    }
+
+    /// Copies a whole frame in; false (and left empty) if it is longer than the buffer allows.
+    pub fn fill(&mut self, frame: &[u8]) -> bool {
+        let fits = match self.receive_area().get_mut(..frame.len()) {
+            Some(area) => {
+                area.copy_from_slice(frame);
+                true
+            }
+            None => false,
+        };
+        self.set_received(if fits { frame.len() } else { 0 });
+        fits
+    }
+
+    /// The frame.
+    #[must_use]
+    #[inline]
+    pub fn frame(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// The frame, to be edited.
+    #[inline]
+    pub fn frame_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Length of the frame.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there is no frame.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Free bytes in front of the frame.
+    #[must_use]
+    pub fn headroom(&self) -> usize {
+        self.start
+    }
+
+    /// Grows the frame by `count` bytes at the front, whose content is whatever was there; false if there is no headroom.
+    #[must_use]
+    #[inline]
+    pub fn prepend(&mut self, count: usize) -> bool {
+        match self.start.checked_sub(count) {
+            Some(start) => {
+                self.start = start;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Removes up to `count` bytes from the front.
+    #[inline]
+    pub fn trim_front(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+    }
+
+    /// Cuts the frame to at most `length` bytes.
+    #[inline]
+    pub fn truncate(&mut self, length: usize) {
+        self.end = self.end.min(self.start + length);
+    }
+
+    /// Sets the length, growing at the end if needed; false (and unchanged) if the buffer is too small.
+    #[must_use]
+    pub fn resize(&mut self, length: usize) -> bool {
+        let end = self.start + length;
+        if end > self.bytes.len() {
+            return false;
+        }
+        self.end = end;
+        true
+    }
+}
+
+impl Default for PacketBuf {
+    fn default() -> Self {
+        PacketBuf::new()
+    }
+}

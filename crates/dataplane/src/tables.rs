@@ -1,0 +1,210 @@
+//! The snapshot a worker reads: ports, underlay addresses, routes. Written only by [`crate::Engine`].
+
+use crate::config::{Dhcp, Interface, PortKind};
+use crate::lpm::Lpm;
+use crate::underlay::{HostPart, UnderlayTable};
+use crate::verdict::PortId;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use net::{Mac, Prefix, Vni};
+use std::sync::Arc;
+
+/// Number of uplinks.
+pub(crate) const UPLINKS: usize = 2;
+
+/// Everything the packet side needs to know, immutable while a worker holds it, except what machines teach us about their own
+/// hardware address ([`Learned`]).
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Changes with every edit; a flow decided under another epoch is decided again.
+    pub(crate) epoch: u32,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) ports: Arc<Vec<Port>>,
+    /// Uplinks in order of preference.
+    pub(crate) uplinks: [Option<Uplink>; UPLINKS],
+    pub(crate) underlay: UnderlayTable,
+    /// Routes by VNI slot.
+    pub(crate) vnis: Arc<Vec<Option<Arc<VniRoutes>>>>,
+}
+
+/// What never changes.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub host: Ipv6Addr,
+    pub dhcp: Dhcp,
+    pub ipv6_overlay: bool,
+    /// Uplink 0's share of ten hash slots.
+    pub wcmp_slots: u8,
+    pub flow_timeout_s: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Port {
+    pub kind: PortKind,
+    pub mac: Mac,
+    pub learned: Arc<Learned>,
+    pub interface: Option<Attached>,
+}
+
+/// What the packet path needs of an interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Attached {
+    pub interface: Arc<Interface>,
+    pub vni_slot: u16,
+    /// Number of this attachment since the start; tells a re-created interface from its predecessor.
+    pub generation: u32,
+}
+
+/// What a machine tells about itself. Written on the packet path, hence atomic; kept over delete and create on the same port.
+#[derive(Debug)]
+pub(crate) struct Learned {
+    mac: AtomicU64,
+    confirmed: AtomicBool,
+}
+
+impl Learned {
+    /// Until told otherwise, a machine is assumed to use the port's own address.
+    pub(crate) fn new(guess: Mac) -> Learned {
+        Learned {
+            mac: AtomicU64::new(guess.to_u64()),
+            confirmed: AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn mac(&self) -> Mac {
+        Mac::from_u64(self.mac.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn learn(&self, mac: Mac) {
+        self.mac.store(mac.to_u64(), Ordering::Relaxed);
+    }
+
+    /// Whether an ARP packet of the machine has been seen since its interface was created.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_confirmed(&self, confirmed: bool) {
+        self.confirmed.store(confirmed, Ordering::Relaxed);
+    }
+}
+
+/// An uplink; usable if it has a link and a next hop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uplink {
+    pub port: PortId,
+    pub mac: Mac,
+    pub link: bool,
+    pub next_hop: Option<Mac>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// An interface's own address.
+    Own(PortId),
+    /// A further prefix of an interface.
+    Alias(PortId),
+    /// Another host.
+    Remote { underlay: Ipv6Addr, vni: u32 },
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct VniRoutes {
+    pub vni: Vni,
+    pub v4: Lpm<Target>,
+    pub v6: Lpm<Target>,
+}
+
+/// An IPv4 address as a left-aligned trie key.
+pub(crate) fn key_v4(address: Ipv4Addr) -> u128 {
+    u128::from(address.to_bits()) << 96
+}
+
+impl VniRoutes {
+    pub(crate) fn new(vni: Vni) -> VniRoutes {
+        VniRoutes {
+            vni,
+            v4: Lpm::default(),
+            v6: Lpm::default(),
+        }
+    }
+
+    pub(crate) fn lookup(&self, address: IpAddr) -> Option<(u8, Target)> {
+        match address {
+            IpAddr::V4(a) => self.v4.lookup(key_v4(a)),
+            IpAddr::V6(a) => self.v6.lookup(a.to_bits()),
+        }
+    }
+
+    pub(crate) fn get(&self, prefix: Prefix) -> Option<Target> {
+        match prefix.address() {
+            IpAddr::V4(a) => self.v4.get(key_v4(a), prefix.len()),
+            IpAddr::V6(a) => self.v6.get(a.to_bits(), prefix.len()),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, prefix: Prefix, target: Target) {
+        match prefix.address() {
+            IpAddr::V4(a) => self.v4.insert(key_v4(a), prefix.len(), target),
+            IpAddr::V6(a) => self.v6.insert(a.to_bits(), prefix.len(), target),
+        };
+    }
+
+    pub(crate) fn remove(&mut self, prefix: Prefix) {
+        match prefix.address() {
+            IpAddr::V4(a) => self.v4.remove(key_v4(a), prefix.len()),
+            IpAddr::V6(a) => self.v6.remove(a.to_bits(), prefix.len()),
+        };
+    }
+
+    pub(crate) fn family_len(&self, prefix: Prefix) -> usize {
+        match prefix.address() {
+            IpAddr::V4(_) => self.v4.len(),
+            IpAddr::V6(_) => self.v6.len(),
+        }
+    }
+
+    /// Every prefix with its target, IPv4 first, ascending.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(Prefix, Target)) {
+        self.v4.for_each(|slot| {
+            let address = Ipv4Addr::from_bits((slot.bits >> 96) as u32);
+            if let Some(prefix) = Prefix::new(IpAddr::V4(address), slot.length) {
+                visit(prefix, slot.value);
+            }
+        });
+        self.v6.for_each(|slot| {
+            let address = Ipv6Addr::from_bits(slot.bits);
+            if let Some(prefix) = Prefix::new(IpAddr::V6(address), slot.length) {
+                visit(prefix, slot.value);
+            }
+        });
+    }
+}
+
+impl Tables {
+    /// A number that changes with every configuration change.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    #[inline]
+    pub(crate) fn port(&self, port: PortId) -> Option<&Port> {
+        self.ports.get(port.index())
+    }
+
+    pub(crate) fn routes(&self, slot: u16) -> Option<&VniRoutes> {
+        self.vnis.get(usize::from(slot))?.as_deref()
+    }
+
+    /// Whether `address` is one of ours on the underlay.
+    pub(crate) fn is_host_prefix(&self, address: Ipv6Addr) -> bool {
+        (address.to_bits() ^ self.settings.host.to_bits()) >> 64 == 0
+    }
+
+    pub(crate) fn underlay_in_use(&self, address: Ipv6Addr) -> bool {
+        self.underlay.contains(HostPart::of(address))
+    }
+}
