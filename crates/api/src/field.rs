@@ -181,7 +181,7 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Sorts errors by path (indexes as numbers) and removes repetitions.
+/// Sorts errors by path (indexes as numbers); of several errors of one kind about one field one stays.
 pub fn sorted(mut errors: Vec<FieldError>) -> Vec<FieldError> {
     errors.sort_by(|a, b| {
         key(&a.path)

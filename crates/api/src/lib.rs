@@ -6,7 +6,9 @@
 //! come from that row, so a new kind is one new row. Nothing here knows HTTP, storage or a clock.
 
 pub mod apinet;
+mod builtin;
 pub mod compute;
+pub mod defaults;
 pub mod field;
 pub mod ids;
 pub mod ipam;
@@ -15,6 +17,9 @@ pub mod meta;
 pub mod metalnet;
 pub mod names;
 pub mod networking;
+pub mod quantity;
+pub mod schema;
+pub mod table;
 pub mod validate;
 
 /// A list of objects as the server returns it.

@@ -175,7 +175,7 @@ pub struct FirewallRule {
     pub action: FirewallAction,
     /// 0 is the most important; the default is 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 65535), extend("default" = 1000))]
+    #[schemars(range(min = 0, max = 65535), extend("x-openkcm-default" = 1000))]
     pub priority: Option<i32>,
     /// Address family of the rule.
     pub ip_family: IpFamily,
