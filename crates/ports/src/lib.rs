@@ -1,1 +1,167 @@
-//! The Port trait and its drivers: memory, TAP, AF_PACKET.
+//! Drivers that carry frames between the packet engine and the outside: memory, TAP and AF_PACKET.
+//!
+//! A driver moves bytes and counts; it decides nothing. What comes out of [`Port::rx_burst`] is always one plain Ethernet frame
+//! per buffer with complete checksums and no larger than its buffer, whatever offloads the other side uses: a driver that is handed
+//! an unfinished checksum or a super-frame finishes the former and cuts the latter (`segment`).
+//!
+//! `unsafe` exists only in `sys`, one function per system call. All drivers pass one suite: [`contract`].
+//! Start with [`Port`], then [`memory`] as the shortest driver.
+
+pub mod af_packet;
+pub mod contract;
+pub mod memory;
+mod poller;
+mod segment;
+mod sys;
+pub mod tap;
+
+pub use af_packet::AfPacket;
+pub use memory::{MemoryPeer, MemoryPort};
+pub use poller::{PORTS_READY_MAX, Poller, Ready, Waker};
+pub use tap::Tap;
+
+use dataplane::PacketBuf;
+use net::Mac;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Frames that a driver moves with one system call at most; longer bursts are cut by the caller's loop.
+pub const BATCH_MAX: usize = 32;
+
+/// Bytes of an Ethernet header, which an MTU does not include.
+pub const ETHERNET_LEN: usize = 14;
+
+/// One attachment to the outside world, used by exactly one thread.
+pub trait Port: Send {
+    /// Name of the network device as it was when the port was opened.
+    fn name(&self) -> &str;
+
+    /// Hardware address of the network device.
+    fn mac(&self) -> Mac;
+
+    /// Largest layer-3 packet that may be sent, in bytes.
+    fn mtu(&self) -> usize;
+
+    /// Readable (level triggered) while frames wait; to be put into a [`Poller`].
+    fn readiness(&self) -> BorrowedFd<'_>;
+
+    /// Frames wait inside the driver: poll again without waiting for readiness.
+    fn backlog(&self) -> bool {
+        false
+    }
+
+    /// Receives up to `packets.len()` frames into the first buffers and tells how many; never blocks.
+    ///
+    /// # Errors
+    /// [`Gone`] when the device was removed: close the port, it will never work again.
+    fn rx_burst(&mut self, packets: &mut [PacketBuf]) -> Result<usize, Gone>;
+
+    /// Sends frames in order and tells how many left; the others are dropped and counted by cause. Never blocks.
+    fn tx_burst(&mut self, packets: &[&PacketBuf]) -> usize;
+
+    /// What this port counted since it was opened.
+    fn counters(&mut self) -> Counters;
+}
+
+/// The network device behind a port does not exist any more (its namespace was deleted, or somebody removed it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the network device is gone")]
+pub struct Gone;
+
+/// A port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{device}: {action}: {source}")]
+pub struct OpenError {
+    /// Network device.
+    pub device: String,
+    /// What was tried, such as "create TAP".
+    pub action: &'static str,
+    /// What the kernel said. `EPERM`: permanent without CAP_NET_ADMIN/CAP_NET_RAW; `EBUSY`: another process holds it.
+    pub source: io::Error,
+}
+
+impl OpenError {
+    pub(crate) fn new(device: &str, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+        move |source| OpenError { device: device.to_owned(), action, source }
+    }
+}
+
+/// Frames and bytes that crossed a port, and those that did not, by cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames handed to the engine.
+    pub rx_packets: u64,
+    /// Bytes of those.
+    pub rx_bytes: u64,
+    /// Frames that the device or the kernel took.
+    pub tx_packets: u64,
+    /// Bytes of those.
+    pub tx_bytes: u64,
+    /// Frames lost before we read them: the receive queue was full.
+    pub rx_full: u64,
+    /// Received super-frames that were cut into segments.
+    pub rx_segmented: u64,
+    /// Frames larger than a buffer, or with an offload that we cannot undo.
+    pub rx_unusable: u64,
+    /// Frames not sent because the transmit queue was full.
+    pub tx_full: u64,
+    /// Frames not sent because they exceed the MTU.
+    pub tx_oversize: u64,
+    /// Frames not sent because the device is down.
+    pub tx_down: u64,
+    /// Frames not sent for any other reason the kernel gave.
+    pub tx_errors: u64,
+}
+
+impl Counters {
+    /// Every counter with its name in telemetry.
+    #[must_use]
+    pub fn entries(&self) -> [(&'static str, u64); 11] {
+        let Counters {
+            rx_packets,
+            rx_bytes,
+            tx_packets,
+            tx_bytes,
+            rx_full,
+            rx_segmented,
+            rx_unusable,
+            tx_full,
+            tx_oversize,
+            tx_down,
+            tx_errors,
+        } = *self;
+        [
+            ("rx_packets", rx_packets),
+            ("rx_bytes", rx_bytes),
+            ("tx_packets", tx_packets),
+            ("tx_bytes", tx_bytes),
+            ("rx_full", rx_full),
+            ("rx_segmented", rx_segmented),
+            ("rx_unusable", rx_unusable),
+            ("tx_full", tx_full),
+            ("tx_oversize", tx_oversize),
+            ("tx_down", tx_down),
+            ("tx_errors", tx_errors),
+        ]
+    }
+
+    fn received(&mut self, frame_len: usize) {
+        self.rx_packets += 1;
+        self.rx_bytes += frame_len as u64;
+    }
+
+    fn sent(&mut self, frame_len: usize) {
+        self.tx_packets += 1;
+        self.tx_bytes += frame_len as u64;
+    }
+
+    /// Files a failed transmission under its cause.
+    fn not_sent(&mut self, error: &io::Error) {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ENOBUFS) => self.tx_full += 1,
+            Some(libc::EMSGSIZE) => self.tx_oversize += 1,
+            Some(libc::EIO | libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => self.tx_down += 1,
+            _ => self.tx_errors += 1,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! One suite over all drivers.
+
+use crate::{enter_private_namespace, ip};
+use dataplane::PacketBuf;
+use net::Mac;
+use ports::af_packet::Select;
+use ports::contract::{Pair, Peer, check};
+use ports::{AfPacket, MemoryPeer, Port, Tap, memory};
+
+const MAC: Mac = Mac([0x02, 0, 0, 0, 0, 9]);
+
+struct MemoryWire(MemoryPeer);
+
+impl Peer for MemoryWire {
+    fn send(&mut self, frame: &[u8]) {
+        assert!(self.0.send(frame), "queue is full");
+    }
+
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        self.0.receive()
+    }
+}
+
+/// The kernel's end of the wire, through a packet socket.
+struct KernelWire(AfPacket);
+
+impl Peer for KernelWire {
+    fn send(&mut self, frame: &[u8]) {
+        let mut packet = PacketBuf::new();
+        assert!(packet.fill(frame), "frame fits");
+        assert_eq!(self.0.tx_burst(&[&packet]), 1, "{:?}", self.0.counters());
+    }
+
+    fn receive(&mut self) -> Option<Vec<u8>> {
+        let mut packets = [PacketBuf::new()];
+        let filled = self.0.rx_burst(&mut packets).expect("device exists");
+        packets.iter().take(filled).map(|packet| packet.frame().to_vec()).next()
+    }
+}
+
+fn passes(mut make: impl FnMut() -> Pair) {
+    if let Err(violation) = check(&mut make) {
+        panic!("{violation}");
+    }
+}
+
+#[test]
+fn memory() {
+    passes(|| {
+        let (port, peer) = memory::pair("memory0", MAC, 1500).expect("descriptors");
+        Pair { port: Box::new(port), peer: Box::new(MemoryWire(peer)) }
+    });
+}
+
+#[test]
+fn tap() {
+    enter_private_namespace();
+    let mut count = 0;
+    passes(|| {
+        count += 1;
+        let name = format!("tap{count}");
+        let port = Tap::create(&name, MAC, 1500).expect("create TAP");
+        ip(&format!("link set {name} up"));
+        let wire = AfPacket::open(&name, Select::All).expect("open the kernel's end");
+        Pair { port: Box::new(port), peer: Box::new(KernelWire(wire)) }
+    });
+}
+
+#[test]
+fn af_packet() {
+    enter_private_namespace();
+    let mut count = 0;
+    passes(|| {
+        count += 1;
+        ip(&format!("link add a{count} type veth peer name b{count}"));
+        ip(&format!("link set a{count} up"));
+        ip(&format!("link set b{count} up"));
+        let port = AfPacket::open(&format!("a{count}"), Select::All).expect("open port");
+        let wire = AfPacket::open(&format!("b{count}"), Select::All).expect("open peer");
+        Pair { port: Box::new(port), peer: Box::new(KernelWire(wire)) }
+    });
+}
