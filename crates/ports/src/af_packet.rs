@@ -58,7 +58,8 @@ impl AfPacket {
     /// No such device (`ENODEV`) or no CAP_NET_RAW (`EPERM`).
     pub fn open(name: &str, select: Select) -> Result<AfPacket, OpenError> {
         let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
-        let index = sys::index(control.as_fd(), name).map_err(OpenError::new(name, "find device"))?;
+        let index =
+            sys::index(control.as_fd(), name).map_err(OpenError::new(name, "find device"))?;
         let mac = sys::mac(control.as_fd(), name)
             .map_err(OpenError::new(name, "read hardware address"))?;
         let mtu = sys::mtu(control.as_fd(), name).map_err(OpenError::new(name, "read MTU"))?;
@@ -92,7 +93,9 @@ impl AfPacket {
     fn drain_backlog(&mut self, packets: &mut [PacketBuf]) -> usize {
         let mut filled = 0;
         while let Some(packet) = packets.get_mut(filled) {
-            let Some(frame) = self.backlog.pop_front() else { break };
+            let Some(frame) = self.backlog.pop_front() else {
+                break;
+            };
             if packet.fill(&frame) {
                 self.counters.received(frame.len());
                 filled += 1;
@@ -241,8 +244,12 @@ impl Port for AfPacket {
         };
         let mut filled = 0;
         for slot in 0..received {
-            let Some((before, rest)) = packets.split_at_mut_checked(slot) else { break };
-            let Some(packet) = rest.first_mut() else { break };
+            let Some((before, rest)) = packets.split_at_mut_checked(slot) else {
+                break;
+            };
+            let Some(packet) = rest.first_mut() else {
+                break;
+            };
             if self.settle(slot, packet).is_none() {
                 continue;
             }

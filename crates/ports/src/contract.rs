@@ -46,7 +46,14 @@ impl std::error::Error for Violation {}
 type Outcome = Result<(), Violation>;
 
 fn require(rule: &'static str, holds: bool, detail: impl FnOnce() -> String) -> Outcome {
-    if holds { Ok(()) } else { Err(Violation { rule, detail: detail() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Violation {
+            rule,
+            detail: detail(),
+        })
+    }
 }
 
 /// Runs every rule, each on a fresh pair.
@@ -88,11 +95,16 @@ fn poller(port: &dyn Port) -> Result<Poller, Violation> {
         poller.add(port.readiness(), 7)?;
         Ok(poller)
     });
-    poller.map_err(|error| Violation { rule: "readiness can be polled", detail: error.to_string() })
+    poller.map_err(|error| Violation {
+        rule: "readiness can be polled",
+        detail: error.to_string(),
+    })
 }
 
 fn is_ready(poller: &Poller, timeout: Duration) -> bool {
-    poller.wait(timeout).is_ok_and(|ready| ready.tokens() == [7])
+    poller
+        .wait(timeout)
+        .is_ok_and(|ready| ready.tokens() == [7])
 }
 
 /// Receives until `count` frames have come, waiting only on readiness.
@@ -112,9 +124,10 @@ fn receive(
         if !port.backlog() && !is_ready(&poller, Duration::from_millis(100)) {
             continue;
         }
-        let filled = port
-            .rx_burst(&mut packets)
-            .map_err(|gone| Violation { rule, detail: gone.to_string() })?;
+        let filled = port.rx_burst(&mut packets).map_err(|gone| Violation {
+            rule,
+            detail: gone.to_string(),
+        })?;
         received.extend(packets.iter().take(filled).cloned());
     }
     Ok(received)
@@ -128,16 +141,30 @@ fn silent_port_is_idle(mut pair: Pair) -> Outcome {
     let filled = pair.port.rx_burst(&mut buffers(4));
     require(RULE, filled == Ok(0), || format!("received {filled:?}"))?;
     pair.peer.send(&frame(1, 60));
-    require(RULE, is_ready(&poller, DELIVERY_MAX), || "not readable after a frame".to_owned())?;
+    require(RULE, is_ready(&poller, DELIVERY_MAX), || {
+        "not readable after a frame".to_owned()
+    })?;
     let filled = pair.port.rx_burst(&mut buffers(4));
     require(RULE, filled == Ok(1), || format!("received {filled:?}"))?;
-    require(RULE, !is_ready(&poller, SILENCE), || "readable after the last frame".to_owned())
+    require(RULE, !is_ready(&poller, SILENCE), || {
+        "readable after the last frame".to_owned()
+    })
 }
 
 fn frames_arrive_unchanged_and_in_order(mut pair: Pair) -> Outcome {
     const RULE: &str = "frames arrive unchanged and in order";
-    let sizes = [60, 61, 64, 590, 1500, ETHERNET_LEN + pair.port.mtu().min(1500)];
-    let sent: Vec<Vec<u8>> = (0_u8..).zip(sizes).map(|(n, size)| frame(n, size)).collect();
+    let sizes = [
+        60,
+        61,
+        64,
+        590,
+        1500,
+        ETHERNET_LEN + pair.port.mtu().min(1500),
+    ];
+    let sent: Vec<Vec<u8>> = (0_u8..)
+        .zip(sizes)
+        .map(|(n, size)| frame(n, size))
+        .collect();
     for bytes in &sent {
         pair.peer.send(bytes);
     }
@@ -160,7 +187,13 @@ fn received_frames_have_headroom(mut pair: Pair) -> Outcome {
     const RULE: &str = "received frames have headroom";
     pair.peer.send(&frame(0, 100));
     let received = receive(&mut *pair.port, 1, RULE)?;
-    require(RULE, received.iter().all(|packet| packet.headroom() >= HEADROOM_MIN), String::new)
+    require(
+        RULE,
+        received
+            .iter()
+            .all(|packet| packet.headroom() >= HEADROOM_MIN),
+        String::new,
+    )
 }
 
 fn a_burst_larger_than_the_buffers_is_kept(mut pair: Pair) -> Outcome {
@@ -171,7 +204,9 @@ fn a_burst_larger_than_the_buffers_is_kept(mut pair: Pair) -> Outcome {
     }
     let received = receive(&mut *pair.port, usize::from(count), RULE)?;
     for (packet, number) in received.iter().zip(0..) {
-        require(RULE, packet.frame() == frame(number, 200), || format!("frame {number} differs"))?;
+        require(RULE, packet.frame() == frame(number, 200), || {
+            format!("frame {number} differs")
+        })?;
     }
     Ok(())
 }
@@ -182,22 +217,29 @@ fn arrive(peer: &mut dyn Peer, rule: &'static str) -> Result<Vec<u8>, Violation>
         if let Some(bytes) = peer.receive() {
             return Ok(bytes);
         }
-        require(rule, Instant::now() < deadline, || "a frame did not arrive".to_owned())?;
+        require(rule, Instant::now() < deadline, || {
+            "a frame did not arrive".to_owned()
+        })?;
         std::thread::yield_now();
     }
 }
 
 fn sent_frames_arrive_unchanged_and_in_order(mut pair: Pair) -> Outcome {
     const RULE: &str = "sent frames arrive unchanged and in order";
-    let frames: Vec<Vec<u8>> =
-        (0_u8..90).map(|n| frame(n, 60 + usize::from(n) * 16)).collect();
+    let frames: Vec<Vec<u8>> = (0_u8..90)
+        .map(|n| frame(n, 60 + usize::from(n) * 16))
+        .collect();
     let packets: Vec<PacketBuf> = frames.iter().map(|bytes| buffer(bytes)).collect();
     let references: Vec<&PacketBuf> = packets.iter().collect();
     let sent = pair.port.tx_burst(&references);
-    require(RULE, sent == frames.len(), || format!("{sent} of {} were sent", frames.len()))?;
+    require(RULE, sent == frames.len(), || {
+        format!("{sent} of {} were sent", frames.len())
+    })?;
     for bytes in &frames {
         let arrived = arrive(&mut *pair.peer, RULE)?;
-        require(RULE, arrived == *bytes, || format!("{} bytes differ", bytes.len()))?;
+        require(RULE, arrived == *bytes, || {
+            format!("{} bytes differ", bytes.len())
+        })?;
     }
     let counters = pair.port.counters();
     let bytes: usize = frames.iter().map(Vec::len).sum();
@@ -216,7 +258,9 @@ fn own_frames_do_not_come_back(mut pair: Pair) -> Outcome {
     let poller = poller(&*pair.port)?;
     let ready = is_ready(&poller, SILENCE);
     let filled = pair.port.rx_burst(&mut buffers(2));
-    require(RULE, !ready && filled == Ok(0), || format!("received {filled:?}"))
+    require(RULE, !ready && filled == Ok(0), || {
+        format!("received {filled:?}")
+    })
 }
 
 fn oversize_frames_are_refused(mut pair: Pair) -> Outcome {
@@ -229,7 +273,9 @@ fn oversize_frames_are_refused(mut pair: Pair) -> Outcome {
     require(RULE, sent == 2, || format!("{sent} were sent"))?;
     for packet in &small {
         let arrived = arrive(&mut *pair.peer, RULE)?;
-        require(RULE, arrived == packet.frame(), || "another frame arrived".to_owned())?;
+        require(RULE, arrived == packet.frame(), || {
+            "another frame arrived".to_owned()
+        })?;
     }
     let counters = pair.port.counters();
     require(RULE, counters.tx_oversize == 1, || format!("{counters:?}"))

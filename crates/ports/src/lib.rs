@@ -82,7 +82,11 @@ pub struct OpenError {
 
 impl OpenError {
     pub(crate) fn new(device: &str, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        move |source| OpenError { device: device.to_owned(), action, source }
+        move |source| OpenError {
+            device: device.to_owned(),
+            action,
+            source,
+        }
     }
 }
 

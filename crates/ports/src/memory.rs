@@ -57,10 +57,20 @@ pub struct MemoryPeer {
 pub fn pair(name: &str, mac: Mac, mtu: usize) -> Result<(MemoryPort, MemoryPeer), OpenError> {
     let readable = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
         .map_err(|errno| OpenError::new(name, "create event descriptor")(errno.into()))?;
-    let wire = Arc::new(Wire { queues: Mutex::default(), readable });
-    let peer = MemoryPeer { wire: Arc::clone(&wire) };
-    let port =
-        MemoryPort { name: name.to_owned(), mac, mtu, wire, counters: Counters::default() };
+    let wire = Arc::new(Wire {
+        queues: Mutex::default(),
+        readable,
+    });
+    let peer = MemoryPeer {
+        wire: Arc::clone(&wire),
+    };
+    let port = MemoryPort {
+        name: name.to_owned(),
+        mac,
+        mtu,
+        wire,
+        counters: Counters::default(),
+    };
     Ok((port, peer))
 }
 
@@ -118,7 +128,9 @@ impl Port for MemoryPort {
         }
         let mut filled = 0;
         while let Some(packet) = packets.get_mut(filled) {
-            let Some(frame) = queues.to_port.pop_front() else { break };
+            let Some(frame) = queues.to_port.pop_front() else {
+                break;
+            };
             if packet.fill(&frame) {
                 self.counters.received(frame.len());
                 filled += 1;
@@ -153,6 +165,9 @@ impl Port for MemoryPort {
     }
 
     fn counters(&mut self) -> Counters {
-        Counters { rx_full: self.wire.lock().to_port_full, ..self.counters }
+        Counters {
+            rx_full: self.wire.lock().to_port_full,
+            ..self.counters
+        }
     }
 }

@@ -60,7 +60,12 @@ impl Poller {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_TOKEN))?;
-        Ok(Poller { epoll, waker: Waker { event: Arc::new(event) } })
+        Ok(Poller {
+            epoll,
+            waker: Waker {
+                event: Arc::new(event),
+            },
+        })
     }
 
     /// A handle that wakes this poller.
@@ -74,7 +79,9 @@ impl Poller {
     /// # Errors
     /// If the descriptor is watched already or the kernel is out of memory.
     pub fn add(&self, fd: impl AsFd, token: u16) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, u64::from(token)))?)
+        Ok(self
+            .epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, u64::from(token)))?)
     }
 
     /// Ends the watch of a port that stays open.
@@ -98,7 +105,11 @@ impl Poller {
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno.into()),
         };
-        let mut ready = Ready { tokens: [0; PORTS_READY_MAX], count: 0, woken: false };
+        let mut ready = Ready {
+            tokens: [0; PORTS_READY_MAX],
+            count: 0,
+            woken: false,
+        };
         for event in events.iter().take(count) {
             match u16::try_from(event.data()) {
                 Ok(token) => {

@@ -42,7 +42,18 @@ pub(crate) struct Offload {
 impl Offload {
     /// `None` for an offload that cannot be undone here.
     pub(crate) fn parse(header: &[u8; VNET_HEADER_LEN]) -> Option<Offload> {
-        let [flags, kind, _, _, size_a, size_b, start_a, start_b, offset_a, offset_b] = *header;
+        let [
+            flags,
+            kind,
+            _,
+            _,
+            size_a,
+            size_b,
+            start_a,
+            start_b,
+            offset_a,
+            offset_b,
+        ] = *header;
         let word = |a, b| usize::from(u16::from_ne_bytes([a, b]));
         let checksum = (flags & NEEDS_CHECKSUM != 0)
             .then(|| (word(start_a, start_b), word(offset_a, offset_b)));
@@ -58,14 +69,21 @@ impl Offload {
 /// Completes the checksum, whose field holds the sum of the pseudo header. False if the offsets do not fit the frame.
 #[must_use]
 pub(crate) fn finish_checksum(offload: &Offload, frame: &mut [u8]) -> bool {
-    let Some((start, offset)) = offload.checksum else { return true };
-    let Some(covered) = frame.get_mut(start..) else { return false };
+    let Some((start, offset)) = offload.checksum else {
+        return true;
+    };
+    let Some(covered) = frame.get_mut(start..) else {
+        return false;
+    };
     let value = match checksum::checksum(covered) {
         // RFC 768: a transmitted zero means "no checksum".
         0 => 0xffff,
         value => value,
     };
-    match covered.get_mut(offset..).and_then(|field| field.first_chunk_mut::<2>()) {
+    match covered
+        .get_mut(offset..)
+        .and_then(|field| field.first_chunk_mut::<2>())
+    {
         Some(field) => {
             *field = value.to_be_bytes();
             true
@@ -76,7 +94,9 @@ pub(crate) fn finish_checksum(offload: &Offload, frame: &mut [u8]) -> bool {
 
 /// Cuts a super-frame. `None` if it is not a TCP frame this module understands.
 pub(crate) fn cut(offload: &Offload, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let Segments::Tcp(size) = offload.segments else { return None };
+    let Segments::Tcp(size) = offload.segments else {
+        return None;
+    };
     let (tcp_start, _) = offload.checksum?;
     let layers = Layers::parse(frame, tcp_start)?;
     let data_offset = usize::from(*frame.get(tcp_start + 12)? >> 4) * 4;
@@ -113,7 +133,11 @@ impl Layers {
             let is_v6 = *frame.get(at)? >> 4 == 6;
             *slot = Some((at, is_v6));
             let next;
-            (next, at) = if is_v6 { skip_ipv6(frame, at)? } else { skip_ipv4(frame, at)? };
+            (next, at) = if is_v6 {
+                skip_ipv6(frame, at)?
+            } else {
+                skip_ipv4(frame, at)?
+            };
             if next == protocol::TCP && at == tcp_start {
                 return Some(Layers { headers, tcp_start });
             }
@@ -154,11 +178,21 @@ impl Layers {
         Some(if is_v6 {
             let source = Ipv6Addr::from(*header.get(8..)?.first_chunk::<16>()?);
             let destination = Ipv6Addr::from(*header.get(24..)?.first_chunk::<16>()?);
-            checksum::pseudo_v6(source, destination, protocol::TCP, u32::try_from(length).ok()?)
+            checksum::pseudo_v6(
+                source,
+                destination,
+                protocol::TCP,
+                u32::try_from(length).ok()?,
+            )
         } else {
             let source = Ipv4Addr::from(*header.get(12..)?.first_chunk::<4>()?);
             let destination = Ipv4Addr::from(*header.get(16..)?.first_chunk::<4>()?);
-            checksum::pseudo_v4(source, destination, protocol::TCP, u16::try_from(length).ok()?)
+            checksum::pseudo_v4(
+                source,
+                destination,
+                protocol::TCP,
+                u16::try_from(length).ok()?,
+            )
         })
     }
 }

@@ -46,13 +46,25 @@ fn super_frame_becomes_wire_frames() {
     let frame = tunnelled(2500);
     let offload = Offload::parse(&header(GSO_TCPV4 | GSO_ECN, 1000, 74, 16)).expect("known");
     let segments = cut(&offload, &frame).expect("TCP");
-    assert_eq!(segments.iter().map(Vec::len).collect::<Vec<_>>(), [1094, 1094, 594]);
+    assert_eq!(
+        segments.iter().map(Vec::len).collect::<Vec<_>>(),
+        [1094, 1094, 594]
+    );
     let mut payload = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let length = segment.len();
-        assert_eq!(u16::from_be_bytes([segment[18], segment[19]]) as usize, length - 54);
-        assert_eq!(u16::from_be_bytes([segment[56], segment[57]]) as usize, length - 54);
-        assert_eq!(u16::from_be_bytes([segment[58], segment[59]]) as usize, 7 + number);
+        assert_eq!(
+            u16::from_be_bytes([segment[18], segment[19]]) as usize,
+            length - 54
+        );
+        assert_eq!(
+            u16::from_be_bytes([segment[56], segment[57]]) as usize,
+            length - 54
+        );
+        assert_eq!(
+            u16::from_be_bytes([segment[58], segment[59]]) as usize,
+            7 + number
+        );
         assert_eq!(checksum::checksum(&segment[54..74]), 0);
         assert_eq!(tcp_residue(segment), 0);
         let sequence = u32::from_be_bytes([segment[78], segment[79], segment[80], segment[81]]);
@@ -78,7 +90,11 @@ fn unfinished_checksum_is_finished() {
 
 #[test]
 fn nonsense_is_refused() {
-    assert_eq!(Offload::parse(&header(3, 100, 0, 0)), None, "UDP fragmentation offload");
+    assert_eq!(
+        Offload::parse(&header(3, 100, 0, 0)),
+        None,
+        "UDP fragmentation offload"
+    );
     let frame = tunnelled(100);
     for (size, start) in [(0, 74), (50, 73), (50, 5000), (50, 14)] {
         let offload = Offload::parse(&header(GSO_TCPV4, size, start, 16)).expect("known");
@@ -88,6 +104,6 @@ fn nonsense_is_refused() {
         let offload = Offload::parse(&header(GSO_TCPV4, 50, 74, 16)).expect("known");
         assert_eq!(cut(&offload, &frame[..length]), None, "length {length}");
     }
-    let offload = Offload::parse(&header(GSO_NONE, 0, 99, 90)).expect("known");
+    let offload = Offload::parse(&header(GSO_NONE, 0, 99, 95)).expect("known");
     assert!(!finish_checksum(&offload, &mut frame.clone()));
 }

@@ -89,11 +89,7 @@ pub(crate) fn mtu(control: BorrowedFd<'_>, name: &str) -> io::Result<usize> {
     check(unsafe { request.ifr_ifru.ifru_mtu })
 }
 
-pub(crate) fn set_tx_queue_len(
-    control: BorrowedFd<'_>,
-    name: &str,
-    length: u32,
-) -> io::Result<()> {
+pub(crate) fn set_tx_queue_len(control: BorrowedFd<'_>, name: &str, length: u32) -> io::Result<()> {
     let mut request = request(name)?;
     // The kernel reads `ifr_qlen`, an int at the place of `ifru_metric`.
     request.ifr_ifru.ifru_metric =
@@ -117,7 +113,13 @@ fn set_option<T>(
     let length = mem::size_of::<T>() as libc::socklen_t;
     // SAFETY: pointer and length describe the live value `value`; every option used in this file takes plain integers.
     check(unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), length)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
     })
     .map(drop)
 }
@@ -145,7 +147,12 @@ pub(crate) fn promiscuous(fd: BorrowedFd<'_>, index: libc::c_int) -> io::Result<
         mr_alen: 0,
         mr_address: [0; 8],
     };
-    set_option(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
+    set_option(
+        fd,
+        libc::SOL_PACKET,
+        libc::PACKET_ADD_MEMBERSHIP,
+        &membership,
+    )
 }
 
 /// Binds a packet socket to one device and one ethertype (0: receive nothing).
@@ -167,7 +174,10 @@ pub(crate) fn bind_packet(
 
 /// Packets that the kernel dropped because the socket's buffer was full, since the last call.
 pub(crate) fn packet_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut statistics = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
     let mut length = mem::size_of::<libc::tpacket_stats>() as libc::socklen_t;
     // SAFETY: pointer and length describe the live, exclusively borrowed `statistics`.
     check(unsafe {
@@ -182,7 +192,10 @@ pub(crate) fn packet_drops(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(statistics.tp_drops)
 }
 
-const EMPTY_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+const EMPTY_IOVEC: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
 
 fn empty_message() -> libc::mmsghdr {
     // SAFETY: all-zero bytes are a valid `mmsghdr`: null pointers and zero lengths.
@@ -241,7 +254,10 @@ pub(crate) fn receive(
 }
 
 fn iovec(bytes: &mut [u8]) -> libc::iovec {
-    libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
 }
 
 /// Sends frames in order until one fails. Never blocks. Returns how many left; an error concerns the first one.
@@ -260,6 +276,11 @@ pub(crate) fn send(fd: BorrowedFd<'_>, packets: &[&PacketBuf]) -> io::Result<usi
     }
     // SAFETY: the first `count` headers point to one vector each, which points to a live borrowed frame that the kernel only reads.
     check(unsafe {
-        libc::sendmmsg(fd.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT)
+        libc::sendmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT,
+        )
     })
 }

@@ -45,7 +45,13 @@ impl Tap {
         sys::set_mtu(control.as_fd(), name, mtu).map_err(OpenError::new(name, "set MTU"))?;
         sys::set_tx_queue_len(control.as_fd(), name, TX_QUEUE_LEN)
             .map_err(OpenError::new(name, "set queue length"))?;
-        Ok(Tap { name: name.to_owned(), mac, mtu, file, counters: Counters::default() })
+        Ok(Tap {
+            name: name.to_owned(),
+            mac,
+            mtu,
+            file,
+            counters: Counters::default(),
+        })
     }
 }
 
@@ -96,10 +102,12 @@ impl Port for Tap {
                 continue;
             }
             match self.file.write(packet.frame()) {
-                Ok(_) => {
-                    self.counters.sent(packet.len());
+                Ok(length) if length == packet.len() => {
+                    self.counters.sent(length);
                     sent += 1;
                 }
+                // The driver takes a frame whole or not at all.
+                Ok(_) => self.counters.tx_errors += 1,
                 Err(error) => self.counters.not_sent(&error),
             }
         }

@@ -34,7 +34,11 @@ impl Peer for KernelWire {
     fn receive(&mut self) -> Option<Vec<u8>> {
         let mut packets = [PacketBuf::new()];
         let filled = self.0.rx_burst(&mut packets).expect("device exists");
-        packets.iter().take(filled).map(|packet| packet.frame().to_vec()).next()
+        packets
+            .iter()
+            .take(filled)
+            .map(|packet| packet.frame().to_vec())
+            .next()
     }
 }
 
@@ -48,7 +52,10 @@ fn passes(mut make: impl FnMut() -> Pair) {
 fn memory() {
     passes(|| {
         let (port, peer) = memory::pair("memory0", MAC, 1500).expect("descriptors");
-        Pair { port: Box::new(port), peer: Box::new(MemoryWire(peer)) }
+        Pair {
+            port: Box::new(port),
+            peer: Box::new(MemoryWire(peer)),
+        }
     });
 }
 
@@ -62,7 +69,10 @@ fn tap() {
         let port = Tap::create(&name, MAC, 1500).expect("create TAP");
         ip(&format!("link set {name} up"));
         let wire = AfPacket::open(&name, Select::All).expect("open the kernel's end");
-        Pair { port: Box::new(port), peer: Box::new(KernelWire(wire)) }
+        Pair {
+            port: Box::new(port),
+            peer: Box::new(KernelWire(wire)),
+        }
     });
 }
 
@@ -72,11 +82,14 @@ fn af_packet() {
     let mut count = 0;
     passes(|| {
         count += 1;
-        ip(&format!("link add a{count} type veth peer name b{count}"));
-        ip(&format!("link set a{count} up"));
-        ip(&format!("link set b{count} up"));
-        let port = AfPacket::open(&format!("a{count}"), Select::All).expect("open port");
-        let wire = AfPacket::open(&format!("b{count}"), Select::All).expect("open peer");
-        Pair { port: Box::new(port), peer: Box::new(KernelWire(wire)) }
+        ip(&format!("link add pf{count} type veth peer name r{count}"));
+        ip(&format!("link set pf{count} up"));
+        ip(&format!("link set r{count} up"));
+        let port = AfPacket::open(&format!("pf{count}"), Select::All).expect("open port");
+        let wire = AfPacket::open(&format!("r{count}"), Select::All).expect("open peer");
+        Pair {
+            port: Box::new(port),
+            peer: Box::new(KernelWire(wire)),
+        }
     });
 }

@@ -19,17 +19,17 @@ impl Machine {
             .args(["--pdeathsig", "KILL", "unshare", "--net", "sleep", "600"])
             .spawn()
             .expect("cannot run setpriv/unshare: install util-linux");
+        // Owned from here on, so that a failed expectation below ends it.
+        let machine = Machine(child);
         let own = std::fs::read_link("/proc/thread-self/ns/net").expect("own namespace");
+        let theirs = format!("/proc/{}/ns/net", machine.0.id());
         let deadline = Instant::now() + DEADLINE;
         // The child is still in our namespace until `unshare` has run.
-        loop {
-            let theirs = std::fs::read_link(format!("/proc/{}/ns/net", child.id()));
-            if theirs.is_ok_and(|theirs| theirs != own) {
-                return Machine(child);
-            }
+        while std::fs::read_link(&theirs).is_ok_and(|theirs| theirs == own) {
             assert!(Instant::now() < deadline, "no namespace");
             std::thread::yield_now();
         }
+        machine
     }
 
     fn run(&self, command: &str) {
@@ -86,7 +86,10 @@ fn keeps_working_in_another_namespace_and_notices_its_end() {
             assert_eq!(ready.tokens(), [0], "readiness did not tell");
             break;
         }
-        assert!(Instant::now() < deadline, "the end of the namespace went unnoticed");
+        assert!(
+            Instant::now() < deadline,
+            "the end of the namespace went unnoticed"
+        );
     }
 }
 
@@ -106,5 +109,8 @@ fn a_name_in_use_is_refused() {
     let _first = Tap::create("tap0", MAC, 1500).expect("create TAP");
     let error = Tap::create("tap0", MAC, 1500).expect_err("name is taken");
     assert_eq!(error.source.raw_os_error(), Some(libc::EBUSY), "{error}");
-    assert_eq!(error.to_string().split(": ").take(2).collect::<Vec<_>>(), ["tap0", "create TAP"]);
+    assert_eq!(
+        error.to_string().split(": ").take(2).collect::<Vec<_>>(),
+        ["tap0", "create TAP"]
+    );
 }
