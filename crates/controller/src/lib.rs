@@ -16,6 +16,7 @@ pub mod key;
 pub mod leader;
 pub mod metrics;
 pub mod object;
+pub mod part;
 pub mod plan;
 pub mod queue;
 pub mod runner;

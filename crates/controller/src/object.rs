@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use api::ids::Origin;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use kube::Resource;
 use serde_json::{Value, json};
 
-use crate::key::{Kind, Object};
+use crate::key::{Key, Kind, Object};
 
 pub fn uid<K: Resource>(object: &K) -> &str {
     object.meta().uid.as_deref().unwrap_or_default()
@@ -104,4 +105,37 @@ pub fn selects(
                     _ => false,
                 }
             })
+}
+
+/// Whether all these labels and annotations are on the object.
+pub fn carries<K: Resource>(
+    object: &K,
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+) -> bool {
+    labels
+        .iter()
+        .all(|(key, value)| label(object, key) == Some(value))
+        && annotations
+            .iter()
+            .all(|(key, value)| annotation(object, key) == Some(value))
+}
+
+/// Index values for finding what was made for a source: `namespace/name` of the origin under `base`.
+pub fn origin_key<K: Resource>(object: &K, base: &str) -> Option<Key> {
+    let Origin {
+        namespace,
+        name,
+        uid: _,
+    } = Origin::of(object.meta(), base)?;
+    Some(Key { namespace, name })
+}
+
+/// The origin that objects made for `object` carry.
+pub fn as_origin<K: Resource>(object: &K) -> Origin {
+    Origin {
+        namespace: namespace(object).to_owned(),
+        name: name(object).to_owned(),
+        uid: uid(object).to_owned(),
+    }
 }

@@ -1,0 +1,298 @@
+//! OpenKCM-net NetworkInterface on a node of this partition → metalnet NetworkInterface of the same uid; state, device and
+//! addresses in use come back.
+//!
+//! Ready is passed on only together with exactly one device, because machine providers plug that device in. An interface on
+//! a node that is gone is taken down and shown as Pending.
+
+use api::{
+    apinet,
+    ids::Origin,
+    meta::{Ip, IpFamily},
+    metalnet,
+    names::{manager, origin},
+};
+use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object};
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+
+use crate::{
+    network::{BY_NETWORK, network_of},
+    partition::Partition,
+};
+
+/// Index of metalnet interfaces by the key of their OpenKCM-net interface.
+const BY_ORIGIN: &str = "metalnetlet-nic-origin";
+/// Index of OpenKCM-net interfaces by the name of their OpenKCM-net Node.
+const BY_NODE: &str = "metalnetlet-nic-node";
+
+pub struct NetworkInterfaceController {
+    pub partition: Partition,
+    /// As in [`crate::NodeController`], so that both share one watch.
+    pub node_selector: Option<String>,
+}
+
+impl Controller for NetworkInterfaceController {
+    fn name(&self) -> &'static str {
+        "networkinterface"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let partition = self.partition.clone();
+        let nics = Watch::<apinet::NetworkInterface>::new()
+            .index(BY_NETWORK, |nic| vec![network_of(nic).to_string()])
+            .index(BY_NODE, |nic| vec![nic.spec.node_ref.name.clone()])
+            .keys(move |nic, _| {
+                partition
+                    .node_of(nic)
+                    .map(|_| Key::of(nic))
+                    .into_iter()
+                    .collect()
+            });
+        let partition = self.partition.clone();
+        let networks = Watch::<apinet::Network>::new().keys(move |network, world| {
+            let key = Key::of(network).to_string();
+            let nics = world.indexed::<apinet::NetworkInterface>(BY_NETWORK, &key);
+            let local = nics.iter().filter(|nic| partition.node_of(nic).is_some());
+            local.map(|nic| Key::of(&**nic)).collect()
+        });
+        let partition = self.partition.clone();
+        let nodes = Watch::<Node>::new().keys(move |node, world| {
+            let name = partition.apinet_node(object::name(node));
+            let nics = world.indexed::<apinet::NetworkInterface>(BY_NODE, &name);
+            nics.iter().map(|nic| Key::of(&**nic)).collect()
+        });
+        let nodes = match &self.node_selector {
+            Some(selector) => nodes.labels(selector),
+            None => nodes,
+        };
+        let base = origin::METALNET_NETWORK_INTERFACE;
+        let made = Watch::<metalnet::NetworkInterface>::new()
+            .namespace(&self.partition.metalnet_namespace)
+            .index(BY_ORIGIN, move |made| {
+                object::origin_key(made, base)
+                    .iter()
+                    .map(Key::to_string)
+                    .collect()
+            })
+            .keys(move |made, _| object::origin_key(made, base).into_iter().collect());
+        vec![nics.build(), networks.build(), nodes.build(), made.build()]
+    }
+
+    fn plan(&self, world: &World, key: &Key) -> Plan {
+        let Some(nic) = world.by_key::<apinet::NetworkInterface>(key) else {
+            return clean_up(world, key);
+        };
+        let Some(node) = self.partition.node_of(&nic) else {
+            return Plan::none();
+        };
+        let namespace = &self.partition.metalnet_namespace;
+        let made = world.get::<metalnet::NetworkInterface>(namespace, object::uid(&*nic));
+        if object::is_deleting(&*nic) {
+            return self.let_go(&nic, made.as_deref());
+        }
+        let node_lives = world
+            .get::<Node>("", node)
+            .is_some_and(|node| !object::is_deleting(&*node));
+        if !node_lives {
+            let mut plan = self.let_go(&nic, made.as_deref());
+            plan.extend(show_pending(&nic));
+            return plan;
+        }
+        let Some(network) = world.by_key::<apinet::Network>(&network_of(&nic)) else {
+            // The Network's own event brings this key back.
+            return Plan::none();
+        };
+        self.realize(&nic, node, &network, made.as_deref())
+    }
+}
+
+impl NetworkInterfaceController {
+    fn realize(
+        &self,
+        nic: &apinet::NetworkInterface,
+        node: &str,
+        network: &apinet::Network,
+        made: Option<&metalnet::NetworkInterface>,
+    ) -> Plan {
+        let mut plan = Plan::none();
+        plan.extend(Op::add_finalizer(nic, &self.partition.finalizer()));
+        let source = object::as_origin(nic);
+        let labels = source.labels(origin::METALNET_NETWORK_INTERFACE);
+        let annotations = source.annotations(origin::METALNET_NETWORK_INTERFACE);
+        let spec = wanted_spec(nic, node, network);
+        let fits = made.is_some_and(|made| {
+            spec_fits(&spec, &made.spec) && object::carries(made, &labels, &annotations)
+        });
+        if !fits {
+            let target = Target::new::<metalnet::NetworkInterface>(
+                &self.partition.metalnet_namespace,
+                object::uid(nic),
+            );
+            let mut spec = json!(spec);
+            // Always owned, also when empty: clearing the host name must reach the guest.
+            spec["hostname"] = json!(nic.spec.hostname);
+            let body = json!({
+                "metadata": { "labels": labels, "annotations": annotations },
+                "spec": spec,
+            });
+            plan.push(Op::apply(target, manager::METALNETLET, body));
+        }
+        plan.extend(made.and_then(|made| report(nic, made)));
+        plan
+    }
+
+    /// The metalnet interface goes first; metalnet's finalizer keeps it until dpservice is clean.
+    fn let_go(
+        &self,
+        nic: &apinet::NetworkInterface,
+        made: Option<&metalnet::NetworkInterface>,
+    ) -> Plan {
+        let mut plan = Plan::none();
+        match made {
+            Some(made) if object::is_deleting(made) => {}
+            Some(made) => {
+                plan.push(Op::delete(made));
+            }
+            None => {
+                plan.extend(Op::remove_finalizer(nic, &self.partition.finalizer()));
+            }
+        }
+        plan
+    }
+}
+
+fn wanted_spec(
+    nic: &apinet::NetworkInterface,
+    node: &str,
+    network: &apinet::Network,
+) -> metalnet::NetworkInterfaceSpec {
+    let apinet::NetworkInterfaceSpec {
+        node_ref: _,
+        network_ref: _,
+        ips,
+        prefixes,
+        nat_gateways: _,
+        hostname,
+        public_ips,
+    } = &nic.spec;
+    metalnet::NetworkInterfaceSpec {
+        network_ref: api::meta::LocalObjectReference::new(object::uid(network)),
+        ip_families: ips.iter().map(|ip| ip.family()).collect(),
+        ips: ips.clone(),
+        virtual_ip: public_ips.iter().filter_map(|entry| entry.ip).find(is_ipv4),
+        prefixes: prefixes.clone(),
+        load_balancer_targets: Vec::new(),
+        nat: None,
+        node_name: Some(node.to_owned()),
+        firewall_rules: Vec::new(),
+        metering_rate: None,
+        hostname: hostname.clone(),
+    }
+}
+
+/// dpservice has public addresses of IPv4 only.
+fn is_ipv4(ip: &Ip) -> bool {
+    ip.family() == IpFamily::IPv4
+}
+
+/// Compares what we write; what others may own (metering) does not count.
+fn spec_fits(
+    wanted: &metalnet::NetworkInterfaceSpec,
+    live: &metalnet::NetworkInterfaceSpec,
+) -> bool {
+    let live = metalnet::NetworkInterfaceSpec {
+        metering_rate: wanted.metering_rate.clone(),
+        ..live.clone()
+    };
+    *wanted == live
+}
+
+/// What metalnet says, in the words of OpenKCM-net, if it differs from what is shown.
+fn report(nic: &apinet::NetworkInterface, made: &metalnet::NetworkInterface) -> Option<Op> {
+    let metalnet::NetworkInterfaceStatus {
+        state,
+        pci_address,
+        tap_device,
+        virtual_ip,
+        nat_ip,
+        prefixes,
+        load_balancer_targets: _,
+    } = made.status.clone().unwrap_or_default();
+    let one_device = pci_address.is_some() != tap_device.is_some();
+    let state = match state {
+        Some(metalnet::State::Ready) if one_device => apinet::NetworkInterfaceState::Ready,
+        Some(metalnet::State::Error) => apinet::NetworkInterfaceState::Error,
+        Some(metalnet::State::Ready | metalnet::State::Pending) | None => {
+            apinet::NetworkInterfaceState::Pending
+        }
+    };
+    let wanted = apinet::NetworkInterfaceStatus {
+        state: Some(state),
+        pci_address,
+        tap_device,
+        prefixes,
+        public_ips: virtual_ip.into_iter().collect(),
+        nat_ips: nat_ip
+            .map(|nat| apinet::NatIp {
+                ip: Some(nat.ip),
+                port: nat.port,
+                end_port: nat.end_port,
+            })
+            .into_iter()
+            .collect(),
+    };
+    show(nic, wanted)
+}
+
+fn show_pending(nic: &apinet::NetworkInterface) -> Option<Op> {
+    let pending = apinet::NetworkInterfaceStatus {
+        state: Some(apinet::NetworkInterfaceState::Pending),
+        ..apinet::NetworkInterfaceStatus::default()
+    };
+    show(nic, pending)
+}
+
+fn show(nic: &apinet::NetworkInterface, wanted: apinet::NetworkInterfaceStatus) -> Option<Op> {
+    if nic.status.as_ref() == Some(&wanted) {
+        return None;
+    }
+    let apinet::NetworkInterfaceStatus {
+        state,
+        pci_address,
+        tap_device,
+        prefixes,
+        public_ips,
+        nat_ips,
+    } = wanted;
+    // Explicit empties: a merge patch only changes what it names. An object is replaced by clearing it first, which a merge
+    // patch cannot do, but both device types always carry all of their fields.
+    let status = json!({
+        "state": state,
+        "pciAddress": pci_address.map(|pci| json!({
+            "domain": pci.domain, "bus": pci.bus, "slot": pci.slot, "function": pci.function,
+        })).unwrap_or(Value::Null),
+        "tapDevice": tap_device.map(|tap| json!({ "name": tap.name })).unwrap_or(Value::Null),
+        "prefixes": prefixes,
+        "publicIPs": public_ips,
+        "natIPs": nat_ips,
+    });
+    Some(Op::patch_status(Target::of(nic), status))
+}
+
+fn clean_up(world: &World, key: &Key) -> Plan {
+    let mut plan = Plan::none();
+    for made in world.indexed::<metalnet::NetworkInterface>(BY_ORIGIN, &key.to_string()) {
+        let Some(source) = Origin::of(&made.metadata, origin::METALNET_NETWORK_INTERFACE) else {
+            continue;
+        };
+        if !object::is_deleting(&*made) {
+            let target = Target::new::<apinet::NetworkInterface>(&source.namespace, &source.name);
+            plan.push(Op::RequireGone {
+                target,
+                uid: source.uid,
+            });
+            plan.push(Op::delete(&*made));
+        }
+    }
+    plan
+}
