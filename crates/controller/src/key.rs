@@ -135,6 +135,14 @@ impl Target {
             key: Key::of(object),
         }
     }
+
+    /// The namesake of another kind.
+    pub fn of_kind<K: kube::Resource<DynamicType = ()>>(self) -> Target {
+        Target {
+            kind: Kind::of::<K>(),
+            key: self.key,
+        }
+    }
 }
 
 impl fmt::Display for Target {
