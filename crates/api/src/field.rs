@@ -181,15 +181,20 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Sorts errors by path (indexes as numbers); of several errors of one kind about one field one stays.
+/// Sorts errors by path (indexes as numbers). Schema and rules may report the same mistake; the report
+/// with the longest text stays.
 pub fn sorted(mut errors: Vec<FieldError>) -> Vec<FieldError> {
     errors.sort_by(|a, b| {
         key(&a.path)
             .cmp(&key(&b.path))
             .then(a.kind.cmp(&b.kind))
-            .then(a.detail.cmp(&b.detail))
+            .then_with(|| a.value.to_string().cmp(&b.value.to_string()))
+            .then(b.detail.len().cmp(&a.detail.len()))
+            .then_with(|| a.detail.cmp(&b.detail))
     });
-    errors.dedup();
+    let same =
+        |a: &FieldError, b: &FieldError| a.path == b.path && a.kind == b.kind && a.value == b.value;
+    errors.dedup_by(|later, earlier| same(later, earlier));
     errors
 }
 
