@@ -22,6 +22,7 @@ use std::time::Duration;
 
 pub mod memory;
 pub(crate) mod mvcc;
+pub mod redb;
 pub(crate) mod shared;
 
 /// A point in the store's history. Zero is the empty store before its first write.

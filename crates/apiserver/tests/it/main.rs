@@ -1,1 +1,4 @@
 //! Integration tests of the API server.
+
+#[cfg(test)]
+mod store;
