@@ -1,8 +1,8 @@
 //! Bytes of the store's file: the tables, the row encoding, locking, opening and loading.
 
+use crate::store::Change;
 use crate::store::Rev;
 use crate::store::mvcc::{LoadedRow, Loader, Mvcc, Record, RowId};
-use crate::store::Change;
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -38,7 +38,10 @@ pub enum OpenError {
     #[error("the store has format {found}, this release reads format {FORMAT}")]
     Format { found: u64 },
     #[error("cannot use {}: {source}", path.display())]
-    Io { path: PathBuf, source: std::io::Error },
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot start the writer thread: {source}")]
     Thread { source: std::io::Error },
     /// The engine refuses the file, or an I/O error under it.
@@ -55,7 +58,11 @@ pub(super) fn lock_dir(dir: &Path) -> Result<File, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
     };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(io(dir))?;
     let path = dir.join(LOCK_NAME);
     let mut file = OpenOptions::new()
         .read(true)
@@ -75,7 +82,10 @@ pub(super) fn lock_dir(dir: &Path) -> Result<File, OpenError> {
                 "" => "unknown".to_owned(),
                 note => note.to_owned(),
             };
-            return Err(OpenError::Locked { path: dir.to_owned(), holder });
+            return Err(OpenError::Locked {
+                path: dir.to_owned(),
+                holder,
+            });
         }
         Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
     }
@@ -87,7 +97,10 @@ pub(super) fn lock_dir(dir: &Path) -> Result<File, OpenError> {
 
 pub(super) fn open_path(dir: &Path, cache_bytes: usize) -> Result<Database, OpenError> {
     let path = dir.join(FILE_NAME);
-    let io = |source| OpenError::Io { path: path.clone(), source };
+    let io = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -100,7 +113,10 @@ pub(super) fn open_path(dir: &Path, cache_bytes: usize) -> Result<Database, Open
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
     let engine = |error: redb::DatabaseError| OpenError::Engine(error.into());
     let backend = redb::backends::FileBackend::new(file).map_err(engine)?;
-    redb::Builder::new().set_cache_size(cache_bytes).create_with_backend(backend).map_err(engine)
+    redb::Builder::new()
+        .set_cache_size(cache_bytes)
+        .create_with_backend(backend)
+        .map_err(engine)
 }
 
 /// Reads the whole log; creates the tables in a new file.
@@ -161,14 +177,23 @@ pub(super) fn commit(
         let mut log = write.open_table(LOG)?;
         for record in records {
             for (seq, change) in (0u32..).zip(record.changes.iter()) {
-                append(&mut log, RowId { rev: record.rev, seq }, change)?;
+                append(
+                    &mut log,
+                    RowId {
+                        rev: record.rev,
+                        seq,
+                    },
+                    change,
+                )?;
             }
         }
         if let Some(compaction) = compaction {
             for row in &compaction.rows {
                 log.remove((row.rev, row.seq))?;
             }
-            write.open_table(META)?.insert(META_FLOOR, compaction.floor)?;
+            write
+                .open_table(META)?
+                .insert(META_FLOOR, compaction.floor)?;
         }
     }
     Ok(write.commit()?)
@@ -186,7 +211,13 @@ fn append(log: &mut Log<'_>, row: RowId, change: &Change) -> Result<(), redb::Er
     let mut place = log.insert_reserve((row.rev, row.seq), HEADER + kv.key.len() + value.len())?;
     let mut out = place.as_mut();
     // Writing into a slice of the reserved length cannot fall short.
-    for part in [&[kind][..], &kv.create_rev.to_le_bytes(), &key_len.to_le_bytes(), &kv.key, value] {
+    for part in [
+        &[kind][..],
+        &kv.create_rev.to_le_bytes(),
+        &key_len.to_le_bytes(),
+        &kv.key,
+        value,
+    ] {
         out.write_all(part).map_err(redb::Error::Io)?;
     }
     Ok(())
@@ -203,5 +234,10 @@ fn decode(row: RowId, bytes: &[u8]) -> Option<LoadedRow> {
         _ => return None,
     };
     let create_rev = u64::from_le_bytes(*create_rev);
-    Some(LoadedRow { row, key: Bytes::copy_from_slice(key), create_rev, value })
+    Some(LoadedRow {
+        row,
+        key: Bytes::copy_from_slice(key),
+        create_rev,
+        value,
+    })
 }

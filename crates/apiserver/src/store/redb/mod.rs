@@ -175,7 +175,9 @@ impl RedbStore {
         self.shared.stop("the writer has ended");
         self.shared
             .stop_cause()
-            .unwrap_or_else(|| StoreError::Stopped { cause: "the writer has ended".into() })
+            .unwrap_or_else(|| StoreError::Stopped {
+                cause: "the writer has ended".into(),
+            })
     }
 }
 
@@ -218,7 +220,12 @@ impl Store for RedbStore {
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         txn.validate()?;
         let (reply, answer) = oneshot::channel();
-        self.send(|permit| Request::Txn { txn, reply, _permit: permit }).await?;
+        self.send(|permit| Request::Txn {
+            txn,
+            reply,
+            _permit: permit,
+        })
+        .await?;
         match answer.await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.gone()),
@@ -231,7 +238,12 @@ impl Store for RedbStore {
 
     async fn compact(&self, floor: Rev) -> Result<(), StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.send(|permit| Request::Compact { floor, reply, _permit: permit }).await?;
+        self.send(|permit| Request::Compact {
+            floor,
+            reply,
+            _permit: permit,
+        })
+        .await?;
         match answer.await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.gone()),

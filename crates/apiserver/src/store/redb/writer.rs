@@ -22,8 +22,16 @@ type CompactReply = oneshot::Sender<Result<(), StoreError>>;
 
 #[derive(Debug)]
 pub(super) enum Request {
-    Txn { txn: Txn, reply: TxnReply, _permit: OwnedSemaphorePermit },
-    Compact { floor: Rev, reply: CompactReply, _permit: OwnedSemaphorePermit },
+    Txn {
+        txn: Txn,
+        reply: TxnReply,
+        _permit: OwnedSemaphorePermit,
+    },
+    Compact {
+        floor: Rev,
+        reply: CompactReply,
+        _permit: OwnedSemaphorePermit,
+    },
 }
 
 #[derive(Debug)]
@@ -68,7 +76,11 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             // While a compaction is under way the writer must not sleep.
-            let wait = if self.compacting() { Duration::ZERO } else { IDLE_TICK };
+            let wait = if self.compacting() {
+                Duration::ZERO
+            } else {
+                IDLE_TICK
+            };
             let first = match self.requests.recv_timeout(wait) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -97,12 +109,20 @@ impl Writer {
         let mut next = first;
         while let Some(request) = next {
             match request {
-                Request::Txn { txn, reply, _permit } => {
+                Request::Txn {
+                    txn,
+                    reply,
+                    _permit,
+                } => {
                     operations += txn.ops.len().max(1);
                     let outcome = self.shared.read().stage(&mut staged, &txn);
                     answers.0.push((reply, outcome));
                 }
-                Request::Compact { floor, reply, _permit } => {
+                Request::Compact {
+                    floor,
+                    reply,
+                    _permit,
+                } => {
                     let floor = floor.min(self.shared.read().rev());
                     self.floor_target = self.floor_target.max(floor);
                     self.compact_waiters.push((floor, reply));
@@ -124,7 +144,9 @@ impl Writer {
         file::commit(&self.database, &staged.records, compaction.as_ref())?;
         self.counters.commits.fetch_add(1, Ordering::Relaxed);
         if let Some(compaction) = compaction {
-            self.counters.rows_compacted.fetch_add(compaction.rows.len() as u64, Ordering::Relaxed);
+            self.counters
+                .rows_compacted
+                .fetch_add(compaction.rows.len() as u64, Ordering::Relaxed);
             self.shared.write().compact(compaction.floor);
         }
         self.shared.publish(staged);
@@ -134,7 +156,10 @@ impl Writer {
     fn compaction_step(&self) -> Option<Compaction> {
         let state = self.shared.read();
         let floor = self.floor_target.min(state.floor() + COMPACT_STEP_MAX);
-        (floor > state.floor()).then(|| Compaction { floor, rows: state.compaction_rows(floor) })
+        (floor > state.floor()).then(|| Compaction {
+            floor,
+            rows: state.compaction_rows(floor),
+        })
     }
 
     fn answer(&mut self, answers: Answers) {
@@ -163,7 +188,10 @@ impl Writer {
         let (rev, floor, len) = (state.rev(), state.floor(), state.history_len());
         let bytes = state.history_bytes();
         drop(state);
-        let due = self.marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= IDLE_TICK);
+        let due = self
+            .marks
+            .back()
+            .is_none_or(|(at, _)| now.duration_since(*at) >= IDLE_TICK);
         if due {
             if self.marks.len() >= MARKS_MAX {
                 self.marks.pop_front();
@@ -188,7 +216,9 @@ impl Writer {
     /// Tells everybody that the engine is gone: this group, and whoever still waits in the queue.
     fn fail(self, cause: &str, answers: Answers) {
         self.shared.stop(cause);
-        let stopped = StoreError::Stopped { cause: cause.into() };
+        let stopped = StoreError::Stopped {
+            cause: cause.into(),
+        };
         for (reply, _) in answers.0 {
             let _ = reply.send(Err(stopped.clone()));
         }

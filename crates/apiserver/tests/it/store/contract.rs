@@ -118,7 +118,10 @@ async fn empty_store_is_at_revision_zero(engine: impl Engine) {
     let store = engine.open();
     assert_eq!((store.current().await, store.floor().await), (0, 0));
     let page = store.range(b"", None, 0, At::Latest).await.unwrap();
-    assert_eq!((page.kvs.len(), page.rev, page.more, page.remaining), (0, 0, false, 0));
+    assert_eq!(
+        (page.kvs.len(), page.rev, page.more, page.remaining),
+        (0, 0, false, 0)
+    );
 }
 
 async fn get_of_missing_key_is_none(engine: impl Engine) {
@@ -144,10 +147,17 @@ async fn each_txn_is_the_next_revision(engine: impl Engine) {
 async fn several_ops_are_one_revision(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/c", "old").await;
-    let rev = commit(&*store, Txn::new().put("/a", "1").put("/b", "2").delete("/c")).await;
+    let rev = commit(
+        &*store,
+        Txn::new().put("/a", "1").put("/b", "2").delete("/c"),
+    )
+    .await;
     assert_eq!(rev, 2);
     let page = store.range(b"/", None, 0, At::Latest).await.unwrap();
-    assert_eq!(page.kvs.iter().map(|kv| kv.mod_rev).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(
+        page.kvs.iter().map(|kv| kv.mod_rev).collect::<Vec<_>>(),
+        [2, 2]
+    );
 }
 
 async fn update_keeps_the_create_revision(engine: impl Engine) {
@@ -203,7 +213,10 @@ async fn guard_absent_fails_and_shows_the_holder(engine: impl Engine) {
     let txn = Txn::new().expect("/a", Expect::Absent).put("/a", "2");
     let (index, current) = refused(&*store, txn).await;
     let current = current.unwrap();
-    assert_eq!((index, &current.value[..], current.mod_rev), (0, &b"1"[..], 1));
+    assert_eq!(
+        (index, &current.value[..], current.mod_rev),
+        (0, &b"1"[..], 1)
+    );
 }
 
 async fn guard_absent_holds_after_delete(engine: impl Engine) {
@@ -216,7 +229,11 @@ async fn guard_absent_holds_after_delete(engine: impl Engine) {
 async fn guard_mod_rev_holds_on_newest(engine: impl Engine) {
     let store = engine.open();
     let rev = put(&*store, "/a", "1").await;
-    commit(&*store, Txn::new().expect("/a", Expect::ModRev(rev)).put("/a", "2")).await;
+    commit(
+        &*store,
+        Txn::new().expect("/a", Expect::ModRev(rev)).put("/a", "2"),
+    )
+    .await;
     assert_eq!(value(&*store, "/a", At::Latest).await.unwrap(), "2");
 }
 
@@ -246,7 +263,9 @@ async fn guard_on_another_key_protects(engine: impl Engine) {
     let store = engine.open();
     let fence = put(&*store, "/fence", "1").await;
     put(&*store, "/fence", "2").await;
-    let txn = Txn::new().expect("/fence", Expect::ModRev(fence)).put("/a", "1");
+    let txn = Txn::new()
+        .expect("/fence", Expect::ModRev(fence))
+        .put("/a", "1");
     refused(&*store, txn).await;
     assert_eq!(value(&*store, "/a", At::Latest).await, None);
 }
@@ -254,7 +273,10 @@ async fn guard_on_another_key_protects(engine: impl Engine) {
 async fn guards_only_txn_commits_at_current(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/a", "1").await;
-    assert_eq!(commit(&*store, Txn::new().expect("/a", Expect::ModRev(1))).await, 1);
+    assert_eq!(
+        commit(&*store, Txn::new().expect("/a", Expect::ModRev(1))).await,
+        1
+    );
     refused(&*store, Txn::new().expect("/a", Expect::Absent)).await;
 }
 
@@ -273,7 +295,10 @@ async fn first_failing_guard_is_named(engine: impl Engine) {
 async fn failed_txn_changes_nothing(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/a", "1").await;
-    let txn = Txn::new().expect("/a", Expect::Absent).put("/b", "1").delete("/a");
+    let txn = Txn::new()
+        .expect("/a", Expect::Absent)
+        .put("/b", "1")
+        .delete("/a");
     refused(&*store, txn).await;
     assert_eq!(store.current().await, 1);
     assert_eq!(keys(&*store, "", At::Latest).await, ["/a"]);
@@ -315,7 +340,9 @@ async fn too_many_ops_are_invalid(engine: impl Engine) {
 async fn concurrent_creates_have_one_winner(engine: impl Engine) {
     let store = engine.open();
     let attempts = (0..32).map(|i| {
-        let txn = Txn::new().expect("/lock", Expect::Absent).put("/lock", format!("{i}"));
+        let txn = Txn::new()
+            .expect("/lock", Expect::Absent)
+            .put("/lock", format!("{i}"));
         store.txn(txn)
     });
     let outcomes = futures::future::join_all(attempts).await;
@@ -395,7 +422,10 @@ async fn range_limit_tells_the_rest(engine: impl Engine) {
     }
     put(&*store, "/b", "x").await;
     let page = store.range(b"/a/", None, 4, At::Latest).await.unwrap();
-    assert_eq!((page.kvs.len(), page.more, page.remaining, page.rev), (4, true, 6, 11));
+    assert_eq!(
+        (page.kvs.len(), page.more, page.remaining, page.rev),
+        (4, true, 6, 11)
+    );
     let page = store.range(b"/a/", None, 10, At::Latest).await.unwrap();
     assert_eq!((page.kvs.len(), page.more, page.remaining), (10, false, 0));
 }
@@ -405,9 +435,15 @@ async fn range_after_is_exclusive(engine: impl Engine) {
     for key in ["/a/1", "/a/2", "/a/3"] {
         put(&*store, key, "x").await;
     }
-    let page = store.range(b"/a/", Some(b"/a/2"), 0, At::Latest).await.unwrap();
+    let page = store
+        .range(b"/a/", Some(b"/a/2"), 0, At::Latest)
+        .await
+        .unwrap();
     assert_eq!(page.kvs.len(), 1);
-    let page = store.range(b"/a/", Some(b"/a/15"), 0, At::Latest).await.unwrap();
+    let page = store
+        .range(b"/a/", Some(b"/a/15"), 0, At::Latest)
+        .await
+        .unwrap();
     assert_eq!(page.kvs.len(), 2);
 }
 
@@ -415,7 +451,10 @@ async fn range_after_before_the_prefix_starts_at_the_prefix(engine: impl Engine)
     let store = engine.open();
     put(&*store, "/a", "x").await;
     put(&*store, "/b/1", "x").await;
-    let page = store.range(b"/b/", Some(b"/"), 0, At::Latest).await.unwrap();
+    let page = store
+        .range(b"/b/", Some(b"/"), 0, At::Latest)
+        .await
+        .unwrap();
     assert_eq!(page.kvs.len(), 1);
 }
 
@@ -441,9 +480,15 @@ async fn paging_is_one_snapshot_under_writes(engine: impl Engine) {
         put(&*store, "/a/19", "after").await;
         put(&*store, &format!("/a/10-{}", seen.len()), "new").await;
         let after = page.kvs.last().unwrap().key.clone();
-        page = store.range(b"/a/", Some(&after), 3, At::Exactly(snapshot)).await.unwrap();
+        page = store
+            .range(b"/a/", Some(&after), 3, At::Exactly(snapshot))
+            .await
+            .unwrap();
         assert_eq!(page.rev, snapshot);
-        assert_eq!(page.remaining as usize + page.kvs.len() + seen.len(), expected.len());
+        assert_eq!(
+            page.remaining as usize + page.kvs.len() + seen.len(),
+            expected.len()
+        );
     }
     assert_eq!(seen, expected);
 }
@@ -455,7 +500,10 @@ async fn paging_shows_keys_deleted_meanwhile(engine: impl Engine) {
     }
     let page = store.range(b"/a/", None, 1, At::Latest).await.unwrap();
     delete(&*store, "/a/3").await;
-    let rest = store.range(b"/a/", Some(b"/a/1"), 0, At::Exactly(page.rev)).await.unwrap();
+    let rest = store
+        .range(b"/a/", Some(b"/a/1"), 0, At::Exactly(page.rev))
+        .await
+        .unwrap();
     assert_eq!(rest.kvs.len(), 2);
     assert_eq!(keys(&*store, "/a/", At::Latest).await, ["/a/1", "/a/2"]);
 }
@@ -465,7 +513,10 @@ async fn exactly_sees_the_old_value(engine: impl Engine) {
     let old = put(&*store, "/a", "1").await;
     put(&*store, "/a", "2").await;
     assert_eq!(value(&*store, "/a", At::Exactly(old)).await.unwrap(), "1");
-    assert_eq!(value(&*store, "/a", At::Exactly(old + 1)).await.unwrap(), "2");
+    assert_eq!(
+        value(&*store, "/a", At::Exactly(old + 1)).await.unwrap(),
+        "2"
+    );
 }
 
 async fn exactly_before_creation_is_none(engine: impl Engine) {
@@ -496,7 +547,10 @@ async fn exactly_in_the_future_is_refused_after_waiting(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/a", "1").await;
     match store.get(b"/a", At::Exactly(2)).await {
-        Err(StoreError::Future { requested: 2, current: 1 }) => {}
+        Err(StoreError::Future {
+            requested: 2,
+            current: 1,
+        }) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -520,7 +574,10 @@ async fn at_least_waits_for_the_write(engine: impl Engine) {
 async fn at_least_too_far_is_refused(engine: impl Engine) {
     let store = engine.open();
     match store.range(b"", None, 0, At::AtLeast(7)).await {
-        Err(StoreError::Future { requested: 7, current: 0 }) => {}
+        Err(StoreError::Future {
+            requested: 7,
+            current: 0,
+        }) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -530,7 +587,10 @@ async fn reads_see_own_writes(engine: impl Engine) {
     for i in 0..50 {
         let rev = put(&*store, "/a", &i.to_string()).await;
         assert!(store.current().await >= rev);
-        assert_eq!(value(&*store, "/a", At::Latest).await.unwrap(), i.to_string());
+        assert_eq!(
+            value(&*store, "/a", At::Latest).await.unwrap(),
+            i.to_string()
+        );
     }
 }
 
@@ -566,7 +626,10 @@ async fn compact_refuses_older_reads(engine: impl Engine) {
     store.compact(3).await.unwrap();
     for rev in 1..3 {
         match store.get(b"/a", At::Exactly(rev)).await {
-            Err(StoreError::Compacted { requested, floor: 3 }) => assert_eq!(requested, rev),
+            Err(StoreError::Compacted {
+                requested,
+                floor: 3,
+            }) => assert_eq!(requested, rev),
             other => panic!("{other:?}"),
         }
         assert!(store.range(b"", None, 0, At::Exactly(rev)).await.is_err());
@@ -579,7 +642,10 @@ async fn compact_forgets_deleted_keys(engine: impl Engine) {
     put(&*store, "/a", "1").await;
     delete(&*store, "/a").await;
     store.compact(2).await.unwrap();
-    assert_eq!(keys(&*store, "", At::Exactly(2)).await, Vec::<String>::new());
+    assert_eq!(
+        keys(&*store, "", At::Exactly(2)).await,
+        Vec::<String>::new()
+    );
     assert_eq!(create(&*store, "/a", "2").await, 3);
 }
 
@@ -690,14 +756,19 @@ async fn reopen_after_compaction_equals_before(engine: impl Engine) {
     let latest = store.range(b"", None, 0, At::Latest).await.unwrap();
     drop(store);
     let store = engine.open();
-    assert_eq!(store.range(b"", None, 0, At::Exactly(floor)).await.unwrap(), at_floor);
+    assert_eq!(
+        store.range(b"", None, 0, At::Exactly(floor)).await.unwrap(),
+        at_floor
+    );
     assert_eq!(store.range(b"", None, 0, At::Latest).await.unwrap(), latest);
 }
 
 async fn dropped_future_is_all_or_nothing(engine: impl Engine) {
     let store = engine.open();
     for i in 0..50 {
-        let txn = Txn::new().put(format!("/a/{i}"), "x").put(format!("/b/{i}"), "x");
+        let txn = Txn::new()
+            .put(format!("/a/{i}"), "x")
+            .put(format!("/b/{i}"), "x");
         // Polled once, then dropped: the transaction is queued or it is not.
         assert!(futures::FutureExt::now_or_never(store.txn(txn)).is_none());
     }
@@ -716,13 +787,20 @@ async fn directory_is_exclusive(engine: Redb) {
 
 async fn unknown_format_is_refused(engine: Redb) {
     let path = engine.0.path().join("store.redb");
-    let database = redb::Database::create(path).unwrap();
+    let database = ::redb::Database::create(path).unwrap();
     let write = database.begin_write().unwrap();
-    let meta = redb::TableDefinition::<&str, u64>::new("meta");
-    write.open_table(meta).unwrap().insert("format", 99).unwrap();
+    let meta = ::redb::TableDefinition::<&str, u64>::new("meta");
+    write
+        .open_table(meta)
+        .unwrap()
+        .insert("format", 99)
+        .unwrap();
     write.commit().unwrap();
     drop(database);
     let error =
         apiserver::store::redb::RedbStore::open(engine.0.path(), Default::default()).unwrap_err();
-    assert_eq!(error.to_string(), "the store has format 99, this release reads format 1");
+    assert_eq!(
+        error.to_string(),
+        "the store has format 99, this release reads format 1"
+    );
 }

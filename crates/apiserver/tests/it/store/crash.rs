@@ -14,12 +14,20 @@ const CHILD_ROUND: &str = "OPENKCM_TEST_STORE_ROUND";
 /// Not a case of its own: the body of the child process, which the test below starts.
 #[test]
 fn child_writes_until_killed() {
-    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let Some(dir) = std::env::var_os(CHILD_DIR) else {
+        return;
+    };
     let round = std::env::var(CHILD_ROUND).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         // Little history, so that compaction runs while we are killed.
-        let options = Options { history_max: 200, ..Options::default() };
+        let options = Options {
+            history_max: 200,
+            ..Options::default()
+        };
         let store = RedbStore::open(Path::new(&dir), options).unwrap();
         let writers = (0..8).map(|writer| {
             let (store, round) = (&store, &round);
@@ -45,7 +53,11 @@ fn child_writes_until_killed() {
 
 fn run_child(dir: &Path, round: usize, acks: usize) -> Vec<(u64, String)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store::crash::child_writes_until_killed", "--nocapture"])
+        .args([
+            "--exact",
+            "store::crash::child_writes_until_killed",
+            "--nocapture",
+        ])
         .env(CHILD_DIR, dir)
         .env(CHILD_ROUND, round.to_string())
         .stdout(Stdio::piped())
@@ -71,7 +83,10 @@ fn run_child(dir: &Path, round: usize, acks: usize) -> Vec<(u64, String)> {
 #[test]
 fn acknowledged_writes_survive_sigkill() {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let mut all = Vec::new();
     for round in 0..ROUNDS {
         // Killed at varied moments: a few hundred acknowledgements in, at an odd place.
@@ -89,7 +104,11 @@ fn acknowledged_writes_survive_sigkill() {
             // A transaction is there as a whole: each counter names a log entry.
             for writer in 0..8 {
                 if let Some(text) = value(&store, &format!("/counter/{writer}"), At::Latest).await {
-                    assert!(value(&store, &format!("/log/{text}"), At::Latest).await.is_some());
+                    assert!(
+                        value(&store, &format!("/log/{text}"), At::Latest)
+                            .await
+                            .is_some()
+                    );
                 }
             }
         });

@@ -80,9 +80,15 @@ pub async fn value(store: &dyn Store, key: &str, at: At) -> Option<String> {
 
 pub async fn keys(store: &dyn Store, prefix: &str, at: At) -> Vec<String> {
     let page = store.range(prefix.as_bytes(), None, 0, at).await.unwrap();
-    page.kvs.iter().map(|kv| String::from_utf8(kv.key.to_vec()).unwrap()).collect()
+    page.kvs
+        .iter()
+        .map(|kv| String::from_utf8(kv.key.to_vec()).unwrap())
+        .collect()
 }
 
 pub async fn next(watch: &mut Watch) -> WatchMessage {
-    tokio::time::timeout(DEADLINE, watch.next()).await.expect("watch is silent").unwrap()
+    tokio::time::timeout(DEADLINE, watch.next())
+        .await
+        .expect("watch is silent")
+        .unwrap()
 }

@@ -15,16 +15,32 @@ use std::sync::Arc;
 enum Step {
     /// (guard key, guard choice), (key, delete?)
     Txn(Vec<(u8, u8)>, Vec<(u8, bool)>),
-    Get { key: u8, back: u8 },
-    Range { prefix: u8, after: Option<u8>, limit: u8, back: u8 },
-    Watch { prefix: u8, back: u8 },
-    Compact { back: u8 },
+    Get {
+        key: u8,
+        back: u8,
+    },
+    Range {
+        prefix: u8,
+        after: Option<u8>,
+        limit: u8,
+        back: u8,
+    },
+    Watch {
+        prefix: u8,
+        back: u8,
+    },
+    Compact {
+        back: u8,
+    },
     Reopen,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let key = 0..12u8;
-    let txn = (vec((key.clone(), 0..4u8), 0..3), vec((key.clone(), any::<bool>()), 0..4));
+    let txn = (
+        vec((key.clone(), 0..4u8), 0..3),
+        vec((key.clone(), any::<bool>()), 0..4),
+    );
     let range = (0..4u8, proptest::option::of(key.clone()), 0..5u8, 0..20u8);
     let step = prop_oneof![
         10 => txn.prop_map(|(guards, ops)| Step::Txn(guards, ops)),
@@ -38,7 +54,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn key(index: u8) -> Bytes {
-    format!("/{}/{}", ["a", "b", "ab"][usize::from(index % 3)], index / 3).into()
+    format!(
+        "/{}/{}",
+        ["a", "b", "ab"][usize::from(index % 3)],
+        index / 3
+    )
+    .into()
 }
 
 fn prefix(index: u8) -> &'static [u8] {
@@ -85,8 +106,12 @@ impl Model {
             match op {
                 apiserver::store::Op::Put { key, value } => {
                     let create_rev = state.get(key).map_or(rev, |kv| kv.create_rev);
-                    let kv =
-                        Kv { key: key.clone(), value: value.clone(), mod_rev: rev, create_rev };
+                    let kv = Kv {
+                        key: key.clone(),
+                        value: value.clone(),
+                        mod_rev: rev,
+                        create_rev,
+                    };
                     state.insert(key.clone(), kv);
                     changed = true;
                 }
@@ -103,10 +128,13 @@ impl Model {
     /// What a watch of `prefix` must show from one revision to the next, as a map because the model forgets the order of ops.
     fn changes(&self, rev: Rev, prefix: &[u8]) -> BTreeMap<Bytes, Change> {
         let (before, after) = (self.at(rev - 1), self.at(rev));
-        let written = after.values().filter(|kv| kv.mod_rev == rev).map(|kv| Change::Put {
-            kv: kv.clone(),
-            prev: before.get(&kv.key).cloned(),
-        });
+        let written = after
+            .values()
+            .filter(|kv| kv.mod_rev == rev)
+            .map(|kv| Change::Put {
+                kv: kv.clone(),
+                prev: before.get(&kv.key).cloned(),
+            });
         let deleted = before.values().filter(|kv| !after.contains_key(&kv.key));
         let deleted = deleted.map(|prev| Change::Delete { prev: prev.clone() });
         written
@@ -160,7 +188,10 @@ async fn check_watch(store: &dyn Store, model: &Model, prefix: &[u8], from: Rev)
             WatchMessage::Progress(rev) => (rev + 1, Vec::new()),
         };
         for skipped in seen + 1..rev {
-            assert!(model.changes(skipped, prefix).is_empty(), "missed {skipped}");
+            assert!(
+                model.changes(skipped, prefix).is_empty(),
+                "missed {skipped}"
+            );
         }
         if !events.is_empty() {
             let shown = events.into_iter().map(|c| (c.key().clone(), c)).collect();
@@ -175,7 +206,10 @@ async fn check_watch(store: &dyn Store, model: &Model, prefix: &[u8], from: Rev)
 async fn run<E: Engine>(durable: bool, steps: &[Step]) {
     let engine = E::fresh();
     let mut store: Arc<dyn Store> = engine.open();
-    let mut model = Model { states: vec![State::new()], floor: 0 };
+    let mut model = Model {
+        states: vec![State::new()],
+        floor: 0,
+    };
     for (salt, step) in steps.iter().enumerate() {
         match step {
             Step::Txn(guards, ops) => {
@@ -192,12 +226,18 @@ async fn run<E: Engine>(durable: bool, steps: &[Step]) {
                     Err(error) => panic!("{error}"),
                 }
             }
-            Step::Range { prefix: p, after, limit, back } => {
+            Step::Range {
+                prefix: p,
+                after,
+                limit,
+                back,
+            } => {
                 let rev = model.rev().saturating_sub(Rev::from(*back));
                 let after = after.map(key);
                 let limit = usize::from(*limit);
-                let page =
-                    store.range(prefix(*p), after.as_deref(), limit, At::Exactly(rev)).await;
+                let page = store
+                    .range(prefix(*p), after.as_deref(), limit, At::Exactly(rev))
+                    .await;
                 let page = match page {
                     Ok(page) => page,
                     Err(StoreError::Compacted { .. }) if rev < model.floor => continue,
@@ -210,7 +250,11 @@ async fn run<E: Engine>(durable: bool, steps: &[Step]) {
                     .filter(|kv| after.as_ref().is_none_or(|after| kv.key > *after))
                     .cloned()
                     .collect();
-                let cut = if limit == 0 { all.len() } else { limit.min(all.len()) };
+                let cut = if limit == 0 {
+                    all.len()
+                } else {
+                    limit.min(all.len())
+                };
                 assert_eq!(page.kvs, all[..cut]);
                 assert_eq!(page.remaining as usize, all.len() - cut);
                 assert_eq!((page.more, page.rev), (cut < all.len(), rev));
@@ -238,8 +282,15 @@ async fn run<E: Engine>(durable: bool, steps: &[Step]) {
 }
 
 fn check<E: Engine>(durable: bool, cases: u32) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut runner = TestRunner::new(Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    });
     runner
         .run(&steps(), |steps| {
             runtime.block_on(run::<E>(durable, &steps));

@@ -66,7 +66,10 @@ impl Disk {
             }
             *left -= 1;
         }
-        if self.lie_every.is_some_and(|every| self.syncs.is_multiple_of(every)) {
+        if self
+            .lie_every
+            .is_some_and(|every| self.syncs.is_multiple_of(every))
+        {
             return Ok(());
         }
         self.synced = self.written.clone();
@@ -91,7 +94,11 @@ impl Disk {
                 image[start..end].copy_from_slice(&self.written[start..end]);
             }
         }
-        Disk { synced: image.clone(), written: image, ..Disk::default() }
+        Disk {
+            synced: image.clone(),
+            written: image,
+            ..Disk::default()
+        }
     }
 }
 
@@ -147,14 +154,16 @@ type Ledger = BTreeMap<String, bool>;
 async fn write_until_the_cut(store: &RedbStore, ledger: &mut Ledger, random: &mut Random) {
     for round in 0u64.. {
         let group = 1 + random.below(6);
-        let texts: Vec<String> =
-            (0..group).map(|i| format!("{}-{round}-{i}", ledger.len())).collect();
+        let texts: Vec<String> = (0..group)
+            .map(|i| format!("{}-{round}-{i}", ledger.len()))
+            .collect();
         let txns = texts.iter().map(|text| {
             let size = 20 + random.below(900) as usize;
-            store.txn(Txn::new().put(format!("/a/{text}"), vec![7; size]).put(
-                format!("/b/{text}"),
-                vec![7; size],
-            ))
+            store.txn(
+                Txn::new()
+                    .put(format!("/a/{text}"), vec![7; size])
+                    .put(format!("/b/{text}"), vec![7; size]),
+            )
         });
         let outcomes = futures::future::join_all(txns).await;
         let mut off = false;
@@ -175,8 +184,14 @@ async fn write_until_the_cut(store: &RedbStore, ledger: &mut Ledger, random: &mu
 
 async fn audit(store: &RedbStore, ledger: &mut Ledger, damage: &mut Damage) {
     for (text, acknowledged) in ledger.iter_mut() {
-        let a = store.get(format!("/a/{text}").as_bytes(), At::Latest).await.unwrap();
-        let b = store.get(format!("/b/{text}").as_bytes(), At::Latest).await.unwrap();
+        let a = store
+            .get(format!("/a/{text}").as_bytes(), At::Latest)
+            .await
+            .unwrap();
+        let b = store
+            .get(format!("/b/{text}").as_bytes(), At::Latest)
+            .await
+            .unwrap();
         match (a.is_some(), b.is_some()) {
             (true, true) => *acknowledged = true,
             (false, false) if *acknowledged => damage.lost += 1,
@@ -214,19 +229,22 @@ async fn live_through(seed: u64, lie_every: Option<u64>, damage: &mut Damage) {
         drop(store);
         disk = shared.0.lock().unwrap().cut(&mut random);
     }
-    let store = match RedbStore::open_backend(SimDisk(Arc::new(Mutex::new(disk))), Options::default()) {
-        Ok(store) => store,
-        Err(_) => {
-            damage.open_failed += 1;
-            return;
-        }
-    };
+    let store =
+        match RedbStore::open_backend(SimDisk(Arc::new(Mutex::new(disk))), Options::default()) {
+            Ok(store) => store,
+            Err(_) => {
+                damage.open_failed += 1;
+                return;
+            }
+        };
     audit(&store, &mut ledger, damage).await;
 }
 
 fn seeds(default: u64) -> u64 {
     let given = std::env::var("OPENKCM_POWER_CUT_SEEDS").ok();
-    given.and_then(|given| given.parse().ok()).unwrap_or(default)
+    given
+        .and_then(|given| given.parse().ok())
+        .unwrap_or(default)
 }
 
 #[tokio::test]
@@ -259,8 +277,14 @@ async fn a_failed_sync_stops_the_store() {
     // The disk works again, but what it kept is unknown: nothing is accepted any more.
     shared.0.lock().unwrap().fail_sync_in = None;
     assert!(matches!(put(2).await, Err(StoreError::Stopped { .. })));
-    assert!(matches!(watch.next().await, Err(StoreError::Stopped { .. })));
-    assert!(matches!(store.get(b"/0", At::Latest).await, Err(StoreError::Stopped { .. })));
+    assert!(matches!(
+        watch.next().await,
+        Err(StoreError::Stopped { .. })
+    ));
+    assert!(matches!(
+        store.get(b"/0", At::Latest).await,
+        Err(StoreError::Stopped { .. })
+    ));
     let cause = store.stopped().await.to_string();
     assert!(cause.contains("os error 5"), "{cause}");
 }

@@ -43,14 +43,22 @@ async fn batch(watch: &mut Watch) -> (Rev, Vec<Change>) {
 }
 
 fn kv(key: &str, value: &str, create_rev: Rev, mod_rev: Rev) -> Kv {
-    Kv { key: key.to_owned().into(), value: value.to_owned().into(), mod_rev, create_rev }
+    Kv {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        mod_rev,
+        create_rev,
+    }
 }
 
 async fn watch_delivers_a_creation(engine: impl Engine) {
     let store = engine.open();
     let mut watch = store.watch(b"/", 0).await.unwrap();
     put(&*store, "/a", "1").await;
-    let expected = vec![Change::Put { kv: kv("/a", "1", 1, 1), prev: None }];
+    let expected = vec![Change::Put {
+        kv: kv("/a", "1", 1, 1),
+        prev: None,
+    }];
     assert_eq!(batch(&mut watch).await, (1, expected));
 }
 
@@ -60,7 +68,10 @@ async fn watch_delivers_an_update_with_the_previous_state(engine: impl Engine) {
     let mut watch = store.watch(b"/", 1).await.unwrap();
     put(&*store, "/a", "2").await;
     let prev = Some(kv("/a", "1", 1, 1));
-    let expected = vec![Change::Put { kv: kv("/a", "2", 1, 2), prev }];
+    let expected = vec![Change::Put {
+        kv: kv("/a", "2", 1, 2),
+        prev,
+    }];
     assert_eq!(batch(&mut watch).await, (2, expected));
 }
 
@@ -69,7 +80,9 @@ async fn watch_delivers_a_deletion_with_the_last_state(engine: impl Engine) {
     put(&*store, "/a", "1").await;
     let mut watch = store.watch(b"/", 1).await.unwrap();
     delete(&*store, "/a").await;
-    let expected = vec![Change::Delete { prev: kv("/a", "1", 1, 1) }];
+    let expected = vec![Change::Delete {
+        prev: kv("/a", "1", 1, 1),
+    }];
     assert_eq!(batch(&mut watch).await, (2, expected));
 }
 
@@ -79,17 +92,27 @@ async fn watch_is_limited_to_its_prefix(engine: impl Engine) {
     commit(&*store, Txn::new().put("/a", "x").put("/ab/1", "x")).await;
     commit(&*store, Txn::new().put("/b/1", "x").put("/a/1", "x")).await;
     let (rev, events) = batch(&mut watch).await;
-    assert_eq!((rev, events.len(), &events[0].key()[..]), (2, 1, &b"/a/1"[..]));
+    assert_eq!(
+        (rev, events.len(), &events[0].key()[..]),
+        (2, 1, &b"/a/1"[..])
+    );
 }
 
 async fn watch_batches_one_revision(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/c", "x").await;
     let mut watch = store.watch(b"/", 1).await.unwrap();
-    commit(&*store, Txn::new().put("/b", "x").delete("/c").put("/a", "x")).await;
+    commit(
+        &*store,
+        Txn::new().put("/b", "x").delete("/c").put("/a", "x"),
+    )
+    .await;
     let (rev, events) = batch(&mut watch).await;
     let keys: Vec<_> = events.iter().map(|event| event.key().to_vec()).collect();
-    assert_eq!((rev, keys), (2, vec![b"/b".to_vec(), b"/c".to_vec(), b"/a".to_vec()]));
+    assert_eq!(
+        (rev, keys),
+        (2, vec![b"/b".to_vec(), b"/c".to_vec(), b"/a".to_vec()])
+    );
 }
 
 async fn watch_from_the_past_replays(engine: impl Engine) {
@@ -131,10 +154,15 @@ async fn watch_is_exact_under_concurrent_writers(engine: impl Engine) {
             assert!(rev > last);
             last = rev;
             for event in events {
-                let Change::Put { kv, .. } = event else { panic!("{event:?}") };
+                let Change::Put { kv, .. } = event else {
+                    panic!("{event:?}")
+                };
                 let writer = usize::from(kv.key[3] - b'0');
                 let value: i32 = std::str::from_utf8(&kv.value).unwrap().parse().unwrap();
-                assert!(value > newest[writer], "each writer's changes come in order");
+                assert!(
+                    value > newest[writer],
+                    "each writer's changes come in order"
+                );
                 newest[writer] = value;
                 count += 1;
             }
@@ -219,7 +247,10 @@ async fn watch_overtaken_by_compaction_is_told(engine: impl Engine) {
     }
     store.compact(4).await.unwrap();
     match watch.next().await {
-        Err(StoreError::Compacted { requested: 0, floor: 4 }) => {}
+        Err(StoreError::Compacted {
+            requested: 0,
+            floor: 4,
+        }) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -232,9 +263,14 @@ async fn watch_of_history_has_previous_state_after_compaction(engine: impl Engin
     store.compact(1).await.unwrap();
     let mut watch = store.watch(b"/", 1).await.unwrap();
     let prev = Some(kv("/a", "1", 1, 1));
-    let expected = vec![Change::Put { kv: kv("/a", "2", 1, 2), prev }];
+    let expected = vec![Change::Put {
+        kv: kv("/a", "2", 1, 2),
+        prev,
+    }];
     assert_eq!(batch(&mut watch).await, (2, expected));
-    let expected = vec![Change::Delete { prev: kv("/a", "2", 1, 2) }];
+    let expected = vec![Change::Delete {
+        prev: kv("/a", "2", 1, 2),
+    }];
     assert_eq!(batch(&mut watch).await, (3, expected));
 }
 
@@ -248,7 +284,10 @@ async fn watch_from_the_future_waits(engine: impl Engine) {
 
 async fn watch_too_far_in_the_future_is_refused(engine: impl Engine) {
     match engine.open().watch(b"/", 9).await {
-        Err(StoreError::Future { requested: 9, current: 0 }) => {}
+        Err(StoreError::Future {
+            requested: 9,
+            current: 0,
+        }) => {}
         other => panic!("{other:?}"),
     }
 }
@@ -282,7 +321,9 @@ async fn watch_does_not_see_failed_txns(engine: impl Engine) {
     let store = engine.open();
     put(&*store, "/a", "1").await;
     let mut watch = store.watch(b"/", 1).await.unwrap();
-    let txn = Txn::new().expect("/a", apiserver::store::Expect::Absent).put("/b", "x");
+    let txn = Txn::new()
+        .expect("/a", apiserver::store::Expect::Absent)
+        .put("/b", "x");
     super::refused(&*store, txn).await;
     put(&*store, "/a", "2").await;
     let (rev, events) = batch(&mut watch).await;
@@ -300,9 +341,17 @@ async fn watch_follows_delete_and_recreate(engine: impl Engine) {
         seen.extend(batch(&mut watch).await.1);
     }
     let expected = [
-        Change::Put { kv: kv("/a", "1", 1, 1), prev: None },
-        Change::Delete { prev: kv("/a", "1", 1, 1) },
-        Change::Put { kv: kv("/a", "2", 3, 3), prev: None },
+        Change::Put {
+            kv: kv("/a", "1", 1, 1),
+            prev: None,
+        },
+        Change::Delete {
+            prev: kv("/a", "1", 1, 1),
+        },
+        Change::Put {
+            kv: kv("/a", "2", 3, 3),
+            prev: None,
+        },
     ];
     assert_eq!(seen, expected);
 }
@@ -328,5 +377,8 @@ async fn watch_ends_when_the_store_closes(engine: impl Engine) {
     put(&*store, "/a", "1").await;
     drop(store);
     assert_eq!(batch(&mut watch).await.0, 1);
-    assert!(matches!(watch.next().await, Err(StoreError::Stopped { .. })));
+    assert!(matches!(
+        watch.next().await,
+        Err(StoreError::Stopped { .. })
+    ));
 }
