@@ -1,0 +1,410 @@
+//! What follows from the results of calls: the inventory in memory is corrected here, and nowhere else.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::{API_BACKOFF, Agent, CLAIM_BACKOFF, DP_BACKOFF, Lane, Phase, REFUSED_BACKOFF, Written};
+use crate::model::{Prefix, Uid};
+use crate::plan::observed::{Installed, Interface, Observed};
+use crate::plan::ops::{
+    ApiError, ApiOp, ClaimOp, DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code,
+};
+
+impl Agent {
+    pub(super) fn dp_outcome(&mut self, op: DpOp, result: Result<DpDone, DpError>, now: Instant) {
+        self.dp_inflight = self.dp_inflight.saturating_sub(1);
+        if result.as_ref().is_err_and(DpError::is_transient) && self.phase != Phase::Down {
+            // Whether the call took effect is unknown, and so is whether this is still the same instance.
+            self.phase = Phase::Down;
+            self.recheck = true;
+        }
+        match op {
+            DpOp::Initialize => self.initialized(result, now),
+            DpOp::List => self.listed(result, now),
+            DpOp::CreateInterface { uid, request } => {
+                self.interface_created(uid, *request, result, now)
+            }
+            DpOp::DeleteInterface { uid } => self.interface_deleted(uid, result, now),
+            DpOp::CreatePrefix { uid, prefix } => self.prefix_created(uid, prefix, result, now),
+            DpOp::DeletePrefix { uid, prefix } => self.prefix_deleted(uid, prefix, result, now),
+            DpOp::CreateRoute { key, hop } => match result {
+                Ok(_) => self.route_done(key, Some(Installed::Hop(hop))),
+                Err(error) => self.route_failed(key, error, now),
+            },
+            DpOp::ReplaceRoute { key, hop } => match result {
+                Ok(_) => self.route_done(key, Some(Installed::Hop(hop))),
+                Err(error) => {
+                    // The old route is gone, unless the prefix turns out to be occupied still.
+                    self.observed.set_route(key.vni, key.prefix, None);
+                    self.route_failed(key, error, now);
+                }
+            },
+            DpOp::DeleteRoute { key } => match result {
+                Ok(_) => self.route_done(key, None),
+                Err(error) => self.route_delete_failed(key, error, now),
+            },
+        }
+    }
+
+    fn initialized(&mut self, result: Result<DpDone, DpError>, now: Instant) {
+        match result {
+            Ok(done) => {
+                self.service.succeed();
+                if let DpDone::Instance(instance) = done {
+                    self.see_instance(Some(instance));
+                }
+                if self.phase == Phase::Initializing {
+                    self.phase = Phase::Stale;
+                }
+            }
+            Err(_) => {
+                self.service.fail(now, DP_BACKOFF);
+                if self.phase == Phase::Initializing {
+                    self.phase = Phase::Fresh;
+                }
+            }
+        }
+    }
+
+    fn listed(&mut self, result: Result<DpDone, DpError>, now: Instant) {
+        match result {
+            Ok(DpDone::Inventory(inventory)) => {
+                self.service.succeed();
+                if self.phase == Phase::Listing {
+                    self.adopt(*inventory, now);
+                }
+            }
+            Ok(DpDone::Done | DpDone::Underlay(_) | DpDone::Instance(_)) | Err(_) => {
+                self.service.fail(now, DP_BACKOFF);
+                if self.phase == Phase::Listing {
+                    self.phase = Phase::Stale;
+                }
+            }
+        }
+    }
+
+    /// Takes a listing as the truth and looks at everything again.
+    fn adopt(&mut self, inventory: Observed, now: Instant) {
+        self.observed = inventory;
+        self.observed_once = true;
+        self.phase = Phase::Live;
+        self.list_wanted = false;
+        self.listed_at = Some(now);
+        self.routes_failed.clear();
+        for track in self.tracks.values_mut() {
+            track.dp.reopen();
+            track.failure = None;
+        }
+        self.touch_all_nics();
+        self.touch_all_tables();
+        for key in self.networks.keys() {
+            self.network_queue.push(key.clone());
+        }
+    }
+
+    fn interface_created(
+        &mut self,
+        uid: Uid,
+        request: InterfaceRequest,
+        result: Result<DpDone, DpError>,
+        now: Instant,
+    ) {
+        let InterfaceRequest {
+            vni,
+            device,
+            ipv4,
+            ipv6,
+            total_rate,
+            public_rate,
+            hostname,
+        } = request;
+        match result {
+            Ok(DpDone::Underlay(underlay)) => {
+                let prefixes = BTreeMap::new();
+                let interface = Interface {
+                    vni,
+                    ipv4,
+                    ipv6,
+                    device,
+                    total_rate,
+                    public_rate,
+                    hostname,
+                    underlay,
+                    prefixes,
+                };
+                let first = self.observed.insert_interface(uid.clone(), interface);
+                self.nic_succeeded(&uid);
+                if first {
+                    self.touch_table(vni);
+                }
+                self.touch_networks_of(vni);
+            }
+            Ok(DpDone::Done | DpDone::Instance(_) | DpDone::Inventory(_)) => {
+                self.list_wanted = true;
+                self.nic_succeeded(&uid);
+            }
+            Err(error) => {
+                if matches!(error.code(), Some(code::ALREADY_EXISTS | code::VM_HANDLE)) {
+                    self.list_wanted = true;
+                }
+                let v4 = ipv4.map(|a| Prefix::host(a.into()));
+                let v6 = ipv6.map(|a| Prefix::host(a.into()));
+                let keys: Vec<RouteKey> = v4
+                    .into_iter()
+                    .chain(v6)
+                    .map(|prefix| RouteKey { vni, prefix })
+                    .collect();
+                self.nic_failed(&uid, &keys, error, now);
+            }
+        }
+    }
+
+    /// A prefix of ours is taken and we do not know by what: assume a route to another host, which then is deleted.
+    /// Returns false if another interface of this host is known to own it.
+    fn suspect(&mut self, uid: &Uid, key: RouteKey) -> bool {
+        let mut owners = self.own.get(&key).into_iter().flatten();
+        if owners.any(|(owner, underlay)| owner != uid && underlay.is_some()) {
+            return false;
+        }
+        if self.observed.route(key.vni, &key.prefix).is_none() {
+            self.observed
+                .set_route(key.vni, key.prefix, Some(Installed::Unknown));
+        }
+        self.touch_route(key);
+        true
+    }
+
+    fn interface_deleted(&mut self, uid: Uid, result: Result<DpDone, DpError>, now: Instant) {
+        if let Err(error) = result {
+            match error.code() {
+                Some(code::NOT_FOUND) => {}
+                // dpservice finishes the clean-up although the port gave trouble; look what is left.
+                Some(code::PORT_STOP | code::PORT_METER | code::VNF_DELETE) => {
+                    self.list_wanted = true
+                }
+                Some(_) | None => return self.nic_failed(&uid, &[], error, now),
+            }
+        }
+        let vni = self
+            .observed
+            .remove_interface(&uid)
+            .map(|interface| interface.vni);
+        self.nic_succeeded(&uid);
+        if let Some(vni) = vni {
+            self.touch_networks_of(vni);
+        }
+        self.touch_claimless();
+    }
+
+    fn prefix_created(
+        &mut self,
+        uid: Uid,
+        prefix: Prefix,
+        result: Result<DpDone, DpError>,
+        now: Instant,
+    ) {
+        match result {
+            Ok(DpDone::Underlay(underlay)) => {
+                self.observed.set_prefix(&uid, prefix, Some(underlay));
+                self.nic_succeeded(&uid);
+            }
+            Ok(DpDone::Done | DpDone::Instance(_) | DpDone::Inventory(_)) => {
+                self.list_wanted = true;
+                self.nic_succeeded(&uid);
+            }
+            Err(error) => {
+                self.list_wanted |= matches!(error.code(), Some(code::NO_VM));
+                let vni = self.observed.interface(&uid).map(|interface| interface.vni);
+                let key = vni.map(|vni| RouteKey { vni, prefix });
+                self.nic_failed(&uid, key.as_slice(), error, now);
+            }
+        }
+    }
+
+    fn prefix_deleted(
+        &mut self,
+        uid: Uid,
+        prefix: Prefix,
+        result: Result<DpDone, DpError>,
+        now: Instant,
+    ) {
+        if let Err(error) = result {
+            match error.code() {
+                Some(code::NOT_FOUND | code::ROUTE_NOT_FOUND) => {}
+                Some(code::NO_VM | code::NO_VNI | code::ROUTE_BAD_PORT | code::VNF_DELETE) => {
+                    self.list_wanted = true
+                }
+                Some(_) | None => return self.nic_failed(&uid, &[], error, now),
+            }
+        }
+        self.observed.set_prefix(&uid, prefix, None);
+        self.nic_succeeded(&uid);
+    }
+
+    fn nic_succeeded(&mut self, uid: &Uid) {
+        if let Some(track) = self.tracks.get_mut(uid) {
+            track.dp.succeed();
+            if track.dp.busy == 0 {
+                track.failure = None;
+            }
+        }
+        self.touch_nic(uid);
+    }
+
+    /// `keys` are the prefixes that the call wanted to occupy.
+    fn nic_failed(&mut self, uid: &Uid, keys: &[RouteKey], error: DpError, now: Instant) {
+        let mut will_heal = error.is_transient();
+        if error.code() == Some(code::ROUTE_EXISTS) {
+            // The first time it is an old route in the way; if it comes again, it is something that people should know of.
+            let first = self
+                .tracks
+                .get(uid)
+                .is_some_and(|track| track.dp.attempts == 0);
+            let freed: Vec<bool> = keys.iter().map(|key| self.suspect(uid, *key)).collect();
+            will_heal |= first && freed.into_iter().all(|free| free);
+        }
+        if let Some(track) = self.tracks.get_mut(uid) {
+            let at = track.dp.fail(now, DP_BACKOFF);
+            if !will_heal {
+                track.failure = Some(error);
+            }
+            self.nic_queue.push_at(uid.clone(), at);
+        }
+        self.touch_nic(uid);
+    }
+
+    fn route_done(&mut self, key: RouteKey, installed: Option<Installed>) {
+        self.routes_busy.remove(&key);
+        self.routes_failed.remove(&key);
+        // The table may have gone with its last interface while the call was under way.
+        if self.observed.uses_vni(key.vni) || installed.is_none() {
+            self.observed.set_route(key.vni, key.prefix, installed);
+        }
+        self.route_queue.push(key);
+        if installed.is_none() {
+            self.touch_owners(key);
+        }
+    }
+
+    fn route_failed(&mut self, key: RouteKey, error: DpError, now: Instant) {
+        self.routes_busy.remove(&key);
+        match error.code() {
+            Some(code::ROUTE_EXISTS) => {
+                self.observed
+                    .set_route(key.vni, key.prefix, Some(Installed::Unknown))
+            }
+            Some(code::NO_VNI | code::ROUTE_BAD_PORT) => self.list_wanted = true,
+            Some(_) | None => {}
+        }
+        let lane = self.routes_failed.entry(key).or_default();
+        let at = lane.fail(now, DP_BACKOFF);
+        self.route_queue.push_at(key, at);
+        self.touch_owners(key);
+    }
+
+    fn route_delete_failed(&mut self, key: RouteKey, error: DpError, now: Instant) {
+        match error.code() {
+            Some(code::NO_VNI | code::ROUTE_NOT_FOUND) => self.route_done(key, None),
+            Some(code::ROUTE_BAD_PORT) => {
+                // It belongs to an interface of this host: not ours to delete, and news unless we knew of the owner.
+                self.list_wanted |= !self.own.contains_key(&key);
+                self.route_done(key, None);
+            }
+            Some(_) | None => self.route_failed(key, error, now),
+        }
+    }
+
+    pub(super) fn api_outcome(
+        &mut self,
+        op: &ApiOp,
+        result: Result<Written, ApiError>,
+        now: Instant,
+    ) {
+        self.api_inflight = self.api_inflight.saturating_sub(1);
+        let wait = match &result {
+            Ok(_) => None,
+            // Not found: the news of the deletion is on its way.
+            Err(ApiError::Conflict | ApiError::NotFound | ApiError::Unavailable(_)) => {
+                Some(API_BACKOFF)
+            }
+            Err(ApiError::Refused(_)) => Some(REFUSED_BACKOFF),
+        };
+        let finish = |lane: &mut Lane| match wait {
+            None => {
+                lane.succeed();
+                None
+            }
+            Some(backoff) => Some(lane.fail(now, backoff)),
+        };
+        match op {
+            ApiOp::NicFinalizers { meta, .. } | ApiOp::NicStatus { meta, .. } => {
+                if let Some(at) = self
+                    .tracks
+                    .get_mut(&meta.uid)
+                    .and_then(|track| finish(&mut track.api))
+                {
+                    self.nic_queue.push_at(meta.uid.clone(), at);
+                }
+                self.nic_queue.push(meta.uid.clone());
+            }
+            ApiOp::NetworkFinalizers { meta, .. } | ApiOp::NetworkPeerings { meta, .. } => {
+                if let Some(at) = self.network_lanes.get_mut(&meta.key).and_then(finish) {
+                    self.network_queue.push_at(meta.key.clone(), at);
+                }
+                self.network_queue.push(meta.key.clone());
+            }
+            // An event is a courtesy: it is written once or not at all.
+            ApiOp::Warn { .. } => {}
+        }
+        // Only objects that are still known: a reply may come after the news of the deletion.
+        match result {
+            Ok(Written::Nic(nic)) if self.nics.contains_key(&nic.meta.uid) => self.nic(*nic),
+            Ok(Written::Network(network)) if self.networks.contains_key(&network.meta.key) => {
+                self.network(*network)
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    pub(super) fn claim_outcome(&mut self, op: ClaimOp, result: Result<(), String>, now: Instant) {
+        self.claim_inflight = self.claim_inflight.saturating_sub(1);
+        let uid = match &op {
+            ClaimOp::Take { uid, .. } | ClaimOp::Release { uid } => uid.clone(),
+        };
+        let failed = result.is_err();
+        match op {
+            ClaimOp::Take { uid, claim } => {
+                self.claiming.remove(&uid);
+                if !failed {
+                    self.claims.insert(uid, claim);
+                }
+            }
+            ClaimOp::Release { uid } => {
+                if !failed {
+                    self.claims.remove(&uid);
+                    self.touch_claimless();
+                }
+            }
+        }
+        if let Some(track) = self.tracks.get_mut(&uid) {
+            if failed {
+                let at = track.claim.fail(now, CLAIM_BACKOFF);
+                self.nic_queue.push_at(uid.clone(), at);
+            } else {
+                track.claim.succeed();
+            }
+        }
+        self.touch_nic(&uid);
+    }
+
+    /// A device may have become free: look at those who wait for one.
+    fn touch_claimless(&mut self) {
+        let waiting = self
+            .nics
+            .keys()
+            .filter(|uid| !self.claims.contains_key(*uid) && !self.claiming.contains_key(*uid));
+        for uid in waiting {
+            self.nic_queue.push(uid.clone());
+        }
+    }
+}

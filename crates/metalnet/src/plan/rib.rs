@@ -1,0 +1,149 @@
+//! The routes learned from metalbond, and which of several next hops counts.
+//!
+//! dpservice holds one next hop per prefix while metalbond may supply many (two routers, a machine that moves, an
+//! address announced on two hosts). The rule, in order: the hop announced last wins, because it is the newest truth
+//! (a moved machine, a restarted data plane); among hops that came with the initial dump, whose order says nothing,
+//! the one already installed wins, so that a restart of metalnet disturbs no flow; then the lowest address.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+
+use net::Prefix;
+
+use crate::model::Vni;
+
+/// Most learned routes held; further ones are counted and dropped.
+pub const LEARNED_MAX: usize = 1 << 20;
+
+/// A next hop as metalbond supplies it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Learned {
+    pub address: Ipv6Addr,
+    pub target_vni: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Candidate {
+    hop: Learned,
+    /// 0 for what came with the initial dump of its VNI, else the order of arrival.
+    arrival: u64,
+}
+
+/// Learned routes of the subscribed VNIs.
+#[derive(Debug, Default)]
+pub struct Rib {
+    tables: BTreeMap<Vni, BTreeMap<Prefix, Vec<Candidate>>>,
+    /// VNIs whose initial dump is known to be over.
+    complete: BTreeSet<Vni>,
+    arrivals: u64,
+    len: usize,
+    /// Routes dropped because [`LEARNED_MAX`] was reached.
+    pub dropped: u64,
+}
+
+impl Rib {
+    /// Adds a candidate. Returns whether anything changed.
+    pub fn add(&mut self, vni: Vni, prefix: Prefix, hop: Learned) -> bool {
+        let candidates = self
+            .tables
+            .entry(vni)
+            .or_default()
+            .entry(prefix)
+            .or_default();
+        if candidates.iter().any(|candidate| candidate.hop == hop) {
+            return false;
+        }
+        if self.len >= LEARNED_MAX {
+            self.dropped += 1;
+            return false;
+        }
+        let arrival = if self.complete.contains(&vni) {
+            self.arrivals += 1;
+            self.arrivals
+        } else {
+            0
+        };
+        candidates.push(Candidate { hop, arrival });
+        self.len += 1;
+        true
+    }
+
+    /// Removes a candidate. Returns whether it was there.
+    pub fn remove(&mut self, vni: Vni, prefix: &Prefix, hop: Learned) -> bool {
+        let Some(table) = self.tables.get_mut(&vni) else {
+            return false;
+        };
+        let Some(candidates) = table.get_mut(prefix) else {
+            return false;
+        };
+        let before = candidates.len();
+        candidates.retain(|candidate| candidate.hop != hop);
+        let removed = before - candidates.len();
+        self.len -= removed;
+        if candidates.is_empty() {
+            table.remove(prefix);
+        }
+        removed > 0
+    }
+
+    /// Forgets everything about a VNI that is no longer subscribed.
+    pub fn forget(&mut self, vni: Vni) {
+        self.complete.remove(&vni);
+        if let Some(table) = self.tables.remove(&vni) {
+            self.len -= table.values().map(Vec::len).sum::<usize>();
+        }
+    }
+
+    /// Says whether the initial dump of `vni` is over, so that a route which is not here really does not exist.
+    pub fn set_complete(&mut self, vni: Vni, complete: bool) -> bool {
+        if complete {
+            self.complete.insert(vni)
+        } else {
+            self.complete.remove(&vni)
+        }
+    }
+
+    /// Whether absence of a route in `vni` means anything.
+    pub fn is_complete(&self, vni: Vni) -> bool {
+        self.complete.contains(&vni)
+    }
+
+    /// The address that counts for `prefix`; see the head of this file for the rule.
+    pub fn select(
+        &self,
+        vni: Vni,
+        prefix: &Prefix,
+        installed: Option<Ipv6Addr>,
+    ) -> Option<Ipv6Addr> {
+        let candidates = self.tables.get(&vni)?.get(prefix)?;
+        candidates
+            .iter()
+            .max_by_key(|candidate| {
+                let address = candidate.hop.address;
+                (
+                    candidate.arrival,
+                    Some(address) == installed,
+                    std::cmp::Reverse(candidate.hop),
+                )
+            })
+            .map(|candidate| candidate.hop.address)
+    }
+
+    /// The prefixes known in `vni`.
+    pub fn prefixes(&self, vni: Vni) -> impl Iterator<Item = Prefix> + '_ {
+        self.tables
+            .get(&vni)
+            .into_iter()
+            .flat_map(|table| table.keys().copied())
+    }
+
+    /// Number of (prefix, hop) pairs held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was learned.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
