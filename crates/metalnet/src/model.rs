@@ -10,10 +10,7 @@ use std::sync::Arc;
 pub use net::{Prefix, Vni};
 
 /// The finalizer that holds a NetworkInterface until the data plane let go of it.
-pub const NIC_FINALIZER: &str = "networking.metalnet.openkcm.dev/networkInterface";
-
-/// A Network carries one finalizer per node that uses it: this prefix and the node's name.
-pub const NETWORK_FINALIZER_PREFIX: &str = "networking.metalnet.openkcm.dev/network-";
+pub use api::names::finalizer::METALNET_NETWORK_INTERFACE as NIC_FINALIZER;
 
 /// The identity of an interface in dpservice: the UID of its NetworkInterface.
 ///
@@ -142,24 +139,24 @@ pub struct Network {
 /// Why the spec of a NetworkInterface cannot be realised. Permanent until the spec changes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    #[error("{field}: {value:?} is not an IP address")]
-    Address { field: &'static str, value: String },
-    #[error("{field}: {value:?} is not an address a machine can use")]
-    AddressUse { field: &'static str, value: String },
-    #[error("{field}: {value:?} is not a prefix")]
-    Prefix { field: &'static str, value: String },
+    /// The object does not fit its type, for example because an address cannot be parsed.
+    #[error("the spec cannot be read: {0}")]
+    Unreadable(String),
+    #[error("ips: {0} is not an address a machine can use")]
+    AddressUse(std::net::IpAddr),
     #[error("ips has {ips} entries but ipFamilies has {families}")]
     FamilyCount { ips: usize, families: usize },
     #[error("ips[{index}] is not of family {family}")]
-    FamilyMismatch { index: usize, family: String },
-    #[error("ipFamilies names {0} twice")]
-    FamilyTwice(String),
-    #[error("ipFamilies: {0:?} is neither IPv4 nor IPv6")]
-    FamilyUnknown(String),
+    FamilyMismatch {
+        index: usize,
+        family: api::meta::IpFamily,
+    },
+    #[error("more than one address of family {0}")]
+    FamilyTwice(api::meta::IpFamily),
     #[error("neither an IPv4 nor an IPv6 address is given")]
     NoAddress,
     #[error("IPv6 address or prefix {0} but this node runs without --enable-ipv6")]
-    Ipv6Disabled(String),
+    Ipv6Disabled(Prefix),
     #[error("metering: total rate {total} is below public rate {public}")]
     Metering { total: u64, public: u64 },
     #[error("hostname has {0} bytes, at most 63 are possible")]

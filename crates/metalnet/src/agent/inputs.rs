@@ -85,7 +85,7 @@ impl Agent {
         let same_use = old.is_some_and(|old| {
             old.vni == network.vni && old.meta.deleting == network.meta.deleting
         });
-        self.imports_stale |= !same_peers && !(old.is_none() && network.peers.is_empty());
+        self.imports_stale |= !(same_peers || old.is_none() && network.peers.is_empty());
         if old_vni != network.vni {
             self.index_network(old_vni, &key, false);
             self.index_network(network.vni, &key, true);

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{NETWORK_FINALIZER_PREFIX, Network, State};
+use api::names::finalizer::metalnet_network as finalizer;
+
+use crate::model::{Network, State};
 
 /// Everything the plan for one Network looks at.
 #[derive(Debug, Clone, Copy)]
@@ -20,11 +22,6 @@ pub struct View<'a> {
 pub struct Plan {
     pub finalizers: Option<Vec<String>>,
     pub peerings: Option<BTreeMap<u32, State>>,
-}
-
-/// The finalizer of `node`.
-pub fn finalizer(node: &str) -> String {
-    format!("{NETWORK_FINALIZER_PREFIX}{node}")
 }
 
 /// Plans the writes. Nodes that do not use the network leave it alone, so that status does not flap between nodes.

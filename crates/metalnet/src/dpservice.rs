@@ -1,0 +1,525 @@
+//! The conversation with dpservice: one function per call, and the task that notices when an instance comes and goes.
+//!
+//! A call is carried out as asked; deciding what to call and what a refusal means is the agent's part.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use proto::dpdk::{self, dpd_kironcore_client::DpdKironcoreClient};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::agent::Input;
+use crate::model::{Prefix, Uid, Vni};
+use crate::plan::observed::{Hop, Installed, Interface, Observed};
+use crate::plan::ops::{DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code};
+
+/// A generated client; clones share the connection.
+pub type Client = DpdKironcoreClient<Channel>;
+
+/// How long one call may take before it counts as lost.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between attempts to reach dpservice. It starts in milliseconds, and so should we notice.
+pub const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
+/// Pause between looks at an instance that offers no health stream.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Calls in flight while listing.
+const LIST_PARALLEL_MAX: usize = 16;
+/// Largest reply taken, in bytes: a full table of routes is a few MiB.
+const REPLY_MAX: usize = 64 << 20;
+const SERVICE: &str = "dpdkironcore.v1.DPDKironcore";
+/// Weight sent with routes; dpservice ignores it.
+const WEIGHT: u32 = 100;
+
+/// The way to the present instance, if there is one.
+#[derive(Debug, Clone)]
+pub struct Service {
+    current: watch::Receiver<Option<Client>>,
+    recheck: Arc<Notify>,
+}
+
+impl Service {
+    /// Asks the supervisor to look whether the instance is still the same.
+    pub fn recheck(&self) {
+        self.recheck.notify_one();
+    }
+
+    /// Carries out one call.
+    pub async fn call(&self, op: &DpOp) -> Result<DpDone, DpError> {
+        let client = self.current.borrow().clone();
+        let Some(client) = client else {
+            return Err(DpError::Unavailable("not connected".to_owned()));
+        };
+        call(client, op).await
+    }
+}
+
+/// Keeps a connection to `endpoint` and reports, until shutdown, which instance answers.
+pub async fn supervise(
+    endpoint: Endpoint,
+    current: watch::Sender<Option<Client>>,
+    recheck: Arc<Notify>,
+    inputs: mpsc::Sender<Input>,
+    shutdown: CancellationToken,
+) {
+    let supervisor = Supervisor {
+        endpoint,
+        current,
+        recheck,
+        inputs,
+    };
+    tokio::select! {
+        () = supervisor.run() => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// The two halves that [`supervise`] and its users share.
+pub fn channel() -> (watch::Sender<Option<Client>>, Service) {
+    let (sender, current) = watch::channel(None);
+    let recheck = Arc::new(Notify::new());
+    (sender, Service { current, recheck })
+}
+
+impl Service {
+    /// The bell that [`Service::recheck`] rings.
+    pub fn bell(&self) -> Arc<Notify> {
+        self.recheck.clone()
+    }
+}
+
+/// `host:port` as an endpoint with the limits above.
+pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+    Ok(endpoint
+        .connect_timeout(Duration::from_secs(1))
+        .timeout(CALL_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true))
+}
+
+struct Supervisor {
+    endpoint: Endpoint,
+    current: watch::Sender<Option<Client>>,
+    recheck: Arc<Notify>,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Supervisor {
+    async fn run(&self) {
+        let mut failures = 0u64;
+        loop {
+            if let Ok(channel) = self.endpoint.connect().await {
+                let client =
+                    DpdKironcoreClient::new(channel.clone()).max_decoding_message_size(REPLY_MAX);
+                if let Ok(instance) = identify(client.clone()).await {
+                    failures = 0;
+                    self.current.send_replace(Some(client.clone()));
+                    self.report(Input::DpUp { instance }).await;
+                    self.hold(client, channel).await;
+                    self.current.send_replace(None);
+                    self.report(Input::DpDown).await;
+                    tracing::warn!("dpservice went away");
+                    continue;
+                }
+            }
+            if failures == 0 {
+                tracing::info!(address = %self.endpoint.uri(), "waiting for dpservice");
+            }
+            failures += 1;
+            tokio::time::sleep(CONNECT_INTERVAL).await;
+        }
+    }
+
+    /// Returns when the connection is gone, or the instance does not answer any more.
+    async fn hold(&self, client: Client, channel: Channel) {
+        let gone = wait_gone(client.clone(), channel);
+        tokio::pin!(gone);
+        loop {
+            tokio::select! {
+                () = &mut gone => return,
+                () = self.recheck.notified() => {}
+            }
+            // Calls fail in bursts; one look answers for all of them.
+            tokio::time::sleep(CONNECT_INTERVAL).await;
+            match identify(client.clone()).await {
+                Ok(instance) => self.report(Input::DpUp { instance }).await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn report(&self, input: Input) {
+        if self.inputs.send(input).await.is_err() {
+            tracing::debug!("the agent has stopped");
+        }
+    }
+}
+
+/// The instance's id, or `None` if it says that it waits for Initialize. Only that very answer counts: any other
+/// failure says nothing about the instance, and initialising a live one would drop its routes.
+async fn identify(mut client: Client) -> Result<Option<String>, Status> {
+    match client
+        .check_initialized(dpdk::CheckInitializedRequest {})
+        .await
+    {
+        Ok(reply) => Ok(Some(reply.into_inner().uuid)),
+        Err(status) if status.code() == Code::Aborted => Ok(None),
+        Err(status) => Err(status),
+    }
+}
+
+/// Waits until the health stream breaks; where there is none, until a look at the instance fails or shows another.
+async fn wait_gone(client: Client, channel: Channel) {
+    let request = HealthCheckRequest {
+        service: SERVICE.to_owned(),
+    };
+    match HealthClient::new(channel).watch(request).await {
+        Ok(reply) => {
+            let mut stream = reply.into_inner();
+            while let Ok(Some(health)) = stream.message().await {
+                tracing::debug!(status = health.status, "health of dpservice");
+            }
+        }
+        Err(status) => {
+            tracing::debug!(code = ?status.code(), "dpservice offers no health stream");
+            let first = identify(client.clone()).await.ok().flatten();
+            loop {
+                tokio::time::sleep(POLL_INTERVAL).await;
+                match identify(client.clone()).await {
+                    Ok(instance) if first.is_none() || instance == first => {}
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        }
+    }
+}
+
+async fn call(mut client: Client, op: &DpOp) -> Result<DpDone, DpError> {
+    match op {
+        DpOp::Initialize => {
+            let reply = client
+                .initialize(dpdk::InitializeRequest {})
+                .await
+                .map_err(transport)?
+                .into_inner();
+            accepted(reply.status)?;
+            Ok(DpDone::Instance(reply.uuid))
+        }
+        DpOp::List => list(client)
+            .await
+            .map(|inventory| DpDone::Inventory(Box::new(inventory))),
+        DpOp::CreateInterface { uid, request } => create_interface(client, uid, request).await,
+        DpOp::DeleteInterface { uid } => {
+            let request = dpdk::DeleteInterfaceRequest {
+                interface_id: id(uid),
+            };
+            done(client.delete_interface(request).await, |reply| reply.status)
+        }
+        DpOp::CreatePrefix { uid, prefix } => {
+            let request = dpdk::CreatePrefixRequest {
+                interface_id: id(uid),
+                prefix: Some(to_prefix(prefix)),
+                preferred_underlay_route: Vec::new(),
+            };
+            let reply = client
+                .create_prefix(request)
+                .await
+                .map_err(transport)?
+                .into_inner();
+            accepted(reply.status)?;
+            Ok(DpDone::Underlay(address(
+                &reply.underlay_route,
+                "underlay route",
+            )?))
+        }
+        DpOp::DeletePrefix { uid, prefix } => {
+            let request = dpdk::DeletePrefixRequest {
+                interface_id: id(uid),
+                prefix: Some(to_prefix(prefix)),
+            };
+            done(client.delete_prefix(request).await, |reply| reply.status)
+        }
+        DpOp::CreateRoute { key, hop } => create_route(&mut client, *key, *hop).await,
+        DpOp::ReplaceRoute { key, hop } => {
+            match delete_route(&mut client, *key).await {
+                Err(error) if error.code() != Some(code::ROUTE_NOT_FOUND) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+            create_route(&mut client, *key, *hop).await
+        }
+        DpOp::DeleteRoute { key } => delete_route(&mut client, *key).await,
+    }
+}
+
+async fn create_interface(
+    mut client: Client,
+    uid: &Uid,
+    request: &InterfaceRequest,
+) -> Result<DpDone, DpError> {
+    let InterfaceRequest {
+        vni,
+        device,
+        ipv4,
+        ipv6,
+        total_rate,
+        public_rate,
+        hostname,
+    } = request;
+    // The unspecified address switches a family off.
+    let ipv4 = ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).to_string();
+    let ipv6 = ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED).to_string();
+    let request = dpdk::CreateInterfaceRequest {
+        interface_type: dpdk::InterfaceType::Virtual.into(),
+        interface_id: id(uid),
+        vni: vni.get(),
+        ipv4_config: Some(dpdk::IpConfig {
+            primary_address: ipv4.into_bytes(),
+        }),
+        ipv6_config: Some(dpdk::IpConfig {
+            primary_address: ipv6.into_bytes(),
+        }),
+        pxe_config: None,
+        device_name: device.clone(),
+        metering_parameters: Some(dpdk::MeteringParams {
+            total_rate: *total_rate,
+            public_rate: *public_rate,
+        }),
+        preferred_underlay_route: Vec::new(),
+        hostname: hostname.clone(),
+    };
+    let reply = client
+        .create_interface(request)
+        .await
+        .map_err(transport)?
+        .into_inner();
+    accepted(reply.status)?;
+    Ok(DpDone::Underlay(address(
+        &reply.underlay_route,
+        "underlay route",
+    )?))
+}
+
+async fn create_route(client: &mut Client, key: RouteKey, hop: Hop) -> Result<DpDone, DpError> {
+    let route = dpdk::Route {
+        prefix: Some(to_prefix(&key.prefix)),
+        nexthop_vni: hop.vni.get(),
+        nexthop_address: Some(to_address(hop.address.into())),
+        weight: WEIGHT,
+    };
+    let request = dpdk::CreateRouteRequest {
+        vni: key.vni.get(),
+        route: Some(route),
+    };
+    done(client.create_route(request).await, |reply| reply.status)
+}
+
+async fn delete_route(client: &mut Client, key: RouteKey) -> Result<DpDone, DpError> {
+    let route = dpdk::Route {
+        prefix: Some(to_prefix(&key.prefix)),
+        ..dpdk::Route::default()
+    };
+    let request = dpdk::DeleteRouteRequest {
+        vni: key.vni.get(),
+        route: Some(route),
+    };
+    done(client.delete_route(request).await, |reply| reply.status)
+}
+
+/// Everything the instance holds: interfaces, their prefixes, and the routes of their VNIs.
+async fn list(mut client: Client) -> Result<Observed, DpError> {
+    let reply = client
+        .list_interfaces(dpdk::ListInterfacesRequest {})
+        .await
+        .map_err(transport)?
+        .into_inner();
+    accepted(reply.status)?;
+    let mut observed = Observed::default();
+    let mut interfaces = futures::stream::iter(reply.interfaces)
+        .map(|interface| list_interface(client.clone(), interface))
+        .buffer_unordered(LIST_PARALLEL_MAX);
+    while let Some(interface) = interfaces.next().await {
+        if let Some((uid, interface)) = interface? {
+            observed.insert_interface(uid, interface);
+        }
+    }
+    let vnis: Vec<Vni> = observed.vnis().collect();
+    let mut tables = futures::stream::iter(vnis)
+        .map(|vni| list_table(client.clone(), vni))
+        .buffer_unordered(LIST_PARALLEL_MAX);
+    while let Some(table) = tables.next().await {
+        let (vni, routes) = table?;
+        for (prefix, hop) in routes {
+            observed.set_route(vni, prefix, Some(Installed::Hop(hop)));
+        }
+    }
+    Ok(observed)
+}
+
+async fn list_interface(
+    mut client: Client,
+    interface: dpdk::Interface,
+) -> Result<Option<(Uid, Interface)>, DpError> {
+    let dpdk::Interface {
+        id,
+        vni,
+        primary_ipv4,
+        primary_ipv6,
+        underlay_route,
+        pci_name,
+        metering_params,
+        hostname,
+    } = interface;
+    let Some(uid) = std::str::from_utf8(&id).ok().and_then(Uid::new) else {
+        return Ok(None);
+    };
+    let request = dpdk::ListPrefixesRequest { interface_id: id };
+    let reply = client
+        .list_prefixes(request)
+        .await
+        .map_err(transport)?
+        .into_inner();
+    accepted(reply.status)?;
+    let mut prefixes = BTreeMap::new();
+    for prefix in reply.prefixes {
+        let underlay = address(&prefix.underlay_route, "underlay route")?;
+        prefixes.insert(from_prefix(&prefix)?, underlay);
+    }
+    let dpdk::MeteringParams {
+        total_rate,
+        public_rate,
+    } = metering_params.unwrap_or_default();
+    let interface = Interface {
+        vni: from_vni(vni)?,
+        ipv4: optional(&primary_ipv4, Ipv4Addr::is_unspecified)?,
+        ipv6: optional(&primary_ipv6, Ipv6Addr::is_unspecified)?,
+        device: pci_name,
+        total_rate,
+        public_rate,
+        hostname,
+        underlay: address(&underlay_route, "underlay route")?,
+        prefixes,
+    };
+    Ok(Some((uid, interface)))
+}
+
+async fn list_table(mut client: Client, vni: Vni) -> Result<(Vni, Vec<(Prefix, Hop)>), DpError> {
+    let reply = client
+        .list_routes(dpdk::ListRoutesRequest { vni: vni.get() })
+        .await
+        .map_err(transport)?
+        .into_inner();
+    match accepted(reply.status) {
+        // The last interface of the VNI went while we were listing.
+        Err(error) if error.code() == Some(code::NO_VNI) => return Ok((vni, Vec::new())),
+        other => other?,
+    }
+    let route = |route: dpdk::Route| {
+        let prefix = from_prefix(&route.prefix.unwrap_or_default())?;
+        let hop = address(
+            &route.nexthop_address.unwrap_or_default().address,
+            "next hop",
+        )?;
+        Ok((
+            prefix,
+            Hop {
+                vni: from_vni(route.nexthop_vni)?,
+                address: hop,
+            },
+        ))
+    };
+    let routes: Result<Vec<_>, DpError> = reply.routes.into_iter().map(route).collect();
+    Ok((vni, routes?))
+}
+
+fn done<T>(
+    reply: Result<Response<T>, Status>,
+    status: impl FnOnce(T) -> Option<dpdk::Status>,
+) -> Result<DpDone, DpError> {
+    accepted(status(reply.map_err(transport)?.into_inner()))?;
+    Ok(DpDone::Done)
+}
+
+fn accepted(status: Option<dpdk::Status>) -> Result<(), DpError> {
+    match status {
+        None | Some(dpdk::Status { code: 0, .. }) => Ok(()),
+        Some(dpdk::Status { code, message }) => Err(DpError::Code { code, message }),
+    }
+}
+
+fn transport(status: Status) -> DpError {
+    match status.code() {
+        Code::Aborted => DpError::Uninitialized,
+        Code::InvalidArgument | Code::Unimplemented => {
+            DpError::Argument(status.message().to_owned())
+        }
+        code => DpError::Unavailable(format!("{code:?}: {}", status.message())),
+    }
+}
+
+/// Addresses travel as text in `bytes` fields.
+fn id(uid: &Uid) -> Vec<u8> {
+    uid.as_str().as_bytes().to_vec()
+}
+
+fn to_address(address: IpAddr) -> dpdk::IpAddress {
+    let ipver = if address.is_ipv4() {
+        dpdk::IpVersion::Ipv4
+    } else {
+        dpdk::IpVersion::Ipv6
+    };
+    dpdk::IpAddress {
+        ipver: ipver.into(),
+        address: address.to_string().into_bytes(),
+    }
+}
+
+fn to_prefix(prefix: &Prefix) -> dpdk::Prefix {
+    dpdk::Prefix {
+        ip: Some(to_address(prefix.address())),
+        length: u32::from(prefix.len()),
+        underlay_route: Vec::new(),
+    }
+}
+
+fn from_prefix(prefix: &dpdk::Prefix) -> Result<Prefix, DpError> {
+    let ip: IpAddr = address(
+        prefix.ip.as_ref().map_or(&[][..], |ip| &ip.address),
+        "prefix",
+    )?;
+    let length = u8::try_from(prefix.length).ok();
+    length
+        .and_then(|length| Prefix::new(ip, length))
+        .ok_or_else(|| unreadable("prefix length"))
+}
+
+fn from_vni(vni: u32) -> Result<Vni, DpError> {
+    Vni::new(vni).ok_or_else(|| unreadable("VNI"))
+}
+
+fn address<A: FromStr>(text: &[u8], what: &str) -> Result<A, DpError> {
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| unreadable(what))
+}
+
+fn optional<A: FromStr>(text: &[u8], unset: fn(&A) -> bool) -> Result<Option<A>, DpError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    address(text, "address").map(|address| Some(address).filter(|address| !unset(address)))
+}
+
+fn unreadable(what: &str) -> DpError {
+    DpError::Argument(format!("dpservice returned a {what} that cannot be read"))
+}
