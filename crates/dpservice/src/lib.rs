@@ -1,1 +1,24 @@
-//! dpservice: workers, gRPC control, configuration and the dpservice-cli.
+//! dpservice: carries packets between machines and the underlay, configured over gRPC (`dpdkironcore.v1`).
+//!
+//! A thin shell around the crate `dataplane`: one thread moves packets ([`worker`]), one asynchronous thread serves everything else —
+//! gRPC ([`grpc`]), the kernel's view of the uplinks ([`uplink`]), metrics ([`metrics`]). A configuration request becomes a job that
+//! the packet thread runs between two bursts, so a packet sees a request either completely or not at all.
+//! All state is in memory: a client notices a restart by the new UUID (or by `ABORTED: not initialized`) and configures again.
+//!
+//! Start with [`service::run`]. The command line client is in [`cli`].
+
+pub mod args;
+pub mod cli;
+pub mod devices;
+pub mod grpc;
+pub mod logging;
+pub mod metrics;
+pub mod service;
+pub mod uplink;
+pub mod worker;
+
+pub use args::Args;
+pub use service::run;
+
+/// Version reported by `--version` and GetVersion.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,299 @@
+//! Command line and configuration file.
+//!
+//! The file named by the environment variable `DP_CONF` (default `/run/dpservice/dpservice.conf`) holds one `key value` per line, keys
+//! being the long options without dashes; `#` begins a comment. The command line wins over it; lists of both are joined. Arguments before
+//! a `--` are for a packet framework that is not used here and are ignored.
+
+use anyhow::{Context, bail, ensure};
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Where the configuration file is unless `DP_CONF` says otherwise.
+pub const CONFIG_PATH: &str = "/run/dpservice/dpservice.conf";
+/// Longest name of a network device (Linux: 16 bytes with the terminator).
+pub const DEVICE_NAME_LEN_MAX: usize = 15;
+/// Machine ports of one host: what the reference allows per NIC.
+pub const TAP_COUNT_MAX: u16 = 126;
+
+/// Keys of the configuration file that only concern the packet framework of other implementations.
+const IGNORED_KEYS: [&str; 2] = ["a-pf0", "a-pf1"];
+
+/// Overlay data plane of one hypervisor.
+///
+/// Machines are attached by gRPC (see dpservice-cli). Every machine has its gateway at 169.254.0.1 and fe80::1, gets its addresses by
+/// DHCP, DHCPv6 and router advertisement, and reaches machines on other hosts through IP-in-IPv6 over the uplinks.
+/// The uplinks stay in the hands of the kernel, too: it keeps its addresses, routes and connections.
+///
+/// Options may also be given in a file: one "key value" per line, named by the environment variable DP_CONF
+/// (default /run/dpservice/dpservice.conf). The command line wins.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dpservice", disable_version_flag = true, args_override_self = true)]
+pub struct Args {
+    /// Network device of the first uplink.
+    #[arg(long, value_name = "IF", value_parser = device_name)]
+    pub pf0: Option<String>,
+
+    /// Network device of the second uplink; traffic moves to it when the first one is down.
+    #[arg(long, value_name = "IF", value_parser = device_name)]
+    pub pf1: Option<String>,
+
+    /// Underlay address of this host. Its upper 64 bits are the prefix of the underlay addresses of all machines, which the fabric
+    /// must route here; they are generated in `<prefix>:d000::/68`.
+    #[arg(long, value_name = "ADDR6", default_value = "::")]
+    pub ipv6: Ipv6Addr,
+
+    /// How uplinks are reached. af-packet: an existing device through packet sockets, beside the kernel.
+    #[arg(long, value_enum, default_value_t = UplinkDriver::AfPacket)]
+    pub uplink_driver: UplinkDriver,
+
+    /// How machines are attached. tap: a kernel TAP device per interface, named `<tap-prefix><k>` for the device `net_tap<k+2>`.
+    #[arg(long, value_enum, default_value_t = MachineDriver::Tap)]
+    pub machine_driver: MachineDriver,
+
+    /// Number of machine ports (devices net_tap2, net_tap3, …). A TAP device exists only while an interface uses it.
+    #[arg(long, value_name = "N", default_value_t = TAP_COUNT_MAX,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(TAP_COUNT_MAX)))]
+    pub tap_count: u16,
+
+    /// Beginning of the names of TAP devices.
+    #[arg(long, value_name = "STR", default_value = "dtapvf_", value_parser = tap_prefix)]
+    pub tap_prefix: String,
+
+    /// MTU that machines get by DHCP (option 26) and of their TAP devices. The uplinks need 40 bytes more.
+    #[arg(long, value_name = "N", default_value_t = 1500,
+          value_parser = clap::value_parser!(u16).range(68..=1500))]
+    pub dhcp_mtu: u16,
+
+    /// DNS server for machines; may be given up to 63 times.
+    #[arg(long, value_name = "ADDR4", action = ArgAction::Append)]
+    pub dhcp_dns: Vec<Ipv4Addr>,
+
+    /// DNS server for machines; may be given up to 15 times.
+    #[arg(long, value_name = "ADDR6", action = ArgAction::Append)]
+    pub dhcpv6_dns: Vec<Ipv6Addr>,
+
+    /// Answer neighbour and router solicitations of machines and send router advertisements. IPv6 is forwarded in any case.
+    #[arg(long)]
+    pub enable_ipv6_overlay: bool,
+
+    /// Share of the first uplink in percent; 100 uses the second one only when the first is down.
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub wcmp: u8,
+
+    /// Seconds after which an idle flow is forgotten (established TCP: one day).
+    #[arg(long, value_name = "S", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub flow_timeout: u32,
+
+    /// TCP port of the gRPC service.
+    #[arg(long, value_name = "N", default_value_t = 1337,
+          value_parser = clap::value_parser!(u16).range(1024..))]
+    pub grpc_port: u16,
+
+    /// Address of the gRPC service, which has neither encryption nor authentication: bind it to [::1] unless others need it.
+    #[arg(long, value_name = "ADDR", default_value = "[::]", value_parser = bracketed_address)]
+    pub grpc_bind: IpAddr,
+
+    /// Let ListRoutes report IPv6 routes, too. `false` lists only IPv4 routes, as the reference implementation does.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+          num_args = 0..=1, default_missing_value = "true", require_equals = false)]
+    pub list_ipv6_routes: bool,
+
+    /// Serve Prometheus metrics over HTTP at this address (path /metrics). Off by default.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_bind_address: Option<SocketAddr>,
+
+    /// Format of log lines.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Least severe level that is logged: error, warn, info, debug, trace, or filters such as "info,h2=warn".
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// Colour of text log lines.
+    #[arg(long, value_enum, default_value_t = Color::Never)]
+    pub color: Color,
+
+    /// Print the version.
+    #[arg(short = 'v', long)]
+    pub version: bool,
+
+    /// Accepted for compatibility, without effect.
+    #[arg(long, value_enum, default_value_t = NicType::Tap, hide = true)]
+    pub nic_type: NicType,
+    /// Accepted for compatibility, without effect.
+    #[arg(long, hide = true)]
+    pub vf_pattern: Option<String>,
+    /// Accepted for compatibility, without effect: there is no periodic output of statistics.
+    #[arg(long, hide = true)]
+    pub no_stats: bool,
+    /// Accepted for compatibility, without effect: nothing is offloaded.
+    #[arg(long, hide = true)]
+    pub no_offload: bool,
+    /// Accepted for compatibility, without effect.
+    #[arg(long, hide = true)]
+    pub debug_coredumps: bool,
+    /// Accepted for compatibility, without effect.
+    #[arg(long, hide = true, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub graphtrace_loglevel: Option<u8>,
+}
+
+/// Drivers of uplinks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UplinkDriver {
+    /// Packet sockets on an existing device.
+    AfPacket,
+    /// A TAP device that this process creates: for tests without a fabric.
+    Tap,
+}
+
+/// Drivers of machine ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MachineDriver {
+    /// Kernel TAP devices.
+    Tap,
+}
+
+/// Formats of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// Never.
+    Never,
+    /// Always.
+    Always,
+    /// If standard output is a terminal.
+    Auto,
+}
+
+/// Names of NIC families in the configuration of other implementations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NicType {
+    /// ConnectX.
+    Mellanox,
+    /// Virtual.
+    Tap,
+    /// BlueField.
+    Bluefield2,
+}
+
+fn device_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > DEVICE_NAME_LEN_MAX {
+        return Err(format!("a device name has 1 to {DEVICE_NAME_LEN_MAX} characters"));
+    }
+    Ok(text.to_owned())
+}
+
+fn tap_prefix(text: &str) -> Result<String, String> {
+    // Three digits follow.
+    if text.is_empty() || text.len() + 3 > DEVICE_NAME_LEN_MAX {
+        return Err(format!("1 to {} characters are possible", DEVICE_NAME_LEN_MAX - 3));
+    }
+    Ok(text.to_owned())
+}
+
+fn bracketed_address(text: &str) -> Result<IpAddr, String> {
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    inner.parse().map_err(|_| "not an IP address".to_owned())
+}
+
+impl Args {
+    /// Reads the configuration file and `arguments` (the program's name first).
+    ///
+    /// # Errors
+    /// A file that is named but cannot be read; an unknown key or a bad value, named with file and line; whatever [`clap`] reports about
+    /// the command line (help and version requests included: such an error is a [`clap::Error`]).
+    pub fn load(arguments: Vec<OsString>, dp_conf: Option<OsString>) -> anyhow::Result<Args> {
+        let mut merged = arguments.iter().take(1).cloned().collect::<Vec<_>>();
+        if let Some((path, text)) = read_config(dp_conf)? {
+            merged.extend(parse_config(&path, &text)?.into_iter().map(OsString::from));
+        }
+        merged.extend(service_options(arguments));
+        Ok(Args::try_parse_from(merged)?)
+    }
+
+    /// Checks what concerns several options or must be given.
+    ///
+    /// # Errors
+    /// Names the option.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(self.pf0.is_some(), "--pf0 is missing: the network device of the first uplink");
+        ensure!(self.pf0 != self.pf1, "--pf0 and --pf1 are the same device");
+        ensure!(
+            self.ipv6.to_bits() >> 64 != 0,
+            "--ipv6 is missing: the underlay address of this host, such as 2001:db8:1::1"
+        );
+        ensure!(self.dhcp_dns.len() <= 63, "--dhcp-dns: at most 63 addresses fit into the option");
+        ensure!(self.dhcpv6_dns.len() <= 15, "--dhcpv6-dns: at most 15 addresses are possible");
+        Ok(())
+    }
+}
+
+/// The arguments after `--` if there is one, else all; without the program's name.
+fn service_options(arguments: Vec<OsString>) -> Vec<OsString> {
+    let skip = arguments.iter().position(|argument| argument == "--").unwrap_or(0);
+    arguments.into_iter().skip(skip + 1).collect()
+}
+
+fn read_config(dp_conf: Option<OsString>) -> anyhow::Result<Option<(PathBuf, String)>> {
+    let (path, required) = match dp_conf {
+        Some(path) if path.is_empty() => return Ok(None),
+        Some(path) => (PathBuf::from(path), true),
+        None => (PathBuf::from(CONFIG_PATH), false),
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some((path, text))),
+        Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot read configuration file {}", path.display()))
+        }
+    }
+}
+
+/// Turns the file into arguments, each checked by itself so that an error can name its line.
+fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
+    let command = Args::command();
+    let mut arguments = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.starts_with('#') || line.trim().is_empty() {
+            continue;
+        }
+        let (key, value) = match line.trim().split_once([' ', '\t']) {
+            Some((key, value)) => (key, Some(value.trim())),
+            None => (line.trim(), None),
+        };
+        if IGNORED_KEYS.contains(&key) {
+            continue;
+        }
+        let place = format!("{}:{number}: {key}", path.display());
+        let known = command
+            .get_arguments()
+            .find(|argument| argument.get_long() == Some(key) && key != "version");
+        let Some(known) = known else { bail!("{place}: unknown key") };
+        let takes_value = known.get_action().takes_values();
+        let argument = match value {
+            Some(_) if !takes_value => bail!("{place}: takes no value"),
+            Some(value) => format!("--{key}={value}"),
+            None => format!("--{key}"),
+        };
+        if let Err(error) = Args::try_parse_from(["dpservice", &argument]) {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            bail!("{place}: {first}");
+        }
+        arguments.push(argument);
+    }
+    Ok(arguments)
+}

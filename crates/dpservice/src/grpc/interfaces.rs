@@ -1,0 +1,244 @@
+//! Interfaces: machines come and go.
+//!
+//! Creating and removing a kernel device takes milliseconds, so the packet thread does neither: the engine accepts the interface first, the
+//! driver is opened here and handed over, or the interface is taken back.
+
+use super::{Failure, Service, parse};
+use crate::worker::Plane;
+use dataplane::{ConfigError, Interface, InterfaceSpec, Metering, PortId, Pxe};
+use ports::{OpenError, Port};
+use proto::{code, dpdk};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a device name that is still in use is tried again: its former user may be closing it right now.
+const OPEN_TRIES_MAX: u32 = 100;
+const OPEN_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// `EBUSY`.
+const BUSY: i32 = 16;
+
+pub(super) async fn create(
+    service: &Service,
+    request: dpdk::CreateInterfaceRequest,
+) -> Result<dpdk::CreateInterfaceResponse, Failure> {
+    let spec = parse_spec(service.host, request)?;
+    let id = spec.id.clone();
+    let created = service.worker.call(move |plane| {
+        plane.engine.create_interface(spec).map(|interface| (interface.port, interface.underlay))
+    });
+    let (port, underlay) = created.await??;
+    let index = port.0.saturating_sub(service.machine_ports_start);
+    if let Err(error) = attach(service, &id, port, index).await? {
+        tracing::warn!(interface_id = id, error, "Cannot start port");
+        let taken_back = service.worker.call(move |plane| remove_if_on(plane, &id, port)).await?;
+        close(taken_back).await;
+        return Err(Failure::Refused(code::PORT_START));
+    }
+    Ok(dpdk::CreateInterfaceResponse {
+        status: None,
+        underlay_route: underlay.to_string().into_bytes(),
+        vf: Some(dpdk::VirtualFunction {
+            name: service.devices.netdev(index),
+            ..Default::default()
+        }),
+    })
+}
+
+/// Opens the driver and gives it to the packet thread; the inner error tells why the port cannot start.
+async fn attach(
+    service: &Service,
+    id: &str,
+    port: PortId,
+    index: u16,
+) -> Result<Result<(), String>, Failure> {
+    let driver = match open(service, index).await {
+        Ok(driver) => driver,
+        Err(error) => return Ok(Err(error)),
+    };
+    let id = id.to_owned();
+    let attached = service.worker.call(move |plane| {
+        // Somebody may have deleted the interface in the meantime.
+        let current = plane.engine.interface_at(port);
+        if current.is_none_or(|interface| interface.spec.id != id) || plane.is_attached(port) {
+            return (Err("the interface was deleted meanwhile".to_owned()), Some(driver));
+        }
+        match plane.attach(port, driver) {
+            Ok(before) => (Ok(()), before),
+            Err(error) => (Err(error.to_string()), None),
+        }
+    });
+    let (result, unused) = attached.await?;
+    close(unused).await;
+    Ok(result)
+}
+
+async fn open(service: &Service, index: u16) -> Result<Box<dyn Port>, String> {
+    for _ in 0..OPEN_TRIES_MAX {
+        let devices = Arc::clone(&service.devices);
+        let opened = tokio::task::spawn_blocking(move || devices.open(index)).await;
+        match opened.map_err(|error| error.to_string())? {
+            Err(OpenError { source, .. }) if source.raw_os_error() == Some(BUSY) => {
+                tokio::time::sleep(OPEN_RETRY_INTERVAL).await;
+            }
+            result => return result.map_err(|error| error.to_string()),
+        }
+    }
+    Err("the device name stays in use".to_owned())
+}
+
+/// Closes a driver where blocking does not hurt.
+async fn close(driver: Option<Box<dyn Port>>) {
+    if let Some(driver) = driver {
+        // Fails only if closing panicked, and then the process is ending.
+        let _ = tokio::task::spawn_blocking(move || drop(driver)).await;
+    }
+}
+
+fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) -> Option<Box<dyn Port>> {
+    if plane.engine.interface(id).is_ok_and(|interface| interface.port == port) {
+        let _ = plane.engine.delete_interface(id);
+        return plane.detach(port);
+    }
+    None
+}
+
+pub(super) async fn delete(
+    service: &Service,
+    request: dpdk::DeleteInterfaceRequest,
+) -> Result<dpdk::DeleteInterfaceResponse, Failure> {
+    let id = parse::id(request.interface_id, "interface_id")?;
+    let deleted = service.worker.call(move |plane| {
+        let port = plane.engine.interface(&id)?.port;
+        plane.engine.delete_interface(&id)?;
+        Ok::<_, ConfigError>(plane.detach(port))
+    });
+    // The reply tells that the device is gone: its name may be used again.
+    close(deleted.await??).await;
+    Ok(dpdk::DeleteInterfaceResponse { status: None })
+}
+
+pub(super) async fn get(
+    service: &Service,
+    request: dpdk::GetInterfaceRequest,
+) -> Result<dpdk::GetInterfaceResponse, Failure> {
+    let id = parse::id(request.interface_id, "interface_id")?;
+    let found = service.worker.call(move |plane| plane.engine.interface(&id).map(show));
+    Ok(dpdk::GetInterfaceResponse { status: None, interface: Some(found.await??) })
+}
+
+pub(super) async fn list(
+    service: &Service,
+    _: dpdk::ListInterfacesRequest,
+) -> Result<dpdk::ListInterfacesResponse, Failure> {
+    let found = service.worker.call(|plane| plane.engine.interfaces().map(show).collect());
+    Ok(dpdk::ListInterfacesResponse { status: None, interfaces: found.await? })
+}
+
+fn show(interface: &Interface) -> dpdk::Interface {
+    let Interface { spec, port: _, underlay } = interface;
+    let InterfaceSpec {
+        id,
+        device,
+        vni,
+        ipv4,
+        ipv6,
+        pxe: _,
+        metering,
+        preferred_underlay: _,
+        hostname,
+    } = spec;
+    let Metering { total_rate, public_rate } = *metering;
+    let ipv4 = ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let ipv6 = ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED);
+    dpdk::Interface {
+        id: id.clone().into_bytes(),
+        vni: vni.get(),
+        primary_ipv4: ipv4.to_string().into_bytes(),
+        primary_ipv6: ipv6.to_string().into_bytes(),
+        underlay_route: underlay.to_string().into_bytes(),
+        pci_name: device.clone(),
+        metering_params: Some(dpdk::MeteringParams { total_rate, public_rate }),
+        hostname: hostname.clone().unwrap_or_default(),
+    }
+}
+
+fn parse_spec(
+    host: Ipv6Addr,
+    request: dpdk::CreateInterfaceRequest,
+) -> Result<InterfaceSpec, Failure> {
+    let dpdk::CreateInterfaceRequest {
+        interface_type: _,
+        interface_id,
+        vni,
+        ipv4_config,
+        ipv6_config,
+        pxe_config,
+        device_name,
+        metering_parameters,
+        preferred_underlay_route,
+        hostname,
+    } = request;
+    let id = parse::id(interface_id, "interface_id")?;
+    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+        return Err(Failure::invalid("interface_id"));
+    }
+    let ipv4 = parse::ipv4(&ipv4_config.unwrap_or_default().primary_address)
+        .ok_or_else(|| Failure::invalid("ipv4_config.primary_address"))?;
+    let ipv6 = parse::ipv6(&ipv6_config.unwrap_or_default().primary_address)
+        .ok_or_else(|| Failure::invalid("ipv6_config.primary_address"))?;
+    let (ipv4, ipv6) = (some_v4(ipv4), some_v6(ipv6));
+    if ipv4.is_none() && ipv6.is_none() {
+        return Err(Failure::invalid(
+            "ipv4_config.primary_address and ipv6_config.primary_address combination",
+        ));
+    }
+    let pxe = parse_pxe(pxe_config.unwrap_or_default(), ipv6.is_some())?;
+    if device_name.is_empty() || device_name.len() > parse::ID_LEN_MAX {
+        return Err(Failure::invalid("device_name"));
+    }
+    if hostname.len() > parse::ID_LEN_MAX {
+        return Err(Failure::invalid("hostname"));
+    }
+    let preferred_underlay = parse::preferred_underlay(host, &preferred_underlay_route)?;
+    let vni = parse::new_vni(vni)?;
+    let dpdk::MeteringParams { total_rate, public_rate } = metering_parameters.unwrap_or_default();
+    Ok(InterfaceSpec {
+        id,
+        device: device_name,
+        vni,
+        ipv4,
+        ipv6,
+        pxe,
+        metering: Metering { total_rate, public_rate },
+        preferred_underlay,
+        hostname: Some(hostname).filter(|hostname| !hostname.is_empty()),
+    })
+}
+
+fn some_v4(address: Ipv4Addr) -> Option<Ipv4Addr> {
+    (!address.is_unspecified()).then_some(address)
+}
+
+fn some_v6(address: Ipv6Addr) -> Option<Ipv6Addr> {
+    (!address.is_unspecified()).then_some(address)
+}
+
+/// Network boot counts only if a server is named, which is of the interface's most modern family.
+fn parse_pxe(config: dpdk::PxeConfig, has_ipv6: bool) -> Result<Option<Pxe>, Failure> {
+    let dpdk::PxeConfig { next_server, boot_filename } = config;
+    if next_server.is_empty() {
+        return Ok(None);
+    }
+    let server = if has_ipv6 {
+        parse::ipv6(next_server.as_bytes()).map(IpAddr::V6)
+    } else {
+        parse::ipv4(next_server.as_bytes()).map(IpAddr::V4)
+    };
+    let next_server = server.ok_or_else(|| Failure::invalid("pxe_config.next_server"))?;
+    if boot_filename.is_empty() || boot_filename.len() > parse::BOOT_FILENAME_LEN_MAX {
+        return Err(Failure::invalid("pxe_config.boot_filename"));
+    }
+    Ok(Some(Pxe { next_server, boot_filename }))
+}
+

@@ -1,0 +1,150 @@
+//! The generated service trait, filled in: one line per RPC. What every RPC has in common is in [`answer`].
+
+use super::{
+    Failure, Service, check_initialized, get_version, initialize, interfaces, prefixes, refusal,
+    routes, success,
+};
+use proto::dpdk::dpd_kironcore_server::DpdKironcore;
+use proto::dpdk::{self, Status};
+use tonic::{Code, Request, Response};
+
+/// A reply whose outcome is in its field `status`.
+trait Reply: Default {
+    fn with_status(self, status: Status) -> Self;
+}
+
+/// Turns the outcome of an RPC into its reply and logs it.
+fn answer<R: Reply>(
+    rpc: &'static str,
+    outcome: Result<R, Failure>,
+) -> Result<Response<R>, tonic::Status> {
+    let failure = match outcome {
+        Ok(reply) => {
+            tracing::info!(grpc_request = rpc, "Request");
+            return Ok(Response::new(reply.with_status(success())));
+        }
+        Err(failure) => failure,
+    };
+    let (code, message) = match failure {
+        Failure::Refused(value) => {
+            let status = refusal(value);
+            let (code, text) = (status.code, &status.message);
+            tracing::warn!(
+                grpc_request = rpc,
+                grpc_error = code,
+                grpc_message = text,
+                "Failed request"
+            );
+            return Ok(Response::new(R::default().with_status(status)));
+        }
+        Failure::Invalid(text) => (Code::InvalidArgument, text),
+        Failure::NotInitialized => (Code::Aborted, "not initialized".to_owned()),
+        Failure::Stopped => (Code::Internal, "ipc write failed".to_owned()),
+    };
+    tracing::warn!(
+        grpc_request = rpc,
+        grpc_error = code as i32,
+        grpc_message = message,
+        "Failed request"
+    );
+    Err(tonic::Status::new(code, message))
+}
+
+macro_rules! service {
+    (
+        before_initialize { $($early:ident($early_request:ident) -> $early_reply:ident = $early_handler:path;)* }
+        implemented { $($rpc:ident($request:ident) -> $reply:ident = $handler:path;)* }
+        later { $($later:ident($later_request:ident) -> $later_reply:ident;)* }
+    ) => {
+        $(impl Reply for dpdk::$early_reply {
+            fn with_status(self, status: Status) -> Self {
+                Self { status: Some(status), ..self }
+            }
+        })*
+        $(impl Reply for dpdk::$reply {
+            #[expect(clippy::needless_update, reason = "some replies have further fields")]
+            fn with_status(self, status: Status) -> Self {
+                Self { status: Some(status), ..self }
+            }
+        })*
+
+        #[tonic::async_trait]
+        impl DpdKironcore for Service {
+            $(async fn $early(
+                &self,
+                request: Request<dpdk::$early_request>,
+            ) -> Result<Response<dpdk::$early_reply>, tonic::Status> {
+                answer(stringify!($early), $early_handler(self, request.into_inner()).await)
+            })*
+
+            $(async fn $rpc(
+                &self,
+                request: Request<dpdk::$request>,
+            ) -> Result<Response<dpdk::$reply>, tonic::Status> {
+                let outcome = match self.require_initialized().await {
+                    Ok(()) => $handler(self, request.into_inner()).await,
+                    Err(failure) => Err(failure),
+                };
+                answer(stringify!($rpc), outcome)
+            })*
+
+            $(async fn $later(
+                &self,
+                _: Request<dpdk::$later_request>,
+            ) -> Result<Response<dpdk::$later_reply>, tonic::Status> {
+                Err(tonic::Status::unimplemented(concat!(stringify!($later), " is not implemented")))
+            })*
+        }
+    };
+}
+
+service! {
+    before_initialize {
+        initialize(InitializeRequest) -> InitializeResponse = initialize;
+    }
+    implemented {
+        check_initialized(CheckInitializedRequest) -> CheckInitializedResponse = check_initialized;
+        get_version(GetVersionRequest) -> GetVersionResponse = get_version;
+        list_interfaces(ListInterfacesRequest) -> ListInterfacesResponse = interfaces::list;
+        get_interface(GetInterfaceRequest) -> GetInterfaceResponse = interfaces::get;
+        create_interface(CreateInterfaceRequest) -> CreateInterfaceResponse = interfaces::create;
+        delete_interface(DeleteInterfaceRequest) -> DeleteInterfaceResponse = interfaces::delete;
+        list_prefixes(ListPrefixesRequest) -> ListPrefixesResponse = prefixes::list;
+        create_prefix(CreatePrefixRequest) -> CreatePrefixResponse = prefixes::create;
+        delete_prefix(DeletePrefixRequest) -> DeletePrefixResponse = prefixes::delete;
+        list_routes(ListRoutesRequest) -> ListRoutesResponse = routes::list;
+        create_route(CreateRouteRequest) -> CreateRouteResponse = routes::create;
+        delete_route(DeleteRouteRequest) -> DeleteRouteResponse = routes::delete;
+        check_vni_in_use(CheckVniInUseRequest) -> CheckVniInUseResponse = routes::check_vni_in_use;
+        reset_vni(ResetVniRequest) -> ResetVniResponse = routes::reset_vni;
+    }
+    later {
+        list_load_balancer_prefixes(ListLoadBalancerPrefixesRequest) -> ListLoadBalancerPrefixesResponse;
+        create_load_balancer_prefix(CreateLoadBalancerPrefixRequest) -> CreateLoadBalancerPrefixResponse;
+        delete_load_balancer_prefix(DeleteLoadBalancerPrefixRequest) -> DeleteLoadBalancerPrefixResponse;
+        create_vip(CreateVipRequest) -> CreateVipResponse;
+        get_vip(GetVipRequest) -> GetVipResponse;
+        delete_vip(DeleteVipRequest) -> DeleteVipResponse;
+        create_load_balancer(CreateLoadBalancerRequest) -> CreateLoadBalancerResponse;
+        get_load_balancer(GetLoadBalancerRequest) -> GetLoadBalancerResponse;
+        delete_load_balancer(DeleteLoadBalancerRequest) -> DeleteLoadBalancerResponse;
+        list_load_balancers(ListLoadBalancersRequest) -> ListLoadBalancersResponse;
+        create_load_balancer_target(CreateLoadBalancerTargetRequest) -> CreateLoadBalancerTargetResponse;
+        list_load_balancer_targets(ListLoadBalancerTargetsRequest) -> ListLoadBalancerTargetsResponse;
+        delete_load_balancer_target(DeleteLoadBalancerTargetRequest) -> DeleteLoadBalancerTargetResponse;
+        create_nat(CreateNatRequest) -> CreateNatResponse;
+        get_nat(GetNatRequest) -> GetNatResponse;
+        delete_nat(DeleteNatRequest) -> DeleteNatResponse;
+        list_local_nats(ListLocalNatsRequest) -> ListLocalNatsResponse;
+        create_neighbor_nat(CreateNeighborNatRequest) -> CreateNeighborNatResponse;
+        delete_neighbor_nat(DeleteNeighborNatRequest) -> DeleteNeighborNatResponse;
+        list_neighbor_nats(ListNeighborNatsRequest) -> ListNeighborNatsResponse;
+        list_firewall_rules(ListFirewallRulesRequest) -> ListFirewallRulesResponse;
+        create_firewall_rule(CreateFirewallRuleRequest) -> CreateFirewallRuleResponse;
+        get_firewall_rule(GetFirewallRuleRequest) -> GetFirewallRuleResponse;
+        delete_firewall_rule(DeleteFirewallRuleRequest) -> DeleteFirewallRuleResponse;
+        capture_start(CaptureStartRequest) -> CaptureStartResponse;
+        capture_stop(CaptureStopRequest) -> CaptureStopResponse;
+        capture_status(CaptureStatusRequest) -> CaptureStatusResponse;
+    }
+}

@@ -1,0 +1,1 @@
+//! dpservice from outside.
