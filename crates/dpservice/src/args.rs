@@ -29,7 +29,11 @@ const IGNORED_KEYS: [&str; 2] = ["a-pf0", "a-pf1"];
 /// Options may also be given in a file: one "key value" per line, named by the environment variable DP_CONF
 /// (default /run/dpservice/dpservice.conf). The command line wins.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dpservice", disable_version_flag = true, args_override_self = true)]
+#[command(
+    name = "dpservice",
+    disable_version_flag = true,
+    args_override_self = true
+)]
 pub struct Args {
     /// Network device of the first uplink.
     #[arg(long, value_name = "IF", value_parser = device_name)]
@@ -191,7 +195,9 @@ pub enum NicType {
 
 fn device_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > DEVICE_NAME_LEN_MAX {
-        return Err(format!("a device name has 1 to {DEVICE_NAME_LEN_MAX} characters"));
+        return Err(format!(
+            "a device name has 1 to {DEVICE_NAME_LEN_MAX} characters"
+        ));
     }
     Ok(text.to_owned())
 }
@@ -199,13 +205,19 @@ fn device_name(text: &str) -> Result<String, String> {
 fn tap_prefix(text: &str) -> Result<String, String> {
     // Three digits follow.
     if text.is_empty() || text.len() + 3 > DEVICE_NAME_LEN_MAX {
-        return Err(format!("1 to {} characters are possible", DEVICE_NAME_LEN_MAX - 3));
+        return Err(format!(
+            "1 to {} characters are possible",
+            DEVICE_NAME_LEN_MAX - 3
+        ));
     }
     Ok(text.to_owned())
 }
 
 fn bracketed_address(text: &str) -> Result<IpAddr, String> {
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
     inner.parse().map_err(|_| "not an IP address".to_owned())
 }
 
@@ -229,21 +241,33 @@ impl Args {
     /// # Errors
     /// Names the option.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.pf0.is_some(), "--pf0 is missing: the network device of the first uplink");
+        ensure!(
+            self.pf0.is_some(),
+            "--pf0 is missing: the network device of the first uplink"
+        );
         ensure!(self.pf0 != self.pf1, "--pf0 and --pf1 are the same device");
         ensure!(
             self.ipv6.to_bits() >> 64 != 0,
             "--ipv6 is missing: the underlay address of this host, such as 2001:db8:1::1"
         );
-        ensure!(self.dhcp_dns.len() <= 63, "--dhcp-dns: at most 63 addresses fit into the option");
-        ensure!(self.dhcpv6_dns.len() <= 15, "--dhcpv6-dns: at most 15 addresses are possible");
+        ensure!(
+            self.dhcp_dns.len() <= 63,
+            "--dhcp-dns: at most 63 addresses fit into the option"
+        );
+        ensure!(
+            self.dhcpv6_dns.len() <= 15,
+            "--dhcpv6-dns: at most 15 addresses are possible"
+        );
         Ok(())
     }
 }
 
 /// The arguments after `--` if there is one, else all; without the program's name.
 fn service_options(arguments: Vec<OsString>) -> Vec<OsString> {
-    let skip = arguments.iter().position(|argument| argument == "--").unwrap_or(0);
+    let skip = arguments
+        .iter()
+        .position(|argument| argument == "--")
+        .unwrap_or(0);
     arguments.into_iter().skip(skip + 1).collect()
 }
 
@@ -281,7 +305,9 @@ fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
         let known = command
             .get_arguments()
             .find(|argument| argument.get_long() == Some(key) && key != "version");
-        let Some(known) = known else { bail!("{place}: unknown key") };
+        let Some(known) = known else {
+            bail!("{place}: unknown key")
+        };
         let takes_value = known.get_action().takes_values();
         let argument = match value {
             Some(_) if !takes_value => bail!("{place}: takes no value"),
@@ -290,7 +316,11 @@ fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
         };
         if let Err(error) = Args::try_parse_from(["dpservice", &argument]) {
             let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let first = text
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_start_matches("error: ");
             bail!("{place}: {first}");
         }
         arguments.push(argument);

@@ -60,7 +60,9 @@ fn derived_mac(first: u8, host: Ipv6Addr, index: u16) -> Mac {
     let hash = prefix
         .to_be_bytes()
         .iter()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
     let [a, b, c, d] = hash.to_be_bytes();
     let [high, low] = index.to_be_bytes();
     Mac([first, a ^ d, b, c, high, low])

@@ -13,7 +13,10 @@ fn main() -> ExitCode {
         arguments.remove(1);
         return cli::main(arguments);
     }
-    let name = arguments.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    let name = arguments
+        .first()
+        .map(std::path::Path::new)
+        .and_then(std::path::Path::file_name);
     if name.is_some_and(|name| name == "dpservice-cli") {
         return cli::main(arguments);
     }
@@ -49,16 +52,10 @@ fn serve(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let service = run(args, shutdown.clone());
         tokio::pin!(service);
-        let signalled = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        tokio::pin!(signalled);
         tokio::select! {
             result = &mut service => return result.map(|()| ExitCode::SUCCESS),
-            () = &mut signalled => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
         tracing::info!("Stopping");
         shutdown.cancel();

@@ -69,7 +69,9 @@ pub async fn serve(
     worker: Handle,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let address = listener.local_addr().context("cannot tell the listening address")?;
+    let address = listener
+        .local_addr()
+        .context("cannot tell the listening address")?;
     tracing::info!(%address, "Metrics are served");
     let devices: Arc<[String]> = devices.into();
     let mut connections = JoinSet::new();
@@ -91,8 +93,8 @@ async fn connection(stream: TcpStream, devices: Arc<[String]>, worker: Handle) {
     let answer = hyper::service::service_fn(|request: Request<Incoming>| {
         respond(request, &devices, &worker)
     });
-    let serving = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), answer);
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
     // A client that breaks off or lingers is not our failure.
     let _ = tokio::time::timeout(CONNECTION_TIME_MAX, serving).await;
 }
@@ -103,7 +105,9 @@ async fn respond(
     worker: &Handle,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     if request.method() != Method::GET || request.uri().path() != "/metrics" {
-        return Response::builder().status(StatusCode::NOT_FOUND).body(Full::default());
+        return Response::builder()
+            .status(StatusCode::NOT_FOUND)
+            .body(Full::default());
     }
     let text = match worker.call(Snapshot::take).await {
         Ok(snapshot) => render(&snapshot, devices),
@@ -111,39 +115,82 @@ async fn respond(
     };
     match text {
         Ok(text) => Response::builder()
-            .header("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
+            .header(
+                "content-type",
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )
             .body(Full::from(text)),
-        Err(_) => Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(Full::default()),
+        Err(_) => Response::builder()
+            .status(StatusCode::SERVICE_UNAVAILABLE)
+            .body(Full::default()),
     }
 }
 
 fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("dpservice");
-    let Snapshot { engine, thread, drivers, interfaces } = snapshot;
+    let Snapshot {
+        engine,
+        thread,
+        drivers,
+        interfaces,
+    } = snapshot;
     let nodes = Family::<NodeLabels, Counter>::default();
     for node in Node::ALL {
-        nodes.get_or_create(&NodeLabels { graph_node: node.name() }).inc_by(engine.node(*node));
+        nodes
+            .get_or_create(&NodeLabels {
+                graph_node: node.name(),
+            })
+            .inc_by(engine.node(*node));
     }
     registry.register("graph_packets", "Packets that passed a stage", nodes);
     let drops = Family::<ReasonLabels, Counter>::default();
     for reason in DropReason::ALL {
-        drops.get_or_create(&ReasonLabels { reason: reason.name() }).inc_by(engine.drops(*reason));
+        drops
+            .get_or_create(&ReasonLabels {
+                reason: reason.name(),
+            })
+            .inc_by(engine.drops(*reason));
     }
-    registry.register("dropped_packets", "Packets discarded by the engine, by reason", drops);
+    registry.register(
+        "dropped_packets",
+        "Packets discarded by the engine, by reason",
+        drops,
+    );
     let ports = Family::<PortLabels, Counter>::default();
     for (port, _, counters) in drivers {
         let device = devices.get(port.index()).cloned().unwrap_or_default();
         for (counter, value) in counters.entries() {
-            ports.get_or_create(&PortLabels { device: device.clone(), counter }).inc_by(value);
+            ports
+                .get_or_create(&PortLabels {
+                    device: device.clone(),
+                    counter,
+                })
+                .inc_by(value);
         }
     }
     registry.register("port", "What the driver of a port counted", ports);
     let single = [
         ("flows_created", "Flows created", engine.flows_created),
-        ("flows_expired", "Flows forgotten after their timeout", engine.flows_expired),
-        ("flows_redecided", "Flows decided again after a change", engine.flows_redecided),
-        ("no_device", "Packets for a port without device", thread.no_device),
-        ("devices_lost", "Devices that disappeared", thread.devices_lost),
+        (
+            "flows_expired",
+            "Flows forgotten after their timeout",
+            engine.flows_expired,
+        ),
+        (
+            "flows_redecided",
+            "Flows decided again after a change",
+            engine.flows_redecided,
+        ),
+        (
+            "no_device",
+            "Packets for a port without device",
+            thread.no_device,
+        ),
+        (
+            "devices_lost",
+            "Devices that disappeared",
+            thread.devices_lost,
+        ),
         ("sleeps", "Times the packet thread slept", thread.sleeps),
     ];
     for (name, help, value) in single {

@@ -3,9 +3,9 @@
 use crate::args::{Args, UplinkDriver};
 use crate::devices::{self, Devices, Taps};
 use crate::grpc::{Health, Service, Serving};
+use crate::metrics;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Plane};
-use crate::metrics;
 use anyhow::Context;
 use dataplane::{Dhcp, Engine, EngineConfig, PortConfig, PortId, PortKind, UnderlaySeed};
 use net::Mac;
@@ -50,7 +50,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let listener = TcpListener::bind(SocketAddr::new(args.grpc_bind, args.grpc_port))
         .await
         .with_context(|| {
-            format!("cannot listen on {} port {}", args.grpc_bind, args.grpc_port)
+            format!(
+                "cannot listen on {} port {}",
+                args.grpc_bind, args.grpc_port
+            )
         })?;
     let names: Vec<String> = args.pf0.iter().chain(&args.pf1).cloned().collect();
     let uplinks = open_uplinks(&args, &names)?;
@@ -65,7 +68,11 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             );
         }
     }
-    let taps = Taps { prefix: args.tap_prefix.clone(), host: args.ipv6, mtu: args.dhcp_mtu };
+    let taps = Taps {
+        prefix: args.tap_prefix.clone(),
+        host: args.ipv6,
+        mtu: args.dhcp_mtu,
+    };
     let macs: Vec<Mac> = uplinks.iter().map(|uplink| uplink.mac()).collect();
     let parts = Parts {
         engine: engine_config(&args, &macs),
@@ -80,10 +87,25 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} for metrics"))?;
-        let devices = parts.engine.ports.iter().map(|port| port.name.clone()).collect();
-        tasks.spawn(metrics::serve(listener, devices, handle.clone(), shutdown.clone()));
+        let devices = parts
+            .engine
+            .ports
+            .iter()
+            .map(|port| port.name.clone())
+            .collect();
+        tasks.spawn(metrics::serve(
+            listener,
+            devices,
+            handle.clone(),
+            shutdown.clone(),
+        ));
     }
-    let service = service(&parts.engine, parts.devices, parts.list_ipv6_routes, handle.clone());
+    let service = service(
+        &parts.engine,
+        parts.devices,
+        parts.list_ipv6_routes,
+        handle.clone(),
+    );
     tasks.spawn(serve(service, listener, shutdown.clone()));
     let result = supervise(&mut tasks, &shutdown).await;
     thread.stop(handle);
@@ -97,11 +119,15 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
-        let ended = ended.context("a task ended abnormally").and_then(|ended| ended);
+        let ended = ended
+            .context("a task ended abnormally")
+            .and_then(|ended| ended);
         let unexpected = !shutdown.is_cancelled();
         if result.is_ok() {
             result = match ended {
-                Ok(()) if unexpected => Err(anyhow::anyhow!("a part of the service ended by itself")),
+                Ok(()) if unexpected => {
+                    Err(anyhow::anyhow!("a part of the service ended by itself"))
+                }
                 ended => ended,
             };
         }
@@ -122,7 +148,11 @@ fn open_uplinks(args: &Args, names: &[String]) -> anyhow::Result<Vec<Box<dyn Por
             }
         })
     };
-    (0..).zip(names).map(open).collect::<anyhow::Result<_>>().context("cannot open uplink")
+    (0..)
+        .zip(names)
+        .map(open)
+        .collect::<anyhow::Result<_>>()
+        .context("cannot open uplink")
 }
 
 /// The engine's configuration for uplinks with these addresses.
@@ -137,8 +167,11 @@ fn engine_config(args: &Args, uplinks: &[Mac]) -> EngineConfig {
         kind: PortKind::Machine,
         mac: devices::gateway_mac(args.ipv6, index),
     };
-    let ports =
-        (0..).zip(uplinks).map(uplink).chain((0..args.tap_count).map(machine)).collect();
+    let ports = (0..)
+        .zip(uplinks)
+        .map(uplink)
+        .chain((0..args.tap_count).map(machine))
+        .collect();
     let (seed, hash_seed) = uuid::Uuid::new_v4().as_u64_pair();
     EngineConfig {
         dhcp: Dhcp {
@@ -163,7 +196,11 @@ pub fn start_worker(
     config: &EngineConfig,
     uplinks: Vec<Box<dyn Port>>,
 ) -> anyhow::Result<(Handle, worker::Thread)> {
-    let frame_max = uplinks.iter().map(|uplink| uplink.mtu() + ETHERNET_LEN).max().unwrap_or(0);
+    let frame_max = uplinks
+        .iter()
+        .map(|uplink| uplink.mtu() + ETHERNET_LEN)
+        .max()
+        .unwrap_or(0);
     let engine = Engine::new(config.clone());
     let mut plane = Plane::new(engine, config.ports.len(), frame_max)?;
     for (number, uplink) in (0..).zip(uplinks) {
@@ -207,7 +244,11 @@ async fn watch_uplinks(
             let select = Select::Underlay(args.ipv6);
             let uplinks = (0..)
                 .zip(names)
-                .map(|(number, device)| Uplink { port: PortId(number), device, select })
+                .map(|(number, device)| Uplink {
+                    port: PortId(number),
+                    device,
+                    select,
+                })
                 .collect();
             tasks.spawn(uplink::watch(uplinks, worker.clone(), shutdown.clone()));
         }
@@ -235,7 +276,9 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let address = listener.local_addr().context("cannot tell the listening address")?;
+    let address = listener
+        .local_addr()
+        .context("cannot tell the listening address")?;
     // The socket listens already: whoever connects from here on is answered.
     let (serving, health) = watch::channel(Serving::Listening);
     tracing::info!(

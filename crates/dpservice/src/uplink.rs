@@ -71,7 +71,11 @@ pub async fn watch(
     worker: Handle,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv6Route];
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv6Route,
+    ];
     let (connection, netlink, mut events) = rtnetlink::new_multicast_connection(&groups)
         .context("cannot subscribe to the kernel's link and neighbour notifications")?;
     let mut published = vec![Published::default(); uplinks.len()];
@@ -88,7 +92,11 @@ pub async fn watch(
                     }
                 }
             }
-            let interval = if resolved { RESOLVED_INTERVAL } else { UNRESOLVED_INTERVAL };
+            let interval = if resolved {
+                RESOLVED_INTERVAL
+            } else {
+                UNRESOLVED_INTERVAL
+            };
             tokio::select! {
                 event = events.next() => {
                     if event.is_none() {
@@ -153,10 +161,17 @@ async fn look(
     published: &mut Published,
 ) -> Result<bool, Failure> {
     let port = uplink.port;
-    let mut seen = Published { link: Some(false), next_hop: None };
+    let mut seen = Published {
+        link: Some(false),
+        next_hop: None,
+    };
     let mut fresh = false;
     if let Some(link) = find_link(netlink, &uplink.device).await? {
-        seen.link = Some(link.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp));
+        seen.link = Some(
+            link.header
+                .flags
+                .contains(LinkFlags::Up | LinkFlags::LowerUp),
+        );
         reopen_if_lost(uplink, worker).await?;
         let index = link.header.index;
         let neighbours = neighbours(netlink, index).await?;
@@ -203,14 +218,20 @@ async fn find_link(
 }
 
 fn own_mac(link: &LinkMessage) -> Option<Mac> {
-    link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => Some(Mac(*bytes.first_chunk()?)),
-        _ => None,
-    })
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => Some(Mac(*bytes.first_chunk()?)),
+            _ => None,
+        })
 }
 
 async fn neighbours(netlink: &rtnetlink::Handle, index: u32) -> Result<Vec<Neighbour>, Failure> {
-    let request = netlink.neighbours().get().set_address_family(AddressFamily::Inet6).execute();
+    let request = netlink
+        .neighbours()
+        .get()
+        .set_address_family(AddressFamily::Inet6)
+        .execute();
     let mut request = Box::pin(request);
     let mut found = Vec::new();
     while let Some(message) = request.try_next().await? {
@@ -222,16 +243,27 @@ async fn neighbours(netlink: &rtnetlink::Handle, index: u32) -> Result<Vec<Neigh
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
-    let address = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(*address),
-        _ => None,
-    })?;
-    let mac = message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(bytes) => Some(Mac(*bytes.first_chunk()?)),
-        _ => None,
-    })?;
+    let address = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(*address),
+            _ => None,
+        })?;
+    let mac = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => Some(Mac(*bytes.first_chunk()?)),
+            _ => None,
+        })?;
     let router = message.header.flags.contains(NeighbourFlags::Router);
-    Some(Neighbour { address, mac, router, state: message.header.state })
+    Some(Neighbour {
+        address,
+        mac,
+        router,
+        state: message.header.state,
+    })
 }
 
 /// Gateways of all IPv6 routes through a device.
@@ -254,10 +286,13 @@ fn gateways_of(route: &RouteMessage, index: u32, found: &mut Vec<Ipv6Addr>) {
             _ => None,
         })
     };
-    let through = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(oif) => Some(*oif),
-        _ => None,
-    });
+    let through = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(oif) => Some(*oif),
+            _ => None,
+        });
     if through == Some(index) {
         found.extend(gateway(&route.attributes));
     }
@@ -287,7 +322,11 @@ pub fn next_hop(
         .filter(|neighbour| neighbour.router && Some(neighbour.mac) != own)
         .filter_map(|neighbour| Some((doubt(neighbour.state)?, neighbour)))
         .min_by_key(|(doubt, neighbour)| {
-            (!gateways.contains(&neighbour.address), *doubt, neighbour.address)
+            (
+                !gateways.contains(&neighbour.address),
+                *doubt,
+                neighbour.address,
+            )
         })
         .map(|(_, neighbour)| *neighbour)
 }
@@ -314,7 +353,9 @@ async fn reopen_if_lost(uplink: &Uplink, worker: &Handle) -> Result<(), Stopped>
     }
     match AfPacket::open(&uplink.device, uplink.select) {
         Ok(driver) => {
-            let attached = worker.call(move |plane| plane.attach(port, Box::new(driver))).await?;
+            let attached = worker
+                .call(move |plane| plane.attach(port, Box::new(driver)))
+                .await?;
             match attached {
                 Ok(_) => tracing::info!(interface_name = uplink.device, "Uplink is back"),
                 Err(error) => {

@@ -81,8 +81,15 @@ pub struct Plane {
 
 impl std::fmt::Debug for Plane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let drivers: Vec<_> = self.drivers.iter().flatten().map(|driver| driver.name()).collect();
-        f.debug_struct("Plane").field("drivers", &drivers).finish_non_exhaustive()
+        let drivers: Vec<_> = self
+            .drivers
+            .iter()
+            .flatten()
+            .map(|driver| driver.name())
+            .collect();
+        f.debug_struct("Plane")
+            .field("drivers", &drivers)
+            .finish_non_exhaustive()
     }
 }
 
@@ -99,7 +106,9 @@ impl Plane {
             worker,
             drivers: (0..ports).map(|_| None).collect(),
             poller: Poller::new()?,
-            packets: (0..BURST_MAX).map(|_| PacketBuf::with_frame_max(frame_max)).collect(),
+            packets: (0..BURST_MAX)
+                .map(|_| PacketBuf::with_frame_max(frame_max))
+                .collect(),
             counters: Counters::default(),
             origin: std::time::Instant::now(),
         })
@@ -160,7 +169,9 @@ impl Plane {
 
     /// Receives one burst from a port and handles it; returns how many packets came.
     fn serve(&mut self, port: PortId) -> usize {
-        let Some(Some(driver)) = self.drivers.get_mut(port.index()) else { return 0 };
+        let Some(Some(driver)) = self.drivers.get_mut(port.index()) else {
+            return 0;
+        };
         let Ok(count) = driver.rx_burst(&mut self.packets) else {
             self.lose(port);
             return 0;
@@ -171,7 +182,8 @@ impl Plane {
         let mut verdicts = [Verdict::Drop(DropReason::Bug); BURST_MAX];
         let now = self.now();
         let packets = self.packets.get_mut(..count).unwrap_or_default();
-        self.engine.process_burst(&mut self.worker, port, packets, &mut verdicts, now);
+        self.engine
+            .process_burst(&mut self.worker, port, packets, &mut verdicts, now);
         self.transmit(&verdicts, count);
         count
     }
@@ -211,7 +223,11 @@ impl Plane {
     fn lose(&mut self, port: PortId) {
         if let Some(driver) = self.detach(port) {
             self.counters.devices_lost += 1;
-            tracing::warn!(interface_name = driver.name(), port_id = port.0, "Device disappeared");
+            tracing::warn!(
+                interface_name = driver.name(),
+                port_id = port.0,
+                "Device disappeared"
+            );
         }
     }
 
@@ -220,7 +236,9 @@ impl Plane {
         self.worker.tick(now);
         let mut packet = PacketBuf::new();
         for _ in 0..PERIODIC_MAX {
-            let Some(port) = self.engine.tick(now, &mut packet) else { break };
+            let Some(port) = self.engine.tick(now, &mut packet) else {
+                break;
+            };
             if let Some(Some(driver)) = self.drivers.get_mut(port.index()) {
                 driver.tx_burst(&[&packet]);
             }
@@ -273,7 +291,10 @@ pub fn start(plane: Plane) -> anyhow::Result<(Handle, Thread)> {
     let thread = std::thread::Builder::new()
         .name("worker".to_owned())
         .spawn(move || run(plane, queue))?;
-    let thread = Thread { thread, waker: waker.clone() };
+    let thread = Thread {
+        thread,
+        waker: waker.clone(),
+    };
     Ok((Handle { jobs, waker }, thread))
 }
 
@@ -284,7 +305,11 @@ fn run(mut plane: Plane, mut jobs: mpsc::Receiver<Job>) {
     loop {
         let until_tick = next_tick.saturating_duration_since(std::time::Instant::now());
         let look_again = spins > 0 || more_jobs;
-        let timeout = if look_again { Duration::ZERO } else { until_tick };
+        let timeout = if look_again {
+            Duration::ZERO
+        } else {
+            until_tick
+        };
         plane.counters.sleeps += u64::from(!look_again);
         let ready = match plane.poller.wait(timeout) {
             Ok(ready) => ready,
@@ -298,7 +323,11 @@ fn run(mut plane: Plane, mut jobs: mpsc::Receiver<Job>) {
             Some(more) => more_jobs = more,
             None => return,
         }
-        spins = if plane.turn(&ready) > 0 { SPINS_MAX } else { u32::saturating_sub(spins, 1) };
+        spins = if plane.turn(&ready) > 0 {
+            SPINS_MAX
+        } else {
+            u32::saturating_sub(spins, 1)
+        };
         if std::time::Instant::now() >= next_tick {
             plane.tick();
             next_tick = std::time::Instant::now() + TICK_INTERVAL;

@@ -21,7 +21,9 @@ pub enum Serving {
 pub struct Health(pub watch::Receiver<Serving>);
 
 fn reply(status: ServingStatus) -> HealthCheckResponse {
-    HealthCheckResponse { status: status.into() }
+    HealthCheckResponse {
+        status: status.into(),
+    }
 }
 
 fn current(serving: Serving) -> HealthCheckResponse {

@@ -25,13 +25,19 @@ pub(super) async fn create(
     let spec = parse_spec(service.host, request)?;
     let id = spec.id.clone();
     let created = service.worker.call(move |plane| {
-        plane.engine.create_interface(spec).map(|interface| (interface.port, interface.underlay))
+        plane
+            .engine
+            .create_interface(spec)
+            .map(|interface| (interface.port, interface.underlay))
     });
     let (port, underlay) = created.await??;
     let index = port.0.saturating_sub(service.machine_ports_start);
     if let Err(error) = attach(service, &id, port, index).await? {
         tracing::warn!(interface_id = id, error, "Cannot start port");
-        let taken_back = service.worker.call(move |plane| remove_if_on(plane, &id, port)).await?;
+        let taken_back = service
+            .worker
+            .call(move |plane| remove_if_on(plane, &id, port))
+            .await?;
         close(taken_back).await;
         return Err(Failure::Refused(code::PORT_START));
     }
@@ -61,7 +67,10 @@ async fn attach(
         // Somebody may have deleted the interface in the meantime.
         let current = plane.engine.interface_at(port);
         if current.is_none_or(|interface| interface.spec.id != id) || plane.is_attached(port) {
-            return (Err("the interface was deleted meanwhile".to_owned()), Some(driver));
+            return (
+                Err("the interface was deleted meanwhile".to_owned()),
+                Some(driver),
+            );
         }
         match plane.attach(port, driver) {
             Ok(before) => (Ok(()), before),
@@ -96,7 +105,11 @@ async fn close(driver: Option<Box<dyn Port>>) {
 }
 
 fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) -> Option<Box<dyn Port>> {
-    if plane.engine.interface(id).is_ok_and(|interface| interface.port == port) {
+    if plane
+        .engine
+        .interface(id)
+        .is_ok_and(|interface| interface.port == port)
+    {
         let _ = plane.engine.delete_interface(id);
         return plane.detach(port);
     }
@@ -123,20 +136,34 @@ pub(super) async fn get(
     request: dpdk::GetInterfaceRequest,
 ) -> Result<dpdk::GetInterfaceResponse, Failure> {
     let id = parse::id(request.interface_id, "interface_id")?;
-    let found = service.worker.call(move |plane| plane.engine.interface(&id).map(show));
-    Ok(dpdk::GetInterfaceResponse { status: None, interface: Some(found.await??) })
+    let found = service
+        .worker
+        .call(move |plane| plane.engine.interface(&id).map(show));
+    Ok(dpdk::GetInterfaceResponse {
+        status: None,
+        interface: Some(found.await??),
+    })
 }
 
 pub(super) async fn list(
     service: &Service,
     _: dpdk::ListInterfacesRequest,
 ) -> Result<dpdk::ListInterfacesResponse, Failure> {
-    let found = service.worker.call(|plane| plane.engine.interfaces().map(show).collect());
-    Ok(dpdk::ListInterfacesResponse { status: None, interfaces: found.await? })
+    let found = service
+        .worker
+        .call(|plane| plane.engine.interfaces().map(show).collect());
+    Ok(dpdk::ListInterfacesResponse {
+        status: None,
+        interfaces: found.await?,
+    })
 }
 
 fn show(interface: &Interface) -> dpdk::Interface {
-    let Interface { spec, port: _, underlay } = interface;
+    let Interface {
+        spec,
+        port: _,
+        underlay,
+    } = interface;
     let InterfaceSpec {
         id,
         device,
@@ -148,7 +175,10 @@ fn show(interface: &Interface) -> dpdk::Interface {
         preferred_underlay: _,
         hostname,
     } = spec;
-    let Metering { total_rate, public_rate } = *metering;
+    let Metering {
+        total_rate,
+        public_rate,
+    } = *metering;
     let ipv4 = ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
     let ipv6 = ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED);
     dpdk::Interface {
@@ -158,7 +188,10 @@ fn show(interface: &Interface) -> dpdk::Interface {
         primary_ipv6: ipv6.to_string().into_bytes(),
         underlay_route: underlay.to_string().into_bytes(),
         pci_name: device.clone(),
-        metering_params: Some(dpdk::MeteringParams { total_rate, public_rate }),
+        metering_params: Some(dpdk::MeteringParams {
+            total_rate,
+            public_rate,
+        }),
         hostname: hostname.clone().unwrap_or_default(),
     }
 }
@@ -180,7 +213,10 @@ fn parse_spec(
         hostname,
     } = request;
     let id = parse::id(interface_id, "interface_id")?;
-    if !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-') {
+    if !id
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    {
         return Err(Failure::invalid("interface_id"));
     }
     let ipv4 = parse::ipv4(&ipv4_config.unwrap_or_default().primary_address)
@@ -202,7 +238,10 @@ fn parse_spec(
     }
     let preferred_underlay = parse::preferred_underlay(host, &preferred_underlay_route)?;
     let vni = parse::new_vni(vni)?;
-    let dpdk::MeteringParams { total_rate, public_rate } = metering_parameters.unwrap_or_default();
+    let dpdk::MeteringParams {
+        total_rate,
+        public_rate,
+    } = metering_parameters.unwrap_or_default();
     Ok(InterfaceSpec {
         id,
         device: device_name,
@@ -210,7 +249,10 @@ fn parse_spec(
         ipv4,
         ipv6,
         pxe,
-        metering: Metering { total_rate, public_rate },
+        metering: Metering {
+            total_rate,
+            public_rate,
+        },
         preferred_underlay,
         hostname: Some(hostname).filter(|hostname| !hostname.is_empty()),
     })
@@ -226,7 +268,10 @@ fn some_v6(address: Ipv6Addr) -> Option<Ipv6Addr> {
 
 /// Network boot counts only if a server is named, which is of the interface's most modern family.
 fn parse_pxe(config: dpdk::PxeConfig, has_ipv6: bool) -> Result<Option<Pxe>, Failure> {
-    let dpdk::PxeConfig { next_server, boot_filename } = config;
+    let dpdk::PxeConfig {
+        next_server,
+        boot_filename,
+    } = config;
     if next_server.is_empty() {
         return Ok(None);
     }
@@ -239,6 +284,8 @@ fn parse_pxe(config: dpdk::PxeConfig, has_ipv6: bool) -> Result<Option<Pxe>, Fai
     if boot_filename.is_empty() || boot_filename.len() > parse::BOOT_FILENAME_LEN_MAX {
         return Err(Failure::invalid("pxe_config.boot_filename"));
     }
-    Ok(Some(Pxe { next_server, boot_filename }))
+    Ok(Some(Pxe {
+        next_server,
+        boot_filename,
+    }))
 }
-

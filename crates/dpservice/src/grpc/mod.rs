@@ -75,16 +75,26 @@ impl From<Stopped> for Failure {
 }
 
 fn success() -> Status {
-    Status { code: code::OK, message: code::SUCCESS_MESSAGE.to_owned() }
+    Status {
+        code: code::OK,
+        message: code::SUCCESS_MESSAGE.to_owned(),
+    }
 }
 
 fn refusal(value: u32) -> Status {
-    Status { code: value, message: code::name(value).unwrap_or("UNKNOWN").to_owned() }
+    Status {
+        code: value,
+        message: code::name(value).unwrap_or("UNKNOWN").to_owned(),
+    }
 }
 
 impl Service {
     async fn require_initialized(&self) -> Result<(), Failure> {
-        match self.worker.call(|plane| plane.engine.is_initialized()).await? {
+        match self
+            .worker
+            .call(|plane| plane.engine.is_initialized())
+            .await?
+        {
             true => Ok(()),
             false => Err(Failure::NotInitialized),
         }
@@ -95,22 +105,35 @@ async fn initialize(
     service: &Service,
     _: InitializeRequest,
 ) -> Result<InitializeResponse, Failure> {
-    service.worker.call(|plane| plane.engine.initialize()).await?;
-    Ok(InitializeResponse { status: None, uuid: service.uuid.clone() })
+    service
+        .worker
+        .call(|plane| plane.engine.initialize())
+        .await?;
+    Ok(InitializeResponse {
+        status: None,
+        uuid: service.uuid.clone(),
+    })
 }
 
 async fn check_initialized(
     service: &Service,
     _: CheckInitializedRequest,
 ) -> Result<CheckInitializedResponse, Failure> {
-    Ok(CheckInitializedResponse { status: None, uuid: service.uuid.clone() })
+    Ok(CheckInitializedResponse {
+        status: None,
+        uuid: service.uuid.clone(),
+    })
 }
 
 async fn get_version(
     _: &Service,
     request: GetVersionRequest,
 ) -> Result<GetVersionResponse, Failure> {
-    let GetVersionRequest { client_protocol, client_name, client_version } = request;
+    let GetVersionRequest {
+        client_protocol,
+        client_name,
+        client_version,
+    } = request;
     for (value, name) in [
         (&client_protocol, "client_protocol"),
         (&client_name, "client_name"),
@@ -120,7 +143,11 @@ async fn get_version(
             return Err(Failure::invalid(name));
         }
     }
-    tracing::info!(client_name, client_ver = client_version, "Client identified itself");
+    tracing::info!(
+        client_name,
+        client_ver = client_version,
+        "Client identified itself"
+    );
     Ok(GetVersionResponse {
         status: None,
         service_protocol: crate::VERSION.to_owned(),

@@ -46,7 +46,11 @@ pub(super) fn prefix(
     ip_name: &str,
     length_name: &str,
 ) -> Result<(IpAddr, u8), Failure> {
-    let Prefix { ip, length, underlay_route: _ } = value.unwrap_or_default();
+    let Prefix {
+        ip,
+        length,
+        underlay_route: _,
+    } = value.unwrap_or_default();
     let length = u8::try_from(length).map_err(|_| Failure::invalid(length_name));
     // The order in which several mistakes are reported is part of the protocol for routes only: see `route_prefix`.
     let ip = address(ip, ip_name)?;
@@ -55,7 +59,11 @@ pub(super) fn prefix(
 
 /// The prefix of a route: its length is checked first.
 pub(super) fn route_prefix(value: Option<Prefix>) -> Result<(IpAddr, u8), Failure> {
-    let Prefix { ip, length, underlay_route: _ } = value.unwrap_or_default();
+    let Prefix {
+        ip,
+        length,
+        underlay_route: _,
+    } = value.unwrap_or_default();
     let length = u8::try_from(length).map_err(|_| Failure::invalid("route.prefix.length"))?;
     Ok((address(ip, "route.prefix.ip")?, length))
 }
@@ -63,10 +71,7 @@ pub(super) fn route_prefix(value: Option<Prefix>) -> Result<(IpAddr, u8), Failur
 /// An underlay address chosen by the client. Empty and `::` ask for a generated one.
 ///
 /// It must lie in this host's /64 and carry the flag 0x80 in byte 10, "generated elsewhere", which keeps it apart from ours.
-pub(super) fn preferred_underlay(
-    host: Ipv6Addr,
-    text: &[u8],
-) -> Result<Option<Ipv6Addr>, Failure> {
+pub(super) fn preferred_underlay(host: Ipv6Addr, text: &[u8]) -> Result<Option<Ipv6Addr>, Failure> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -77,7 +82,11 @@ pub(super) fn preferred_underlay(
     }
     let same_host = address.to_bits() >> 64 == host.to_bits() >> 64;
     let external = address.octets()[10] & 0x80 != 0;
-    if same_host && external { Ok(Some(address)) } else { Err(invalid()) }
+    if same_host && external {
+        Ok(Some(address))
+    } else {
+        Err(invalid())
+    }
 }
 
 /// A VNI of a new object. The protocol has room for more bits than a VNI has.
@@ -91,5 +100,8 @@ pub(super) fn show(address: IpAddr) -> IpAddress {
         IpAddr::V4(_) => IpVersion::Ipv4,
         IpAddr::V6(_) => IpVersion::Ipv6,
     };
-    IpAddress { ipver: ipver.into(), address: address.to_string().into_bytes() }
+    IpAddress {
+        ipver: ipver.into(),
+        address: address.to_string().into_bytes(),
+    }
 }

@@ -7,7 +7,11 @@ pub(super) async fn create(
     service: &Service,
     request: dpdk::CreatePrefixRequest,
 ) -> Result<dpdk::CreatePrefixResponse, Failure> {
-    let dpdk::CreatePrefixRequest { interface_id, prefix, preferred_underlay_route } = request;
+    let dpdk::CreatePrefixRequest {
+        interface_id,
+        prefix,
+        preferred_underlay_route,
+    } = request;
     let id = parse::id(interface_id, "interface_id")?;
     let (address, length) = parse::prefix(prefix, "prefix.ip", "prefix.length")?;
     let preferred = parse::preferred_underlay(service.host, &preferred_underlay_route)?;
@@ -25,11 +29,15 @@ pub(super) async fn delete(
     service: &Service,
     request: dpdk::DeletePrefixRequest,
 ) -> Result<dpdk::DeletePrefixResponse, Failure> {
-    let dpdk::DeletePrefixRequest { interface_id, prefix } = request;
+    let dpdk::DeletePrefixRequest {
+        interface_id,
+        prefix,
+    } = request;
     let id = parse::id(interface_id, "interface_id")?;
     let (address, length) = parse::prefix(prefix, "prefix.ip", "prefix.length")?;
-    let deleted =
-        service.worker.call(move |plane| plane.engine.delete_prefix(&id, address, length));
+    let deleted = service
+        .worker
+        .call(move |plane| plane.engine.delete_prefix(&id, address, length));
     deleted.await??;
     Ok(dpdk::DeletePrefixResponse { status: None })
 }
@@ -39,8 +47,10 @@ pub(super) async fn list(
     request: dpdk::ListPrefixesRequest,
 ) -> Result<dpdk::ListPrefixesResponse, Failure> {
     let id = parse::id(request.interface_id, "interface_id")?;
-    let found =
-        service.worker.call(move |plane| plane.engine.prefixes(&id).map(<[_]>::to_vec)).await??;
+    let found = service
+        .worker
+        .call(move |plane| plane.engine.prefixes(&id).map(<[_]>::to_vec))
+        .await??;
     let prefixes = found
         .into_iter()
         .map(|(prefix, underlay)| dpdk::Prefix {
@@ -49,5 +59,8 @@ pub(super) async fn list(
             underlay_route: underlay.to_string().into_bytes(),
         })
         .collect();
-    Ok(dpdk::ListPrefixesResponse { status: None, prefixes })
+    Ok(dpdk::ListPrefixesResponse {
+        status: None,
+        prefixes,
+    })
 }

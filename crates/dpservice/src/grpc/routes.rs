@@ -12,8 +12,12 @@ pub(super) async fn create(
 ) -> Result<dpdk::CreateRouteResponse, Failure> {
     let dpdk::CreateRouteRequest { vni, route } = request;
     // The weight is for routers with several equal routes, which this service does not keep.
-    let dpdk::Route { prefix, nexthop_vni, nexthop_address, weight: _ } =
-        route.unwrap_or_default();
+    let dpdk::Route {
+        prefix,
+        nexthop_vni,
+        nexthop_address,
+        weight: _,
+    } = route.unwrap_or_default();
     let (address, length) = parse::route_prefix(prefix)?;
     let next_hop = parse::address(nexthop_address, "route.nexthop_address")?;
     let created = service.worker.call(move |plane| {
@@ -49,18 +53,28 @@ pub(super) async fn list(
 ) -> Result<dpdk::ListRoutesResponse, Failure> {
     let found = service.worker.call(move |plane| match request.vni {
         0 => plane.engine.routes(None),
-        vni => plane.engine.routes(Some(Vni::new(vni).ok_or(ConfigError::NoVni)?)),
+        vni => plane
+            .engine
+            .routes(Some(Vni::new(vni).ok_or(ConfigError::NoVni)?)),
     });
     let routes = found.await??.into_iter();
     let reported = routes
         .filter(|route| service.list_ipv6_routes || route.prefix.address().is_ipv4())
         .map(show)
         .collect();
-    Ok(dpdk::ListRoutesResponse { status: None, routes: reported })
+    Ok(dpdk::ListRoutesResponse {
+        status: None,
+        routes: reported,
+    })
 }
 
 fn show(route: Route) -> dpdk::Route {
-    let Route { vni: _, prefix, next_hop, next_hop_vni } = route;
+    let Route {
+        vni: _,
+        prefix,
+        next_hop,
+        next_hop_vni,
+    } = route;
     dpdk::Route {
         prefix: Some(dpdk::Prefix {
             ip: Some(parse::show(prefix.address())),
@@ -84,7 +98,10 @@ pub(super) async fn check_vni_in_use(
         None if kind == VniType::Both => Err(ConfigError::WrongType),
         None => Ok(false),
     });
-    Ok(dpdk::CheckVniInUseResponse { status: None, in_use: in_use.await?? })
+    Ok(dpdk::CheckVniInUseResponse {
+        status: None,
+        in_use: in_use.await??,
+    })
 }
 
 pub(super) async fn reset_vni(

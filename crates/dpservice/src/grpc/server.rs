@@ -62,7 +62,6 @@ macro_rules! service {
             }
         })*
         $(impl Reply for dpdk::$reply {
-            #[expect(clippy::needless_update, reason = "some replies have further fields")]
             fn with_status(self, status: Status) -> Self {
                 Self { status: Some(status), ..self }
             }
