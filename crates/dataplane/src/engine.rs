@@ -5,6 +5,7 @@
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
 use crate::packet::PacketBuf;
+use crate::periodic::Periodic;
 use crate::tables::{
     Attached, Learned, Port, Settings, Tables, Target, UPLINKS, Uplink, VniRoutes,
 };
@@ -28,6 +29,7 @@ pub struct Engine {
     hash_seed: u64,
     devices: Vec<String>,
     generator: AddressGenerator,
+    periodic: Periodic,
     initialized: bool,
     generations: u32,
     /// Interface ids and their ports.
@@ -106,6 +108,7 @@ impl Engine {
             hash_seed,
             devices,
             generator: AddressGenerator::new(host, underlay_seed, underlay_type_byte),
+            periodic: Periodic::default(),
             initialized: false,
             generations: 0,
             interfaces: BTreeMap::new(),
@@ -117,8 +120,13 @@ impl Engine {
     /// A worker sized by the limits. Its memory is reserved here; packets allocate nothing.
     #[must_use]
     pub fn worker(&self) -> Worker {
-        let _ = (self.hash_seed, self.limits.flows_max);
-        Worker::new(self.devices.len())
+        let timeout_s = self.tables.settings.flow_timeout_s;
+        Worker::new(
+            self.devices.len(),
+            self.limits.flows_max,
+            timeout_s,
+            self.hash_seed,
+        )
     }
 
     /// The current snapshot for workers on other threads.
@@ -152,8 +160,14 @@ impl Engine {
 
     /// The next periodic packet (gratuitous ARP, router and neighbour advertisement) that is due, written to `packet`, and the
     /// port to send it from. Call until it returns `None`.
-    pub fn tick(&mut self, _now: Instant, _packet: &mut PacketBuf) -> Option<PortId> {
-        None
+    pub fn tick(&mut self, now: Instant, packet: &mut PacketBuf) -> Option<PortId> {
+        self.periodic.next(&self.tables, now, packet)
+    }
+
+    /// When [`Engine::tick`] has something to do next; `None` before its first call.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.periodic.due()
     }
 
     fn edit(&mut self) -> &mut Tables {
@@ -176,6 +190,7 @@ impl Engine {
             self.clear_remote_routes(slot);
         }
         self.initialized = true;
+        self.periodic.slow_down_soon();
     }
 
     /// Whether [`Engine::initialize`] has been called.
@@ -285,7 +300,6 @@ impl Engine {
         let endpoint = Endpoint {
             port: port_id,
             vni,
-            vni_slot: slot,
             prefix: None,
         };
         let own = own_prefixes(&interface.spec);
@@ -375,7 +389,6 @@ impl Engine {
         let endpoint = Endpoint {
             port,
             vni,
-            vni_slot: slot,
             prefix: Some(prefix),
         };
         self.edit()

@@ -16,13 +16,25 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+mod arp;
+mod cls;
 mod config;
+mod conntrack;
 mod counters;
+mod dhcp;
+mod dhcpv6;
 mod engine;
 mod error;
+mod flow;
+mod graph;
+mod ipip;
+mod ipv6_nd;
 mod jhash;
 mod lpm;
 mod packet;
+mod periodic;
+mod reply;
+mod route_lookup;
 mod tables;
 mod time;
 mod underlay;

@@ -24,9 +24,8 @@ pub enum UnderlayKind {
 pub(crate) struct Endpoint {
     /// The machine port behind it.
     pub port: PortId,
-    /// Its virtual network, and that network's slot in [`crate::Tables`].
+    /// Its virtual network.
     pub vni: Vni,
-    pub vni_slot: u16,
     /// `None` for the interface itself.
     pub prefix: Option<Prefix>,
 }

@@ -54,3 +54,12 @@ pub fn pseudo_v6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, length: 
 pub const fn update(field: u16, old: u16, new: u16) -> u16 {
     finish((!field) as u32 + (!old) as u32 + new as u32)
 }
+
+/// The value for the checksum field of UDP: like [`finish`], but never zero, which would mean "none" (RFC 768).
+#[must_use]
+pub const fn udp(sum: u32) -> u16 {
+    match finish(sum) {
+        0 => 0xffff,
+        other => other,
+    }
+}

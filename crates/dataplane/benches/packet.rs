@@ -1,0 +1,572 @@
+//! Cost of a packet: cycles by the clock, instructions by callgrind, allocations by a counting allocator.
+//!
+//! ```text
+//! cargo bench -p dataplane --bench packet                     table of cycles, all cases
+//! cargo bench -p dataplane --bench packet -- -o json          the same as JSON
+//! cargo bench -p dataplane --bench packet -- --case hit-encap-1k --windows 40
+//! cargo bench -p dataplane --bench packet -- --instructions   exact instructions per packet (needs valgrind), against baseline.json
+//! ```
+//!
+//! Cycles are of the time stamp counter (2.595 GHz here), converted from elapsed time: minimum and 25th percentile of windows of
+//! a quarter of a second. They drift with the machine; instructions do not, so only those are held against a baseline.
+//! A packet is restored to its 64 bytes before every burst; that copying is measured alone and subtracted.
+
+use dataplane::{
+    Engine, EngineConfig, Instant, InterfaceSpec, Metering, PacketBuf, PortConfig, PortId,
+    PortKind, Verdict, Worker,
+};
+use net::{Mac, Vni};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Frequency of the time stamp counter of the reference machine.
+const TSC_GHZ: f64 = 2.595;
+const BURST: usize = 64;
+const WINDOW: Duration = Duration::from_millis(250);
+const UPLINK: PortId = PortId(0);
+const MACHINE: PortId = PortId(2);
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: every call is passed on unchanged to the system allocator.
+#[expect(
+    unsafe_code,
+    reason = "an allocator cannot be written without it; benchmarks only"
+)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract is the callee's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is the callee's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Machine to uplink.
+    Encap,
+    /// Uplink to machine.
+    Decap,
+    /// Machine to machine on this host.
+    Local,
+    /// Machine to uplink, every packet the first of its flow.
+    Miss,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    name: &'static str,
+    work: Work,
+    flows: u32,
+    ipv6: bool,
+}
+
+const fn case(name: &'static str, work: Work, flows: u32) -> Case {
+    Case {
+        name,
+        work,
+        flows,
+        ipv6: false,
+    }
+}
+
+const CASES: &[Case] = &[
+    case("hit-encap-1", Work::Encap, 1),
+    case("hit-encap-1k", Work::Encap, 1_000),
+    case("hit-encap-16k", Work::Encap, 16_000),
+    case("hit-encap-1m", Work::Encap, 1_000_000),
+    case("hit-decap-1", Work::Decap, 1),
+    case("hit-decap-1k", Work::Decap, 1_000),
+    case("hit-decap-16k", Work::Decap, 16_000),
+    case("hit-decap-1m", Work::Decap, 1_000_000),
+    case("hit-local-1", Work::Local, 1),
+    case("hit-local-1k", Work::Local, 1_000),
+    Case {
+        name: "hit-encap6-1k",
+        work: Work::Encap,
+        flows: 1_000,
+        ipv6: true,
+    },
+    Case {
+        name: "hit-decap6-1k",
+        work: Work::Decap,
+        flows: 1_000,
+        ipv6: true,
+    },
+    case("miss", Work::Miss, 1_000_000),
+];
+
+struct Bench {
+    engine: Engine,
+    worker: Worker,
+    work: Work,
+    port: PortId,
+    /// One frame of every flow.
+    frames: Vec<Vec<u8>>,
+    packets: Vec<PacketBuf>,
+    verdicts: Vec<Verdict>,
+    next: usize,
+    now: Instant,
+}
+
+fn main() -> ExitCode {
+    match run(std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect())
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            print_line(&format!("packet bench: {message}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the output of the benchmark")]
+fn print_line(line: &str) {
+    println!("{line}");
+}
+
+fn run(arguments: Vec<String>) -> Result<(), String> {
+    let value = |flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag)?;
+        arguments.get(at + 1).cloned()
+    };
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    if let Some(name) = value("--callgrind") {
+        let bursts = value("--bursts")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(16);
+        return run_exactly(&name, bursts);
+    }
+    let only = value("--case");
+    let cases = CASES
+        .iter()
+        .filter(|case| only.as_deref().is_none_or(|name| name == case.name));
+    if has("--instructions") {
+        return instructions(cases, has("--update"));
+    }
+    let windows = value("--windows")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(20);
+    let json = value("-o").as_deref() == Some("json");
+    let mut lines = Vec::new();
+    if !json {
+        print_line(&format!(
+            "{:16} {:>9} {:>9} {:>9} {:>9} {:>8} {:>8}",
+            "case", "flows", "cyc min", "cyc p25", "ns min", "Mpps", "allocs"
+        ));
+    }
+    for case in cases {
+        let measured = measure(case, windows);
+        let ns = measured.minimum_ns;
+        if json {
+            lines.push(format!(
+                "{{\"case\":\"{}\",\"flows\":{},\"cycles_min\":{:.1},\"cycles_p25\":{:.1},\"ns_min\":{:.2},\"allocations\":{}}}",
+                case.name, case.flows, ns * TSC_GHZ, measured.p25_ns * TSC_GHZ, ns, measured.allocations
+            ));
+        } else {
+            print_line(&format!(
+                "{:16} {:>9} {:>9.1} {:>9.1} {:>9.2} {:>8.2} {:>8}",
+                case.name,
+                case.flows,
+                ns * TSC_GHZ,
+                measured.p25_ns * TSC_GHZ,
+                ns,
+                1e3 / ns,
+                measured.allocations
+            ));
+        }
+    }
+    if json {
+        print_line(&format!("[{}]", lines.join(",\n ")));
+    }
+    Ok(())
+}
+
+// ---- set-up ------------------------------------------------------------------------------------------------------------------
+
+fn interface(id: &str, port: u16, host: u8) -> InterfaceSpec {
+    InterfaceSpec {
+        id: id.to_owned(),
+        device: format!("net_tap{port}"),
+        vni: Vni::new(100).unwrap_or(Vni::MAX),
+        ipv4: Some(Ipv4Addr::new(10, 0, 0, host)),
+        ipv6: Some(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, u16::from(host))),
+        pxe: None,
+        metering: Metering::default(),
+        preferred_underlay: None,
+        hostname: None,
+    }
+}
+
+fn bench(case: &Case) -> Result<Bench, String> {
+    let ports = (0..4_u8).map(|index| PortConfig {
+        name: format!("net_tap{index}"),
+        kind: if index < 2 {
+            PortKind::Uplink(index)
+        } else {
+            PortKind::Machine
+        },
+        mac: Mac([2, 0, 0, 0, 0, index]),
+    });
+    let host = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
+    let neighbour = Ipv6Addr::new(0xfc00, 2, 0, 0, 0xd000, 0, 0, 1);
+    let mut config = EngineConfig::new(host, ports.collect());
+    config.limits.flows_max = case.flows.max(100_000) + 100_000;
+    let mut engine = Engine::new(config);
+    engine.set_next_hop(UPLINK, Some(Mac([2, 0, 0, 0, 1, 0])));
+    let error = |error: dataplane::ConfigError| error.to_string();
+    let underlay = engine
+        .create_interface(interface("a", 2, 1))
+        .map_err(error)?
+        .underlay;
+    engine
+        .create_interface(interface("b", 3, 2))
+        .map_err(error)?;
+    let vni = Vni::new(100).unwrap_or(Vni::MAX);
+    let v6_net = IpAddr::V6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0));
+    for (prefix, length) in [(IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16), (v6_net, 32)] {
+        engine
+            .create_route(vni, prefix, length, IpAddr::V6(neighbour), 100)
+            .map_err(error)?;
+    }
+    let frames = (0..case.flows)
+        .map(|flow| frame(case, flow, neighbour, underlay))
+        .collect();
+    let worker = engine.worker();
+    let port = if case.work == Work::Decap {
+        UPLINK
+    } else {
+        MACHINE
+    };
+    let mut bench = Bench {
+        engine,
+        worker,
+        work: case.work,
+        port,
+        frames,
+        packets: (0..BURST).map(|_| PacketBuf::new()).collect(),
+        verdicts: vec![Verdict::Transmit(UPLINK); BURST],
+        next: 0,
+        now: Instant::from_secs(10),
+    };
+    if case.work != Work::Miss {
+        bench.warm_up(case.flows);
+    }
+    Ok(bench)
+}
+
+/// A 64-byte frame (without check sequence: 60) with its own destination and source port; tunnelled for decapsulation.
+fn frame(case: &Case, flow: u32, neighbour: Ipv6Addr, underlay: Ipv6Addr) -> Vec<u8> {
+    let [_, high, middle, low] = flow.to_be_bytes();
+    let mut udp = Vec::new();
+    udp.extend((1024 + u16::from_be_bytes([middle, low]) % 60_000).to_be_bytes());
+    udp.extend(4242_u16.to_be_bytes());
+    let payload_len: u16 = if case.ipv6 { 6 } else { 18 };
+    udp.extend((8 + payload_len).to_be_bytes());
+    udp.extend(vec![0; usize::from(payload_len) + 2]);
+    let ip = if case.ipv6 {
+        let far = Ipv6Addr::new(
+            0x2001,
+            0,
+            0,
+            0,
+            0,
+            0,
+            u16::from(high) + 1,
+            u16::from_be_bytes([middle, low]),
+        );
+        let near = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
+        let (from, to) = if case.work == Work::Decap {
+            (far, near)
+        } else {
+            (near, far)
+        };
+        let header = net::ipv6::Header {
+            payload_len: 8 + payload_len,
+            next_header: 17,
+            hop_limit: 64,
+            source: from,
+            destination: to,
+        };
+        [&header.emit()[..], &udp].concat()
+    } else {
+        let far = match case.work {
+            Work::Local => Ipv4Addr::new(10, 0, 0, 2),
+            Work::Encap | Work::Decap | Work::Miss => {
+                Ipv4Addr::new(10, 1, high, (flow / 60_000) as u8)
+            }
+        };
+        let near = Ipv4Addr::new(10, 0, 0, 1);
+        let (from, to) = if case.work == Work::Decap {
+            (far, near)
+        } else {
+            (near, far)
+        };
+        let header = net::ipv4::Header {
+            payload_len: 8 + payload_len,
+            ttl: 64,
+            protocol: 17,
+            source: from,
+            destination: to,
+        };
+        [&header.emit()[..], &udp].concat()
+    };
+    let (to, from) = (Mac([2, 0, 0, 0, 0, 2]), Mac([2, 0, 0, 0, 0, 9]));
+    if case.work == Work::Decap {
+        let next_header = if case.ipv6 { 41 } else { 4 };
+        let outer = net::ipv6::Header {
+            payload_len: ip.len() as u16,
+            next_header,
+            hop_limit: 64,
+            source: neighbour,
+            destination: underlay,
+        };
+        [
+            &net::ethernet::header(to, from, 0x86dd)[..],
+            &outer.emit(),
+            &ip,
+        ]
+        .concat()
+    } else {
+        let ethertype = if case.ipv6 { 0x86dd } else { 0x0800 };
+        [&net::ethernet::header(to, from, ethertype)[..], &ip].concat()
+    }
+}
+
+impl Bench {
+    /// Sends one packet of every flow.
+    fn warm_up(&mut self, flows: u32) {
+        for _ in 0..(flows as usize).div_ceil(BURST) {
+            self.fill();
+            self.process();
+        }
+        self.next = 0;
+    }
+
+    fn fill(&mut self) {
+        for packet in &mut self.packets {
+            if let Some(frame) = self.frames.get(self.next) {
+                let _ = packet.fill(frame);
+            }
+            self.next += 1;
+            if self.next >= self.frames.len() {
+                self.next = 0;
+            }
+        }
+    }
+
+    fn process(&mut self) {
+        self.engine.process_burst(
+            &mut self.worker,
+            self.port,
+            &mut self.packets,
+            &mut self.verdicts,
+            self.now,
+        );
+    }
+
+    fn assert_all_sent(&self) -> Result<(), String> {
+        match self
+            .verdicts
+            .iter()
+            .find(|verdict| !matches!(verdict, Verdict::Transmit(_)))
+        {
+            Some(verdict) => Err(format!("unexpected verdict {verdict:?}")),
+            None => Ok(()),
+        }
+    }
+}
+
+// ---- cycles ------------------------------------------------------------------------------------------------------------------
+
+struct Measured {
+    minimum_ns: f64,
+    p25_ns: f64,
+    allocations: u64,
+}
+
+fn measure(case: &Case, windows: usize) -> Measured {
+    let mut with_work = Vec::new();
+    let mut without = Vec::new();
+    let mut allocations = 0;
+    let Ok(mut bench) = bench(case) else {
+        return Measured {
+            minimum_ns: f64::NAN,
+            p25_ns: f64::NAN,
+            allocations: 0,
+        };
+    };
+    for _ in 0..windows {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        with_work.push(if case.work == Work::Miss {
+            misses(&mut bench, true)
+        } else {
+            window(&mut bench, true)
+        });
+        allocations += ALLOCATIONS.load(Ordering::Relaxed) - before;
+        without.push(if case.work == Work::Miss {
+            misses(&mut bench, false)
+        } else {
+            window(&mut bench, false)
+        });
+    }
+    if case.work == Work::Miss {
+        // Every round starts with a fresh worker, whose tables are allocated.
+        allocations = 0;
+    }
+    with_work.sort_by(f64::total_cmp);
+    without.sort_by(f64::total_cmp);
+    let floor = without.first().copied().unwrap_or(0.0);
+    let quarter = with_work.len() / 4;
+    Measured {
+        minimum_ns: with_work.first().copied().unwrap_or(f64::NAN) - floor,
+        p25_ns: with_work.get(quarter).copied().unwrap_or(f64::NAN) - floor,
+        allocations,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Nanoseconds per packet over one window, with or without the engine.
+fn window(bench: &mut Bench, work: bool) -> f64 {
+    let start = clock();
+    let mut packets = 0_u64;
+    loop {
+        for _ in 0..256 {
+            bench.fill();
+            if work {
+                bench.process();
+            }
+            packets += BURST as u64;
+        }
+        let elapsed = start.elapsed();
+        if elapsed >= WINDOW {
+            return elapsed.as_nanos() as f64 / packets as f64;
+        }
+    }
+}
+
+/// Nanoseconds per new flow: all flows once through an empty table.
+fn misses(bench: &mut Bench, work: bool) -> f64 {
+    bench.worker = bench.engine.worker();
+    bench.next = 0;
+    let bursts = bench.frames.len() / BURST;
+    let start = clock();
+    for _ in 0..bursts {
+        bench.fill();
+        if work {
+            bench.process();
+        }
+    }
+    start.elapsed().as_nanos() as f64 / (bursts * BURST) as f64
+}
+
+// ---- instructions ------------------------------------------------------------------------------------------------------------
+
+/// Runs a case for an exact number of bursts, to be counted from outside.
+fn run_exactly(name: &str, bursts: usize) -> Result<(), String> {
+    let case = CASES
+        .iter()
+        .find(|case| case.name == name)
+        .ok_or("no such case")?;
+    // A million flows would take valgrind minutes; instructions do not depend on the number.
+    let case = Case {
+        flows: case.flows.min(16_000),
+        ..*case
+    };
+    let mut bench = bench(&case)?;
+    for _ in 0..bursts {
+        bench.fill();
+        bench.process();
+    }
+    if bursts > 0 {
+        bench.assert_all_sent()
+    } else {
+        Ok(())
+    }
+}
+
+/// Instructions of the whole process under callgrind.
+fn count_instructions(name: &str, bursts: usize) -> Result<u64, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(["--callgrind", name, "--bursts", &bursts.to_string()])
+        .output()
+        .map_err(|error| format!("cannot run valgrind: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let collected = text
+        .lines()
+        .find_map(|line| line.split("Collected :").nth(1));
+    collected
+        .and_then(|number| number.trim().parse().ok())
+        .ok_or(format!("no count in valgrind's output:\n{text}"))
+}
+
+fn instructions<'a>(cases: impl Iterator<Item = &'a Case>, update: bool) -> Result<(), String> {
+    const BURSTS: usize = 64;
+    const TOLERANCE: f64 = 0.005;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/baseline.json");
+    let baseline = std::fs::read_to_string(path).unwrap_or_default();
+    let (mut lines, mut worse) = (Vec::new(), Vec::new());
+    for case in cases.filter(|case| !case.name.ends_with("1m")) {
+        let packets = (BURSTS * BURST) as f64;
+        let total =
+            count_instructions(case.name, 2 * BURSTS)? - count_instructions(case.name, BURSTS)?;
+        let per_packet = total as f64 / packets - fill_instructions(case)?;
+        let before = field(&baseline, case.name);
+        let change = before.map_or(0.0, |before| per_packet / before - 1.0);
+        print_line(&format!(
+            "{:16} {per_packet:9.1} instructions/packet  {:+.2} %",
+            case.name,
+            change * 100.0
+        ));
+        if change.abs() > TOLERANCE {
+            worse.push(case.name);
+        }
+        lines.push(format!("  \"{}\": {per_packet:.1}", case.name));
+    }
+    if update || baseline.is_empty() {
+        std::fs::write(path, format!("{{\n{}\n}}\n", lines.join(",\n")))
+            .map_err(|error| error.to_string())?;
+        return Ok(());
+    }
+    if worse.is_empty() {
+        Ok(())
+    } else {
+        Err(format!(
+            "differs from baseline.json by more than 0.5 %: {worse:?} (accept with --update)"
+        ))
+    }
+}
+
+/// What the benchmark itself spends on restoring a packet.
+fn fill_instructions(_case: &Case) -> Result<f64, String> {
+    Ok(0.0)
+}
+
+/// The number after a key of a flat JSON object.
+fn field(json: &str, key: &str) -> Option<f64> {
+    let rest = json.split(&format!("\"{key}\":")).nth(1)?;
+    rest.split([',', '\n', '}']).next()?.trim().parse().ok()
+}

@@ -1,0 +1,435 @@
+//! Classification: what a frame is, before anything is decided about it.
+//!
+//! Two parsers with one meaning. [`overlay`] handles everything and names a reason for what it refuses. [`fast`] recognises only
+//! the plain cases (no options, no extension headers, no fragments; TCP, UDP, echo) in straight-line code and says nothing about
+//! the others, which then go through `overlay`. A test feeds both with the same bytes.
+
+use crate::flow::key::{Hasher, Keyed, Transport, Tuple};
+use crate::verdict::DropReason;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use net::ethernet;
+use net::ipv6::Upper;
+use net::{Ethernet, Icmp, Icmpv6, Ipv4, Ipv6, Tcp, Udp, Vni, icmp, protocol};
+
+/// UDP port of DHCPv4 servers.
+pub(crate) const DHCP_SERVER: u16 = 67;
+/// UDP port of DHCPv6 servers.
+pub(crate) const DHCPV6_SERVER: u16 = 547;
+
+/// What a machine sent.
+#[derive(Debug)]
+pub(crate) enum FromMachine<'a> {
+    Arp,
+    /// A neighbour or router solicitation: source, ICMPv6 message.
+    Solicitation(Ipv6Addr, &'a [u8]),
+    Dhcp,
+    Dhcpv6,
+    Overlay(Overlay),
+}
+
+/// An IP packet of the overlay.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overlay {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// Length of the IP packet: 40 + payload length for IPv6.
+    pub length: u16,
+    /// The transport, or why it cannot be handled. Kept apart so that addresses are judged first.
+    pub l4: Result<L4, DropReason>,
+}
+
+/// What connection tracking needs to know of the transport.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum L4 {
+    Flow {
+        tuple: Tuple,
+        tcp_flags: Option<u8>,
+    },
+    /// An ICMP error about a packet of this tuple.
+    Error {
+        quoted: Tuple,
+    },
+}
+
+/// Classifies a frame from a machine.
+pub(crate) fn from_machine(frame: &[u8]) -> Result<FromMachine<'_>, DropReason> {
+    let ethernet = Ethernet::new_checked(frame).map_err(|_| DropReason::Runt)?;
+    let payload = ethernet.payload();
+    match ethernet.ethertype() {
+        ethernet::TYPE_ARP => Ok(FromMachine::Arp),
+        ethernet::TYPE_IPV4 => {
+            let overlay = overlay_v4(payload)?;
+            let is_dhcp = udp_destination(&overlay) == Some(DHCP_SERVER);
+            Ok(if is_dhcp {
+                FromMachine::Dhcp
+            } else {
+                FromMachine::Overlay(overlay)
+            })
+        }
+        ethernet::TYPE_IPV6 => {
+            let ip = Ipv6::new_checked(payload).map_err(|_| DropReason::Ipv6Malformed)?;
+            if let Ok(Upper::Transport {
+                protocol: protocol::ICMPV6,
+                bytes,
+                ..
+            }) = ip.upper()
+                && let Some(icmp::V6_NEIGHBOUR_SOLICITATION | icmp::V6_ROUTER_SOLICITATION) =
+                    bytes.first().copied()
+            {
+                return Ok(FromMachine::Solicitation(ip.source(), bytes));
+            }
+            let overlay = overlay_v6(payload)?;
+            let is_dhcp = udp_destination(&overlay) == Some(DHCPV6_SERVER);
+            Ok(if is_dhcp {
+                FromMachine::Dhcpv6
+            } else {
+                FromMachine::Overlay(overlay)
+            })
+        }
+        _ => Err(DropReason::UnsupportedEthertype),
+    }
+}
+
+fn udp_destination(overlay: &Overlay) -> Option<u16> {
+    match overlay.l4 {
+        Ok(L4::Flow { tuple, .. }) if tuple.transport == Transport::Udp => {
+            Some(tuple.destination_port)
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Parses the inner packet of a tunnel whose next header is `protocol`.
+pub(crate) fn from_tunnel(protocol: u8, inner: &[u8]) -> Result<Overlay, DropReason> {
+    match protocol {
+        protocol::IPV4 => overlay_v4(inner),
+        protocol::IPV6 => overlay_v6(inner),
+        _ => Err(DropReason::UplinkNotTunnel),
+    }
+}
+
+fn overlay_v4(bytes: &[u8]) -> Result<Overlay, DropReason> {
+    let ip = Ipv4::new_checked(bytes).map_err(|_| DropReason::Ipv4Malformed)?;
+    if ip.has_source_route() {
+        return Err(DropReason::SourceRoute);
+    }
+    let (source, destination) = (IpAddr::V4(ip.source()), IpAddr::V4(ip.destination()));
+    let l4 = if ip.is_fragment() {
+        Ok(fragment(source, destination, ip.protocol()))
+    } else {
+        l4_v4(source, destination, ip.protocol(), ip.payload())
+    };
+    Ok(Overlay {
+        source,
+        destination,
+        length: ip.total_len(),
+        l4,
+    })
+}
+
+fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
+    let ip = Ipv6::new_checked(bytes).map_err(|_| DropReason::Ipv6Malformed)?;
+    let (source, destination) = (IpAddr::V6(ip.source()), IpAddr::V6(ip.destination()));
+    let l4 = match ip.upper() {
+        Ok(Upper::Transport {
+            protocol, bytes, ..
+        }) => l4_v6(source, destination, protocol, bytes),
+        Ok(Upper::Fragment { protocol }) => Ok(fragment(source, destination, protocol)),
+        Ok(Upper::SourceRoute) => return Err(DropReason::SourceRoute),
+        Ok(Upper::TooMany) => return Err(DropReason::ExtensionHeaders),
+        Err(_) => return Err(DropReason::Ipv6Malformed),
+    };
+    let length = ip
+        .payload_len()
+        .checked_add(40)
+        .ok_or(DropReason::Ipv6Malformed)?;
+    Ok(Overlay {
+        source,
+        destination,
+        length,
+        l4,
+    })
+}
+
+fn flow(
+    source: IpAddr,
+    destination: IpAddr,
+    ports: (u16, u16),
+    transport: Transport,
+    tcp_flags: Option<u8>,
+) -> L4 {
+    let (source_port, destination_port) = ports;
+    L4::Flow {
+        tuple: Tuple {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            transport,
+        },
+        tcp_flags,
+    }
+}
+
+fn fragment(source: IpAddr, destination: IpAddr, protocol: u8) -> L4 {
+    let ports = (u16::from(protocol), u16::from(protocol));
+    flow(source, destination, ports, Transport::Fragment, None)
+}
+
+fn l4_v4(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    bytes: &[u8],
+) -> Result<L4, DropReason> {
+    if protocol != protocol::ICMP {
+        return tcp_or_udp(source, destination, protocol, bytes);
+    }
+    let message = Icmp::new_checked(bytes).map_err(|_| DropReason::L4Malformed)?;
+    let identifier = (message.identifier(), message.identifier());
+    match message.kind() {
+        icmp::ECHO_REQUEST | icmp::ECHO_REPLY => {
+            let request = message.kind() == icmp::ECHO_REQUEST;
+            Ok(flow(
+                source,
+                destination,
+                identifier,
+                Transport::Echo { request },
+                None,
+            ))
+        }
+        _ if message.is_error() => {
+            let quoted = quoted_v4(message.body()).ok_or(DropReason::IcmpUnrelated)?;
+            Ok(L4::Error { quoted })
+        }
+        _ => Err(DropReason::IcmpUnsupported),
+    }
+}
+
+fn l4_v6(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    bytes: &[u8],
+) -> Result<L4, DropReason> {
+    if protocol != protocol::ICMPV6 {
+        return tcp_or_udp(source, destination, protocol, bytes);
+    }
+    let message = Icmpv6::new_checked(bytes).map_err(|_| DropReason::L4Malformed)?;
+    let identifier = (message.identifier(), message.identifier());
+    match message.kind() {
+        icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY => {
+            let request = message.kind() == icmp::V6_ECHO_REQUEST;
+            Ok(flow(
+                source,
+                destination,
+                identifier,
+                Transport::Echo { request },
+                None,
+            ))
+        }
+        _ if message.is_error() => {
+            let quoted = quoted_v6(message.body()).ok_or(DropReason::IcmpUnrelated)?;
+            Ok(L4::Error { quoted })
+        }
+        _ => Err(DropReason::IcmpUnsupported),
+    }
+}
+
+fn tcp_or_udp(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    bytes: &[u8],
+) -> Result<L4, DropReason> {
+    match protocol {
+        protocol::TCP => {
+            let tcp = Tcp::new_checked(bytes).map_err(|_| DropReason::L4Malformed)?;
+            let ports = (tcp.source(), tcp.destination());
+            Ok(flow(
+                source,
+                destination,
+                ports,
+                Transport::Tcp,
+                Some(tcp.flags()),
+            ))
+        }
+        protocol::UDP => {
+            let udp = Udp::new_checked(bytes).map_err(|_| DropReason::L4Malformed)?;
+            let ports = (udp.source(), udp.destination());
+            Ok(flow(source, destination, ports, Transport::Udp, None))
+        }
+        _ => Err(DropReason::UnsupportedL4),
+    }
+}
+
+/// The tuple of a packet quoted in an ICMP error, which carries at least eight bytes of its transport (RFC 792).
+fn quoted_v4(bytes: &[u8]) -> Option<Tuple> {
+    let ip = Ipv4::new_embedded(bytes).ok()?;
+    let (source, destination) = (IpAddr::V4(ip.source()), IpAddr::V4(ip.destination()));
+    if ip.is_fragment() {
+        return tuple_of(fragment(source, destination, ip.protocol()));
+    }
+    let request_kinds = (protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY);
+    quoted_transport(
+        source,
+        destination,
+        ip.protocol(),
+        ip.payload(),
+        request_kinds,
+    )
+}
+
+/// The same for ICMPv6 (RFC 4443 §2.4 (c)).
+fn quoted_v6(bytes: &[u8]) -> Option<Tuple> {
+    let ip = Ipv6::new_embedded(bytes).ok()?;
+    let (source, destination) = (IpAddr::V6(ip.source()), IpAddr::V6(ip.destination()));
+    let request_kinds = (protocol::ICMPV6, icmp::V6_ECHO_REQUEST, icmp::V6_ECHO_REPLY);
+    match ip.upper().ok()? {
+        Upper::Transport {
+            protocol, bytes, ..
+        } => quoted_transport(source, destination, protocol, bytes, request_kinds),
+        Upper::Fragment { protocol } => tuple_of(fragment(source, destination, protocol)),
+        Upper::SourceRoute | Upper::TooMany => None,
+    }
+}
+
+fn tuple_of(l4: L4) -> Option<Tuple> {
+    match l4 {
+        L4::Flow { tuple, .. } => Some(tuple),
+        L4::Error { .. } => None,
+    }
+}
+
+fn quoted_transport(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    bytes: &[u8],
+    (icmp_protocol, request_kind, reply_kind): (u8, u8, u8),
+) -> Option<Tuple> {
+    let [b0, b1, b2, b3, b4, b5, ..] = *bytes.first_chunk::<8>()?;
+    let ports = (u16::from_be_bytes([b0, b1]), u16::from_be_bytes([b2, b3]));
+    let identifier = u16::from_be_bytes([b4, b5]);
+    let (ports, transport) = match protocol {
+        protocol::TCP => (ports, Transport::Tcp),
+        protocol::UDP => (ports, Transport::Udp),
+        _ if protocol == icmp_protocol && (b0 == request_kind || b0 == reply_kind) => (
+            (identifier, identifier),
+            Transport::Echo {
+                request: b0 == request_kind,
+            },
+        ),
+        _ => return None,
+    };
+    tuple_of(flow(source, destination, ports, transport, None))
+}
+
+/// A plain packet, ready to be looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fast {
+    pub keyed: Keyed,
+    pub length: u16,
+    /// Control bits of TCP, 0 for others.
+    pub tcp_flags: u8,
+}
+
+impl Fast {
+    pub(crate) const EMPTY: Fast = Fast {
+        keyed: Keyed::EMPTY,
+        length: 0,
+        tcp_flags: 0,
+    };
+}
+
+/// The plain cases of [`overlay_v4`].
+#[inline]
+pub(crate) fn fast_v4(hasher: &Hasher, vni: Vni, bytes: &[u8]) -> Option<Fast> {
+    let head: &[u8; 28] = bytes.first_chunk()?;
+    let length = u16::from_be_bytes([head[2], head[3]]);
+    let is_fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff != 0;
+    if head[0] != 0x45 || is_fragment || length < 28 || usize::from(length) > bytes.len() {
+        return None;
+    }
+    let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
+    let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
+    let l4 = [head[20], head[21], head[22], head[23], head[24], head[25]];
+    let (ports, transport, tcp_flags) = match head[9] {
+        protocol::ICMP => echo(l4, icmp::ECHO_REQUEST, icmp::ECHO_REPLY)?,
+        other => fast_ports(other, l4, bytes.get(32..34), length - 20)?,
+    };
+    let keyed = hasher.v4(vni, source, destination, ports, transport);
+    Some(Fast {
+        keyed,
+        length,
+        tcp_flags,
+    })
+}
+
+/// The plain cases of [`overlay_v6`].
+#[inline]
+pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8]) -> Option<Fast> {
+    let head: &[u8; 48] = bytes.first_chunk()?;
+    let payload = u16::from_be_bytes([head[4], head[5]]);
+    let length = payload.checked_add(40)?;
+    if head[0] >> 4 != 6 || payload < 8 || usize::from(length) > bytes.len() {
+        return None;
+    }
+    let (addresses, _) = head.get(8..)?.as_chunks::<16>();
+    let [source, destination] = *addresses.first_chunk()?;
+    let l4 = [head[40], head[41], head[42], head[43], head[44], head[45]];
+    let (ports, transport, tcp_flags) = match head[6] {
+        protocol::ICMPV6 => echo(l4, icmp::V6_ECHO_REQUEST, icmp::V6_ECHO_REPLY)?,
+        other => fast_ports(other, l4, bytes.get(52..54), payload)?,
+    };
+    let (source, destination) = (
+        Ipv6Addr::from_octets(source),
+        Ipv6Addr::from_octets(destination),
+    );
+    let keyed = hasher.v6(vni, source, destination, ports, transport);
+    Some(Fast {
+        keyed,
+        length,
+        tcp_flags,
+    })
+}
+
+type Ports = ((u16, u16), Transport, u8);
+
+#[inline]
+fn echo(l4: [u8; 6], request: u8, reply: u8) -> Option<Ports> {
+    let [kind, _, _, _, i0, i1] = l4;
+    let identifier = u16::from_be_bytes([i0, i1]);
+    let is_request = kind == request;
+    (is_request || kind == reply).then_some((
+        (identifier, identifier),
+        Transport::Echo {
+            request: is_request,
+        },
+        0,
+    ))
+}
+
+/// TCP or UDP with `available` bytes of transport; `offset_and_flags` are bytes 12 and 13 of it, if there.
+#[inline]
+fn fast_ports(
+    protocol: u8,
+    l4: [u8; 6],
+    offset_and_flags: Option<&[u8]>,
+    available: u16,
+) -> Option<Ports> {
+    let [s0, s1, d0, d1, l0, l1] = l4;
+    let ports = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+    match protocol {
+        protocol::TCP => {
+            let [offset, flags] = *offset_and_flags?.first_chunk()?;
+            let header = u16::from(offset >> 4) * 4;
+            (20 <= header && header <= available).then_some((ports, Transport::Tcp, flags))
+        }
+        protocol::UDP => {
+            let length = u16::from_be_bytes([l0, l1]);
+            (8 <= length && length <= available).then_some((ports, Transport::Udp, 0))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,119 @@
+//! The tunnel: IP in IPv6 (RFC 2473) with next header 4 or 41 (nodes `ipip_encap` and `ipip_decap`).
+//!
+//! The inner packet is not touched: no hop limit is decremented, no DSCP copied. The VNI is not on the wire; the receiver knows
+//! it from the outer destination.
+
+use crate::flow::{Action, Decision};
+use crate::packet::PacketBuf;
+use crate::tables::{Port, Tables, Uplink};
+use crate::underlay::{Endpoint, HostPart};
+use crate::verdict::{DropReason, PortId};
+use core::net::{IpAddr, Ipv6Addr};
+use net::ethernet::{self, HEADER_LEN as ETHERNET_LEN};
+use net::{Ethernet, Ipv6, ipv6, protocol};
+
+/// Outer hop limit.
+const HOP_LIMIT: u8 = 64;
+/// Ethernet and IPv6 header.
+pub(crate) const TUNNEL_LEN: usize = ETHERNET_LEN + ipv6::HEADER_LEN;
+
+/// The outer header of a flow, payload length 0.
+pub(crate) fn header(
+    uplink: &Uplink,
+    inner: IpAddr,
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+) -> [u8; TUNNEL_LEN] {
+    let next_header = match inner {
+        IpAddr::V4(_) => protocol::IPV4,
+        IpAddr::V6(_) => protocol::IPV6,
+    };
+    let next_hop = uplink.next_hop.unwrap_or_default();
+    let outer = ipv6::Header {
+        payload_len: 0,
+        next_header,
+        hop_limit: HOP_LIMIT,
+        source,
+        destination,
+    };
+    let mut bytes = [0; TUNNEL_LEN];
+    let (front, back) = bytes.split_at_mut(ETHERNET_LEN);
+    front.copy_from_slice(&ethernet::header(next_hop, uplink.mac, ethernet::TYPE_IPV6));
+    back.copy_from_slice(&outer.emit());
+    bytes
+}
+
+/// What a tunnelled frame is for.
+#[derive(Debug)]
+pub(crate) struct Tunnelled<'a, 't> {
+    pub slot: u16,
+    pub endpoint: &'t Endpoint,
+    /// Next header: 4 or 41 (others are refused later by the parser of the inner packet).
+    pub protocol: u8,
+    pub inner: &'a [u8],
+}
+
+/// Finds the endpoint of a frame from an uplink.
+pub(crate) fn decap<'a, 't>(
+    tables: &'t Tables,
+    frame: &'a [u8],
+) -> Result<Tunnelled<'a, 't>, DropReason> {
+    let ethernet = Ethernet::new_checked(frame).map_err(|_| DropReason::Runt)?;
+    if ethernet.ethertype() != ethernet::TYPE_IPV6 {
+        return Err(DropReason::UplinkNotTunnel);
+    }
+    let outer = Ipv6::new_checked(ethernet.payload()).map_err(|_| DropReason::Ipv6Malformed)?;
+    let protocol = outer.next_header();
+    if !matches!(protocol, protocol::IPV4 | protocol::IPV6) {
+        return Err(DropReason::UplinkNotTunnel);
+    }
+    let destination = outer.destination();
+    let found = tables.underlay.lookup(HostPart::of(destination));
+    let found = found.filter(|_| tables.is_host_prefix(destination));
+    let (slot, endpoint) = found.ok_or(DropReason::UnderlayUnknown)?;
+    Ok(Tunnelled {
+        slot,
+        endpoint,
+        protocol,
+        inner: outer.payload(),
+    })
+}
+
+/// Edits a packet whose IP header starts `ip_offset` bytes into the frame and takes `length` bytes with its payload.
+///
+/// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding.
+#[inline]
+pub(crate) fn apply(
+    decision: &Decision,
+    ports: &[Port],
+    packet: &mut PacketBuf,
+    ip_offset: usize,
+    length: u16,
+) -> Result<PortId, DropReason> {
+    packet.trim_front(ip_offset - ETHERNET_LEN);
+    packet.truncate(ETHERNET_LEN + usize::from(length));
+    match decision.action {
+        Action::Encap => {
+            if !packet.prepend(ipv6::HEADER_LEN) {
+                return Err(DropReason::NoHeadroom);
+            }
+            let front = packet
+                .frame_mut()
+                .first_chunk_mut::<TUNNEL_LEN>()
+                .ok_or(DropReason::Bug)?;
+            *front = decision.header;
+            [front[18], front[19]] = length.to_be_bytes();
+        }
+        Action::Deliver => {
+            let port = ports.get(decision.port.index()).ok_or(DropReason::Bug)?;
+            let front = packet
+                .frame_mut()
+                .first_chunk_mut::<ETHERNET_LEN>()
+                .ok_or(DropReason::Bug)?;
+            let ethertype = u16::from_be_bytes([decision.header[12], decision.header[13]]);
+            *front = ethernet::header(port.learned.mac(), port.mac, ethertype);
+        }
+        Action::Undecided => return Err(DropReason::Bug),
+    }
+    Ok(decision.port)
+}

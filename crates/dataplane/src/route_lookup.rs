@@ -1,0 +1,213 @@
+//! The forwarding decision: who may send what where (nodes `ipv4_lookup` and `ipv6_lookup`).
+
+use crate::cls::Overlay;
+use crate::counters::Node;
+use crate::flow::key::{Transport, Tuple};
+use crate::flow::{Action, Decision, Ingress};
+use crate::graph::{Context, Source};
+use crate::ipip;
+use crate::jhash::jhash;
+use crate::tables::{Tables, Target, Uplink, VniRoutes};
+use crate::verdict::{DropReason, PortId};
+use core::net::IpAddr;
+use net::{ethernet, icmp, protocol};
+
+/// Checks addresses and finds the way of a packet.
+pub(crate) fn decide(
+    cx: &mut Context<'_>,
+    overlay: &Overlay,
+    tuple: &Tuple,
+) -> Result<Decision, DropReason> {
+    check_forwardable(overlay)?;
+    match cx.source {
+        Source::Machine => from_machine(cx, overlay, tuple),
+        Source::Tunnel { slot, .. } => from_tunnel(cx, overlay, slot),
+    }
+}
+
+fn from_machine(
+    cx: &mut Context<'_>,
+    overlay: &Overlay,
+    tuple: &Tuple,
+) -> Result<Decision, DropReason> {
+    cx.counters.count(match overlay.destination {
+        IpAddr::V4(_) => Node::Ipv4Lookup,
+        IpAddr::V6(_) => Node::Ipv6Lookup,
+    });
+    let tables = cx.tables;
+    let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
+    if !is_own(routes, overlay.source, cx.machine) {
+        return Err(DropReason::SourceSpoofed);
+    }
+    let ingress = Ingress::machine(cx.machine);
+    let (_, target) = routes
+        .lookup(overlay.destination)
+        .ok_or(DropReason::NoRoute)?;
+    match target {
+        Target::Own(port) | Target::Alias(port) => {
+            Ok(deliver(cx, ingress, port, overlay.destination))
+        }
+        Target::Remote { underlay, .. } => {
+            let uplink = choose_uplink(tables, || path_hash(cx.vni.get(), tuple))?;
+            let header = ipip::header(uplink, overlay.source, cx.underlay, underlay);
+            let epoch = tables.epoch;
+            Ok(Decision {
+                epoch,
+                ingress,
+                port: uplink.port,
+                header,
+                action: Action::Encap,
+            })
+        }
+    }
+}
+
+fn from_tunnel(cx: &Context<'_>, overlay: &Overlay, slot: u16) -> Result<Decision, DropReason> {
+    let routes = cx.tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
+    let is_ours = match cx.prefix {
+        Some(prefix) => prefix.contains(overlay.destination),
+        None => is_own(routes, overlay.destination, cx.machine),
+    };
+    if !is_ours {
+        return Err(DropReason::DestinationForeign);
+    }
+    Ok(deliver(
+        cx,
+        Ingress::tunnel(slot),
+        cx.machine,
+        overlay.destination,
+    ))
+}
+
+fn deliver(cx: &Context<'_>, ingress: Ingress, port: PortId, destination: IpAddr) -> Decision {
+    let ethertype = match destination {
+        IpAddr::V4(_) => ethernet::TYPE_IPV4,
+        IpAddr::V6(_) => ethernet::TYPE_IPV6,
+    };
+    let mut header = [0; ipip::TUNNEL_LEN];
+    [header[12], header[13]] = ethertype.to_be_bytes();
+    Decision {
+        epoch: cx.tables.epoch,
+        ingress,
+        port,
+        header,
+        action: Action::Deliver,
+    }
+}
+
+/// Whether an address is one of the interface's own, or in one of its prefixes and no other machine's: what routing would
+/// deliver to this port.
+fn is_own(routes: &VniRoutes, address: IpAddr, port: PortId) -> bool {
+    match routes.lookup(address) {
+        Some((_, Target::Own(owner) | Target::Alias(owner))) => owner == port,
+        Some((_, Target::Remote { .. })) | None => false,
+    }
+}
+
+/// Refuses what no router may forward.
+fn check_forwardable(overlay: &Overlay) -> Result<(), DropReason> {
+    match overlay.destination {
+        IpAddr::V4(a) if a.is_multicast() || a.is_broadcast() => Err(DropReason::Multicast),
+        IpAddr::V6(a) if a.is_multicast() => Err(DropReason::Multicast),
+        destination if is_local_scope(destination) || is_local_scope(overlay.source) => {
+            Err(DropReason::NotForwardable)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_local_scope(address: IpAddr) -> bool {
+    match address {
+        // "This network" (RFC 1122 §3.2.1.3), loopback, link-local.
+        IpAddr::V4(a) => a.octets().first() == Some(&0) || a.is_loopback() || a.is_link_local(),
+        IpAddr::V6(a) => a.is_unspecified() || a.is_loopback() || a.is_unicast_link_local(),
+    }
+}
+
+/// Uplink 0 unless it cannot be used; with load sharing, by hash slot.
+fn choose_uplink(tables: &Tables, hash: impl Fn() -> u32) -> Result<&Uplink, DropReason> {
+    let usable =
+        |uplink: &'_ Option<Uplink>| uplink.is_some_and(|u| u.link && u.next_hop.is_some());
+    let [first, second] = &tables.uplinks;
+    let slots = u32::from(tables.settings.wcmp_slots);
+    let prefers_first = slots >= 10 || hash() % 10 < slots;
+    let chosen = match (usable(first), usable(second)) {
+        (true, true) => {
+            if prefers_first {
+                first
+            } else {
+                second
+            }
+        }
+        (true, false) => first,
+        (false, true) => second,
+        (false, false) => &None,
+    };
+    chosen.as_ref().ok_or(DropReason::NoUplink)
+}
+
+/// The hash that all implementations agree on for the choice of uplink: over destination, protocol, destination port, source,
+/// kind of function (0), source port and VNI, little endian, IPv4 addresses in host order.
+pub(crate) fn path_hash(vni: u32, tuple: &Tuple) -> u32 {
+    let (protocol, destination_port, source_port) = match tuple.transport {
+        Transport::Tcp => (protocol::TCP, tuple.destination_port, tuple.source_port),
+        Transport::Udp => (protocol::UDP, tuple.destination_port, tuple.source_port),
+        // An echo message has its identifier in place of the destination port and its type in place of the source port.
+        Transport::Echo { request } => match (tuple.source, request) {
+            (IpAddr::V4(_), true) => (
+                protocol::ICMP,
+                tuple.source_port,
+                u16::from(icmp::ECHO_REQUEST),
+            ),
+            (IpAddr::V4(_), false) => (
+                protocol::ICMP,
+                tuple.source_port,
+                u16::from(icmp::ECHO_REPLY),
+            ),
+            (IpAddr::V6(_), true) => (
+                protocol::ICMPV6,
+                tuple.source_port,
+                u16::from(icmp::V6_ECHO_REQUEST),
+            ),
+            (IpAddr::V6(_), false) => (
+                protocol::ICMPV6,
+                tuple.source_port,
+                u16::from(icmp::V6_ECHO_REPLY),
+            ),
+        },
+        Transport::Fragment => (tuple.source_port as u8, 0, 0),
+    };
+    let mut key = [0; 44];
+    let mut at = 0;
+    let mut put = |bytes: &[u8]| {
+        for (to, from) in key.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+        at += bytes.len();
+    };
+    put(&address_bytes(tuple.destination));
+    put(&[protocol]);
+    put(&destination_port.to_le_bytes());
+    put(&address_bytes(tuple.source));
+    put(&[0]);
+    put(&source_port.to_le_bytes());
+    put(&vni.to_le_bytes());
+    jhash(&key)
+}
+
+fn address_bytes(address: IpAddr) -> [u8; 17] {
+    let mut bytes = [0; 17];
+    let (address_part, flag) = bytes.split_at_mut(16);
+    match address {
+        IpAddr::V4(a) => {
+            for (to, from) in address_part.iter_mut().zip(a.to_bits().to_le_bytes()) {
+                *to = from;
+            }
+        }
+        IpAddr::V6(a) => {
+            address_part.copy_from_slice(&a.octets());
+            flag.fill(1);
+        }
+    }
+    bytes
+}
