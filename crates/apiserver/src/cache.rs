@@ -220,7 +220,7 @@ impl Cache {
         Ok(())
     }
 
-    fn locate<'a>(&self, key: &'a [u8]) -> Option<(ResourceId, &'a str)> {
+    pub(crate) fn locate<'a>(&self, key: &'a [u8]) -> Option<(ResourceId, &'a str)> {
         let mut slashes = key.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let (prefix, rest) = key.split_at_checked(slashes.nth(2)? + 1)?;
         Some((*self.by_prefix.get(prefix)?, std::str::from_utf8(rest).ok()?))

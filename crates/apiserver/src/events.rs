@@ -1,6 +1,19 @@
 //! Events: one store, two shapes. Objects are kept as core/v1 and shown as events.k8s.io/v1 to those who ask there.
 
+use crate::auth::User;
+use crate::query::Query;
+use crate::region::Region;
+use crate::registry::delete::DeleteOptions;
+use crate::registry::{Part, Write};
+use crate::store::StoreError;
 use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long an event is kept after it was last written.
+pub const EVENT_LIFE: Duration = Duration::from_secs(3_600);
+/// Time between two sweeps.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Members of core/v1 and what they are called in events.k8s.io/v1.
 const RENAMED: [(&str, &str); 7] = [
@@ -48,6 +61,36 @@ impl Shape {
         let (first, rest) = field.split_once('.').map_or((field, None), |(first, rest)| (first, Some(rest)));
         let stored = RENAMED.iter().find(|(_, events)| *events == first).map_or(first, |(core, _)| core);
         rest.map_or_else(|| stored.to_owned(), |rest| format!("{stored}.{rest}"))
+    }
+}
+
+/// When an event last happened, as far as it says.
+fn last_seen(event: &Value) -> Option<jiff::Timestamp> {
+    let text = |path: &str| event.pointer(path).and_then(Value::as_str).and_then(|text| text.parse().ok());
+    let paths = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    paths.into_iter().filter_map(text).max()
+}
+
+/// Deletes old events, for as long as the server runs.
+pub async fn sweep(region: Arc<Region>) -> StoreError {
+    let user = User::server();
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(kind) = region.kinds.find("", "v1", "events") else { return region.store.stopped().await };
+        let oldest = jiff::Timestamp::now().as_second() - EVENT_LIFE.as_secs() as i64;
+        for entry in region.cache.list(kind.id, None).entries {
+            if last_seen(&entry.value()).is_some_and(|seen| seen.as_second() >= oldest) {
+                continue;
+            }
+            let place = (entry.namespace(), entry.name(), Part::Main);
+            let swept = match Write::new(&region, kind, place, &user, &Query::default(), "apiserver") {
+                Ok(write) => write.delete(&DeleteOptions::default()).await.map(|_| ()),
+                Err(failure) => Err(failure),
+            };
+            if let Err(failure) = swept {
+                tracing::debug!(event = %entry.key, failure = %failure.message, "event not swept");
+            }
+        }
     }
 }
 

@@ -33,7 +33,7 @@ impl Filter {
         if let Some(text) = query.text("fieldSelector") {
             let selector = FieldSelector::parse(text)
                 .map_err(|error| Failure::bad_request(format!("unable to parse field selector: {error}")))?;
-            for term in selector.terms() {
+            for term in &selector.0 {
                 filter.add_field(kind, &term.field, &term.value, term.equal)?;
             }
         }

@@ -6,6 +6,8 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 use ipnet::IpNet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// Ranges that the server allocates from.
@@ -33,8 +35,27 @@ pub struct Region {
     pub metrics: Metrics,
     pub authorizer: crate::auth::rbac::Authorizer,
     pub documents: crate::discovery::Documents,
+    pub limits: Limits,
     /// Cancelled when the server stops: ends watches.
     pub stop: CancellationToken,
+    loaded: AtomicBool,
+    failed: AtomicBool,
+}
+
+/// Slots of requests in flight.
+#[derive(Debug)]
+pub struct Limits {
+    pub reads: Semaphore,
+    pub writes: Semaphore,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            reads: Semaphore::new(crate::handler::READS_MAX),
+            writes: Semaphore::new(crate::handler::WRITES_MAX),
+        }
+    }
 }
 
 impl Region {
@@ -50,8 +71,29 @@ impl Region {
             authorizer: crate::auth::rbac::Authorizer::default(),
             documents,
             kinds,
+            limits: Limits::default(),
             stop,
+            loaded: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the server has its state and may answer.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    pub fn set_loaded(&self) {
+        self.loaded.store(true, Ordering::Release);
+    }
+
+    /// Whether the storage has failed for good.
+    pub fn is_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    pub fn set_failed(&self) {
+        self.failed.store(true, Ordering::Release);
     }
 
     /// Waits until the cache holds everything that was committed before the call: reads are then linearizable.

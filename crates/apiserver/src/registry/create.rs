@@ -108,7 +108,7 @@ impl Write<'_> {
         crate::admission::permit(self, None, Some(&object))?;
         if track {
             object::remove_metadata(&mut object, "managedFields");
-            super::patch::track(self, &json!({}), &mut object);
+            self.track(None, &mut object);
         }
         let key = store_key(self.kind, self.namespace, &name);
         for _ in 0..CONFLICT_RETRIES_MAX {

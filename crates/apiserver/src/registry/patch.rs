@@ -6,6 +6,7 @@ use crate::decode::{self, Decoded};
 use crate::negotiate::{Encoding, unsupported};
 use crate::object;
 use crate::patch;
+use crate::patch::apply::{ApplyError, Conflict};
 use crate::query::Query;
 use crate::status::{Cause, Failure, Outcome};
 use bytes::Bytes;
@@ -78,9 +79,10 @@ impl Write<'_> {
             }])
         };
         let value = match patch_type {
-            PatchType::Json => patch::json_patch(base, document).map_err(|error| match error.is_malformed() {
-                true => Failure::bad_request(error.to_string()),
-                false => invalid(error.to_string()),
+            PatchType::Json => patch::json_patch(base, document).map_err(|error| match error.code() {
+                400 => Failure::bad_request(error.to_string()),
+                413 => Failure::new(crate::status::Reason::RequestEntityTooLarge, error.to_string()),
+                _ => invalid(error.to_string()),
             })?,
             PatchType::Merge => {
                 if !document.is_object() {
@@ -146,48 +148,46 @@ impl Write<'_> {
     }
 
     fn applied(&self, live: Option<&Live>, config: &Value, warnings: &[String], force: bool) -> Outcome<Proposal> {
-        let result = patch::apply::apply(
-            live.map(|live| live.value.clone()),
-            config.clone(),
-            self.kind.schema(),
-            &self.manager,
-            force,
-            &self.kind.api_version(),
-            self.part.as_str(),
-            &object::now_text(),
-        );
-        let object = result.map_err(|conflicts| self.conflicts(&conflicts))?;
+        let result = self.with_manager(|manager| {
+            patch::apply::apply(live.map(|live| &live.value), config, self.kind.schema(), manager, force)
+        });
+        let object = result.map_err(|error| match error {
+            ApplyError::Conflicts(conflicts) => conflict_failure(&conflicts),
+            other => Failure::bad_request(other.to_string()),
+        })?;
         Ok(Proposal { object, warnings: warnings.to_vec(), track: false })
     }
 
-    fn conflicts(&self, conflicts: &[patch::apply::Conflict]) -> Failure {
-        let causes: Vec<Cause> = conflicts
-            .iter()
-            .map(|conflict| Cause {
-                reason: "FieldManagerConflict".into(),
-                message: format!("conflict with {}", conflict.manager_text()),
-                field: conflict.path.to_string(),
-            })
-            .collect();
-        let listed: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.message, cause.field)).collect();
-        let mut failure = Failure::new(
-            crate::status::Reason::Conflict,
-            format!("Apply failed with {} conflict{}: {}", causes.len(), if causes.len() == 1 { "" } else { "s" }, listed.join(", ")),
-        );
-        failure.details.causes = causes;
-        failure
+    /// Records which fields a write that is no apply has set.
+    pub(super) fn track(&self, old: Option<&Value>, new: &mut Value) {
+        self.with_manager(|manager| patch::apply::track_update(old, new, self.kind.schema(), manager));
+    }
+
+    fn with_manager<T>(&self, run: impl FnOnce(&patch::apply::Write<'_>) -> T) -> T {
+        let ignored: &[&str] = match self.part {
+            Part::Main if self.kind.has_status && !self.kind.builtin => &["status"],
+            Part::Main => &[],
+            Part::Status => &["metadata", "spec"],
+            Part::Finalize => &["metadata", "status"],
+        };
+        run(&patch::apply::Write {
+            manager: &self.manager,
+            api_version: &self.kind.api_version(),
+            subresource: self.part.as_str(),
+            now: &object::now_text(),
+            ignored,
+        })
     }
 }
 
-/// Records which fields a write that is no apply has set.
-pub fn track(write: &Write<'_>, old: &Value, new: &mut Value) {
-    patch::apply::track_update(
-        old,
-        new,
-        write.kind.schema(),
-        &write.manager,
-        &write.kind.api_version(),
-        write.part.as_str(),
-        &object::now_text(),
-    );
+fn conflict_failure(conflicts: &[Conflict]) -> Failure {
+    let message = ApplyError::Conflicts(conflicts.to_vec()).to_string();
+    let causes = conflicts.iter().map(|conflict| Cause {
+        reason: "FieldManagerConflict".into(),
+        message: conflict.message(),
+        field: conflict.path.clone(),
+    });
+    let mut failure = Failure::new(crate::status::Reason::Conflict, message);
+    failure.details.causes = causes.collect();
+    failure
 }

@@ -1,6 +1,6 @@
 //! PUT and the common end of every change of an existing object: rules, validation, locks, commit.
 
-use super::{CONFLICT_RETRIES_MAX, FieldValidation, Part, Write, Written, metadata, store_key};
+use super::{CONFLICT_RETRIES_MAX, Part, Write, Written, metadata, store_key};
 use crate::allocate::Draft;
 use crate::decode::Decoded;
 use crate::object::{self, Encoded};
@@ -93,8 +93,7 @@ impl Write<'_> {
         self.check(self.name, errors)?;
         crate::admission::permit(self, Some(old), Some(&new))?;
         if track {
-            self.keep_managers(old, &mut new);
-            super::patch::track(self, old, &mut new);
+            self.track(Some(old), &mut new);
         }
         object::set_metadata(&mut new, "resourceVersion", json!(live.rev.to_string()));
         let unchanged = |deleted| {
@@ -183,28 +182,6 @@ impl Write<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Field owners of a body that names none stay; an empty list or one empty entry resets them.
-    fn keep_managers(&self, old: &Value, new: &mut Value) {
-        match object::metadata(new, "managedFields") {
-            None => {
-                if let Some(managed) = object::metadata(old, "managedFields") {
-                    object::set_metadata(new, "managedFields", managed.clone());
-                }
-            }
-            Some(Value::Array(list))
-                if list.iter().all(|entry| entry.as_object().is_some_and(serde_json::Map::is_empty)) =>
-            {
-                object::remove_metadata(new, "managedFields");
-            }
-            Some(_) => {}
-        }
-    }
-
-    /// Whether unknown fields fail the request.
-    pub fn is_strict(&self) -> bool {
-        self.validation == FieldValidation::Strict
     }
 }
 

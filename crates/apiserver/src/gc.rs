@@ -1,0 +1,362 @@
+//! Garbage collection by owner references: background, foreground, orphan.
+//!
+//! The collector keeps an index from owner UID to dependents, fed by the store's changes. It looks at an object again when one of its
+//! owners vanishes or is being deleted, when it is written with owners, and on a slow full round that heals whatever was missed.
+//! Deletions carry the UID as precondition, so that a successor of the same name is never hit.
+
+use crate::auth::User;
+use crate::kinds::{Kind, ResourceId};
+use crate::object::{self, Encoded, Head, OwnerReference};
+use crate::query::Query;
+use crate::region::Region;
+use crate::registry::delete::{DeleteOptions, Propagation};
+use crate::registry::update::Proposal;
+use crate::registry::{Part, Write, cache_key};
+use crate::status::{Outcome, Reason};
+use crate::store::{Change, Kv, StoreError, WatchMessage};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Time between two full rounds.
+const FULL_ROUND_EVERY: Duration = Duration::from_secs(30);
+/// A dependent younger than this is not collected for an owner that was never seen: the owner may come from a slower reader.
+const YOUNG: Duration = Duration::from_secs(10);
+/// Objects looked at before new changes are read again.
+const BATCH_MAX: usize = 512;
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+/// An object: kind and key in the cache.
+type Place = (ResourceId, Box<str>);
+
+#[derive(Debug, Default)]
+struct Index {
+    /// Owner UID to dependents.
+    dependents: HashMap<Box<str>, BTreeSet<Place>>,
+    /// Dependent to its owners' UIDs, to undo the above.
+    owners: HashMap<Place, Vec<Box<str>>>,
+    /// Objects to look at.
+    pending: BTreeSet<Place>,
+}
+
+impl Index {
+    fn put(&mut self, place: &Place, head: &Head) {
+        let uids: Vec<Box<str>> = head.owner_references.iter().map(|owner| owner.uid.as_str().into()).collect();
+        if self.owners.get(place) != Some(&uids) {
+            self.forget(place);
+            for uid in &uids {
+                self.dependents.entry(uid.clone()).or_default().insert(place.clone());
+            }
+            if !uids.is_empty() {
+                self.owners.insert(place.clone(), uids);
+            }
+        }
+        let waits = head.finalizers.iter().any(|finalizer| finalizer == FOREGROUND || finalizer == ORPHAN);
+        if !head.owner_references.is_empty() || (head.deletion_timestamp.is_some() && waits) {
+            self.pending.insert(place.clone());
+        }
+        if head.deletion_timestamp.is_some() {
+            self.wake_dependents(&head.uid);
+        }
+    }
+
+    fn forget(&mut self, place: &Place) {
+        for uid in self.owners.remove(place).unwrap_or_default() {
+            if let Some(places) = self.dependents.get_mut(&uid) {
+                places.remove(place);
+                if places.is_empty() {
+                    self.dependents.remove(&uid);
+                }
+            }
+        }
+    }
+
+    fn remove(&mut self, region: &Region, place: &Place, head: &Head) {
+        // Owners in foreground deletion wait for their last dependent.
+        for owner in &head.owner_references {
+            if let Some(owner) = owner_place(region, &head.namespace, owner) {
+                self.pending.insert(owner);
+            }
+        }
+        self.forget(place);
+        self.wake_dependents(&head.uid);
+    }
+
+    fn wake_dependents(&mut self, uid: &str) {
+        self.pending.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+    }
+}
+
+fn owner_place(region: &Region, namespace: &str, owner: &OwnerReference) -> Option<Place> {
+    let kind = region.kinds.by_kind(&owner.api_version, &owner.kind)?;
+    Some((kind.id, cache_key(kind, namespace, &owner.name).into()))
+}
+
+fn place_of(region: &Region, kv: &Kv) -> Option<(Place, Head)> {
+    let (id, key) = region.cache.locate(&kv.key)?;
+    let head = Encoded::from_stored(kv.value.clone()).and_then(|encoded| encoded.head()).ok()?;
+    Some(((id, key.into()), head))
+}
+
+/// Collects garbage for as long as the server runs.
+pub async fn run(region: Arc<Region>) -> StoreError {
+    loop {
+        match collect(&region).await {
+            // Only a collector that fell behind the history comes here; it starts over.
+            Ok(()) | Err(StoreError::Compacted { .. }) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn collect(region: &Arc<Region>) -> Result<(), StoreError> {
+    let mut index = Index::default();
+    let from = region.cache.progress();
+    let mut changes = region.store.watch(b"/", from).await?;
+    for kind in region.kinds.stored() {
+        for entry in region.cache.list(kind.id, None).entries {
+            if let Ok(head) = entry.encoded.head() {
+                index.put(&(kind.id, entry.key.clone()), &head);
+            }
+        }
+    }
+    let mut round = tokio::time::interval(FULL_ROUND_EVERY);
+    round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut retry: Vec<Place> = Vec::new();
+    loop {
+        if index.pending.is_empty() {
+            tokio::select! {
+                message = changes.next() => read(region, &mut index, message?),
+                _ = round.tick() => {
+                    index.pending.extend(index.owners.keys().cloned());
+                    index.pending.extend(retry.drain(..));
+                }
+            }
+        }
+        for _ in 0..BATCH_MAX {
+            let Some(place) = index.pending.pop_first() else { break };
+            let Some(kind) = region.kinds.by_id(place.0) else { continue };
+            let user = User::server();
+            if let Err(failure) = look(region, &index, kind, &place, &user).await
+                && !matches!(failure.reason, Reason::NotFound | Reason::Conflict)
+            {
+                tracing::warn!(object = %place.1, kind = kind.kind, failure = %failure.message, "not collected, will be tried again");
+                retry.push(place);
+            }
+        }
+    }
+}
+
+fn read(region: &Region, index: &mut Index, message: WatchMessage) {
+    let WatchMessage::Batch(batch) = message else { return };
+    for change in &batch.events {
+        match change {
+            Change::Put { kv, .. } => {
+                if let Some((place, head)) = place_of(region, kv) {
+                    index.put(&place, &head);
+                }
+            }
+            Change::Delete { prev } => {
+                if let Some((place, head)) = place_of(region, prev) {
+                    index.remove(region, &place, &head);
+                }
+            }
+        }
+    }
+}
+
+fn split<'a>(kind: &Kind, key: &'a str) -> (&'a str, &'a str) {
+    if kind.namespaced { key.split_once('/').unwrap_or(("", key)) } else { ("", key) }
+}
+
+/// Looks at one object: finishes its own deletion, or deletes it when its owners are gone.
+async fn look(region: &Arc<Region>, index: &Index, kind: &Arc<Kind>, place: &Place, user: &User) -> Outcome<()> {
+    let (namespace, name) = split(kind, &place.1);
+    let write = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
+    let Some(live) = write.live().await? else { return Ok(()) };
+    let Ok(head) = live.encoded.head() else { return Ok(()) };
+    if head.deletion_timestamp.is_some() {
+        if head.finalizers.iter().any(|finalizer| finalizer == ORPHAN) {
+            return orphan(region, index, &write, &head, user).await;
+        }
+        if head.finalizers.iter().any(|finalizer| finalizer == FOREGROUND) {
+            return foreground(region, index, &write, &head, user).await;
+        }
+        return Ok(());
+    }
+    if head.owner_references.is_empty() {
+        return Ok(());
+    }
+    judge_owners(region, &write, &live.value, &head).await
+}
+
+enum Owner {
+    /// Alive, or not to be judged.
+    Alive,
+    /// Being deleted in the foreground and waiting for this dependent.
+    Waiting,
+    Gone,
+    /// Its kind is not known, or it cannot own this object: leave the object alone.
+    Unknown,
+}
+
+async fn owner_state(region: &Arc<Region>, namespace: &str, owner: &OwnerReference) -> Outcome<Owner> {
+    let Some(kind) = region.kinds.by_kind(&owner.api_version, &owner.kind) else { return Ok(Owner::Unknown) };
+    if kind.namespaced && namespace.is_empty() {
+        // A cluster-scoped object cannot be owned by a namespaced one.
+        return Ok(Owner::Unknown);
+    }
+    let key = crate::registry::store_key(kind, namespace, &owner.name);
+    // Live, not cached: an owner written a moment ago counts.
+    let Some(kv) = region.store.get(&key, crate::store::At::Latest).await? else { return Ok(Owner::Gone) };
+    let Ok(head) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else { return Ok(Owner::Unknown) };
+    Ok(match () {
+        () if head.uid != owner.uid => Owner::Gone,
+        () if head.deletion_timestamp.is_some() && head.finalizers.iter().any(|f| f == FOREGROUND) => Owner::Waiting,
+        () => Owner::Alive,
+    })
+}
+
+async fn judge_owners(region: &Arc<Region>, write: &Write<'_>, live: &Value, head: &Head) -> Outcome<()> {
+    let mut states = BTreeMap::new();
+    for (at, owner) in head.owner_references.iter().enumerate() {
+        states.insert(at, owner_state(region, write.namespace, owner).await?);
+    }
+    if states.values().any(|state| matches!(state, Owner::Alive | Owner::Unknown)) {
+        return drop_dead_owners(write, head, &states).await;
+    }
+    let waiting = states.values().any(|state| matches!(state, Owner::Waiting));
+    if !waiting && is_young(live) {
+        // The full round comes back to it.
+        return Ok(());
+    }
+    let finalizers = &head.finalizers;
+    let propagation = match () {
+        () if finalizers.iter().any(|f| f == ORPHAN) => Propagation::Orphan,
+        () if waiting || finalizers.iter().any(|f| f == FOREGROUND) => Propagation::Foreground,
+        () => Propagation::Background,
+    };
+    let options = DeleteOptions { propagation: Some(propagation), uid: Some(head.uid.clone()), ..DeleteOptions::default() };
+    write.delete(&options).await?;
+    region.metrics.collected.inc();
+    Ok(())
+}
+
+/// An object whose other owner lives loses the references to dead ones.
+async fn drop_dead_owners(write: &Write<'_>, head: &Head, states: &BTreeMap<usize, Owner>) -> Outcome<()> {
+    let dead: HashSet<&str> = head
+        .owner_references
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| matches!(states.get(at), Some(Owner::Gone)))
+        .map(|(_, owner)| owner.uid.as_str())
+        .collect();
+    if dead.is_empty() { Ok(()) } else { drop_owners(write, &head.uid, &dead).await }
+}
+
+async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Outcome<()> {
+    let result = write.change(|live| {
+        let live = live.ok_or_else(|| write.not_found())?;
+        if object::metadata_text(&live.value, "uid") != uid {
+            return Err(write.not_found());
+        }
+        let mut object = live.value.clone();
+        let kept: Vec<Value> = object::metadata(&object, "ownerReferences")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter(|owner| owner.get("uid").and_then(Value::as_str).is_none_or(|uid| !owners.contains(uid)))
+            .cloned()
+            .collect();
+        match kept.is_empty() {
+            true => {
+                object::remove_metadata(&mut object, "ownerReferences");
+            }
+            false => object::set_metadata(&mut object, "ownerReferences", Value::Array(kept)),
+        }
+        Ok(Proposal { object, warnings: Vec::new(), track: true })
+    });
+    result.await.map(|_| ())
+}
+
+fn is_young(live: &Value) -> bool {
+    let created = object::metadata_text(live, "creationTimestamp").parse::<jiff::Timestamp>();
+    let age = created.map(|created| jiff::Timestamp::now().as_second() - created.as_second());
+    age.is_ok_and(|age| age < YOUNG.as_secs() as i64)
+}
+
+/// Frees the dependents of an object that is deleted without them, then lets it go.
+async fn orphan(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head, user: &User) -> Outcome<()> {
+    let owner = HashSet::from([head.uid.as_str()]);
+    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
+        let Some(kind) = region.kinds.by_id(*id) else { continue };
+        let Some(entry) = region.cache.get(*id, key) else { continue };
+        let (namespace, name) = split(kind, key);
+        let one = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
+        match drop_owners(&one, &entry.uid, &owner).await {
+            Err(failure) if failure.reason != Reason::NotFound => return Err(failure),
+            _ => {}
+        }
+    }
+    drop_finalizer(write, &head.uid, ORPHAN).await
+}
+
+/// Deletes the dependents that block an object, and lets it go when none is left.
+async fn foreground(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head, user: &User) -> Outcome<()> {
+    let mut blocked = false;
+    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
+        let Some(kind) = region.kinds.by_id(*id) else { continue };
+        let (namespace, name) = split(kind, key);
+        if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
+            continue;
+        }
+        let one = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
+        let Some(live) = one.live().await? else { continue };
+        let Ok(dependent) = live.encoded.head() else { continue };
+        let Some(reference) = dependent.owner_references.iter().find(|owner| owner.uid == head.uid) else { continue };
+        blocked |= reference.block_owner_deletion;
+        if dependent.deletion_timestamp.is_none() {
+            judge_owners(region, &one, &live.value, &dependent).await?;
+        }
+    }
+    // Dependents without finalizers are gone by now; the rest wake us when they go.
+    if blocked && still_blocked(region, index, write, head).await? {
+        return Ok(());
+    }
+    drop_finalizer(write, &head.uid, FOREGROUND).await
+}
+
+async fn still_blocked(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head) -> Outcome<bool> {
+    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
+        let Some(kind) = region.kinds.by_id(*id) else { continue };
+        let (namespace, name) = split(kind, key);
+        if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
+            continue;
+        }
+        let store_key = crate::registry::store_key(kind, namespace, name);
+        let Some(kv) = region.store.get(&store_key, crate::store::At::Latest).await? else { continue };
+        let Ok(dependent) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else { continue };
+        if dependent.owner_references.iter().any(|owner| owner.uid == head.uid && owner.block_owner_deletion) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn drop_finalizer(write: &Write<'_>, uid: &str, finalizer: &str) -> Outcome<()> {
+    let result = write.change(|live| {
+        let live = live.ok_or_else(|| write.not_found())?;
+        if object::metadata_text(&live.value, "uid") != uid {
+            return Err(write.not_found());
+        }
+        let mut object = live.value.clone();
+        let kept: Vec<Value> =
+            object::finalizers(&object).into_iter().filter(|known| *known != finalizer).map(Value::from).collect();
+        object::set_finalizers(&mut object, kept);
+        Ok(Proposal { object, warnings: Vec::new(), track: true })
+    });
+    result.await.map(|_| ())
+}
