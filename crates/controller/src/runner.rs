@@ -120,7 +120,8 @@ struct Entry {
 
 struct Subscriber {
     queue: Arc<Queue>,
-    keys: KeysFn,
+    keys: Option<KeysFn>,
+    removed_keys: Option<KeysFn>,
 }
 
 struct WatchTask {
@@ -175,16 +176,21 @@ impl Runner {
         let queue = Arc::new(Queue::default());
         for source in controller.sources() {
             self.caches.declare(&source);
-            if let Some(keys) = source.keys {
-                let subscriber = Subscriber {
-                    queue: queue.clone(),
-                    keys,
-                };
-                self.subscribers
-                    .entry(source.selector)
-                    .or_default()
-                    .push(subscriber);
-            }
+            let Source {
+                selector,
+                keys,
+                removed_keys,
+                ..
+            } = source;
+            let subscriber = Subscriber {
+                queue: queue.clone(),
+                keys,
+                removed_keys,
+            };
+            self.subscribers
+                .entry(selector)
+                .or_default()
+                .push(subscriber);
         }
         self.entries.push(Entry {
             controller,
@@ -550,11 +556,22 @@ impl WatchTask {
     }
 
     fn wake(&self, change: &Change, world: &World) {
-        for Subscriber { queue, keys } in &self.subscribers {
-            for object in [&change.old, &change.new].into_iter().flatten() {
-                for key in keys(object.as_ref(), world) {
-                    queue.add(key);
-                }
+        let Change { old, new } = change;
+        for subscriber in &self.subscribers {
+            let Subscriber {
+                queue,
+                keys,
+                removed_keys,
+            } = subscriber;
+            let seen = [old, new].into_iter().flatten();
+            let woken = keys
+                .iter()
+                .flat_map(|keys| seen.clone().flat_map(|object| keys(object.as_ref(), world)));
+            woken.for_each(|key| queue.add(key));
+            if let (Some(removed_keys), Some(old), None) = (removed_keys, old, new) {
+                removed_keys(old.as_ref(), world)
+                    .into_iter()
+                    .for_each(|key| queue.add(key));
             }
         }
     }

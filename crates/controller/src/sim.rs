@@ -359,12 +359,23 @@ impl Sim {
             return;
         };
         self.applied.retain(|(applied, _, _), _| applied != target);
-        for store in self.caches.stores.values() {
-            if store.kind == target.kind {
-                store.remove(&target.key, None);
+        let removed = self.caches.stores.iter().filter_map(|(selector, store)| {
+            let change = (store.kind == target.kind).then(|| store.remove(&target.key, None))??;
+            Some((selector.clone(), change.old?))
+        });
+        let removed: Vec<_> = removed.collect();
+        let world = self.world();
+        for entry in &mut self.entries {
+            for (selector, old) in &removed {
+                let sources = entry
+                    .sources
+                    .iter()
+                    .filter(|source| source.selector == *selector);
+                for removed_keys in sources.filter_map(|source| source.removed_keys.as_ref()) {
+                    entry.queue.extend(removed_keys(old.as_ref(), &world));
+                }
             }
         }
-        self.wake(target);
         let uid = &value["metadata"]["uid"];
         let owned: Vec<Target> = self
             .objects
@@ -396,6 +407,48 @@ impl Sim {
             }
         }
     }
+}
+
+/// Plays `script` on simulations made by `make` and checks what every set of controllers owes its users: it settles; planning
+/// again from scratch changes nothing; and a failure before any single operation leads to the same end.
+///
+/// Returns the undisturbed simulation, or what went wrong.
+pub fn verify(make: impl Fn() -> Sim, script: impl Fn(&mut Sim)) -> Result<Sim, String> {
+    let mut undisturbed = make();
+    script(&mut undisturbed);
+    undisturbed
+        .settle()
+        .map_err(|busy| format!("does not settle: {busy:?}"))?;
+    let ops = undisturbed.log.len();
+    let expected = undisturbed.snapshot();
+    undisturbed.wake_all();
+    undisturbed
+        .settle()
+        .map_err(|busy| format!("does not settle again: {busy:?}"))?;
+    // Events are hints; that they are not said twice is the recorder's job.
+    let extra = undisturbed
+        .log
+        .iter()
+        .skip(ops)
+        .find(|op| !matches!(op, Op::Event { .. }));
+    if let Some(extra) = extra {
+        return Err(format!("not idempotent: {extra:?}"));
+    }
+    for at in 0..ops {
+        let mut disturbed = make();
+        disturbed.fail_after = Some(at);
+        script(&mut disturbed);
+        disturbed
+            .settle()
+            .map_err(|busy| format!("failure {at}: does not settle: {busy:?}"))?;
+        if disturbed.snapshot() != expected {
+            let found = disturbed.snapshot();
+            return Err(format!(
+                "failure {at} leads elsewhere:\n{found:#?}\nnot\n{expected:#?}"
+            ));
+        }
+    }
+    Ok(undisturbed)
 }
 
 /// RFC 7386 if `nulls_remove`; an apply keeps nulls out of the way.

@@ -34,6 +34,7 @@ pub struct Source {
     pub(crate) type_id: TypeId,
     pub(crate) decode: Decode,
     pub(crate) keys: Option<KeysFn>,
+    pub(crate) removed_keys: Option<KeysFn>,
     pub(crate) indexes: Vec<(&'static str, IndexFn)>,
 }
 
@@ -61,6 +62,7 @@ impl<K: Object> Watch<K> {
             type_id: TypeId::of::<K>(),
             decode: decode::<K>,
             keys: None,
+            removed_keys: None,
             indexes: Vec::new(),
         };
         Watch {
@@ -96,12 +98,17 @@ impl<K: Object> Watch<K> {
         mut self,
         function: impl Fn(&K, &World) -> Vec<Key> + Send + Sync + 'static,
     ) -> Watch<K> {
-        self.source.keys = Some(Arc::new(move |object, world| {
-            object
-                .downcast_ref::<K>()
-                .map(|object| function(object, world))
-                .unwrap_or_default()
-        }));
+        self.source.keys = Some(erase(function));
+        self
+    }
+
+    /// Further keys to wake when an object has left the cache, for what waits for its absence. The last known object may not
+    /// even have been marked as deleted.
+    pub fn removed_keys(
+        mut self,
+        function: impl Fn(&K, &World) -> Vec<Key> + Send + Sync + 'static,
+    ) -> Watch<K> {
+        self.source.removed_keys = Some(erase(function));
         self
     }
 
@@ -132,6 +139,15 @@ impl<K: Object> From<Watch<K>> for Source {
     }
 }
 
+fn erase<K: Object>(function: impl Fn(&K, &World) -> Vec<Key> + Send + Sync + 'static) -> KeysFn {
+    Arc::new(move |object, world| {
+        object
+            .downcast_ref::<K>()
+            .map(|object| function(object, world))
+            .unwrap_or_default()
+    })
+}
+
 fn decode<K: Object>(mut object: DynamicObject) -> Result<AnyObject, serde_json::Error> {
     // Nobody plans from field ownership; it is often half of an object's size.
     object.metadata.managed_fields = None;
@@ -153,6 +169,7 @@ impl Caches {
             type_id,
             decode,
             keys: _,
+            removed_keys: _,
             indexes,
         } = source;
         let store = match self.stores.get(selector) {

@@ -23,14 +23,12 @@ impl Controller for SchedulerController {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let machines = index::machines().keys(|machine, world| {
-            match &machine.spec.machine_pool_ref {
+        let machines = index::machines()
+            .keys(|machine, _| match machine.spec.machine_pool_ref {
                 None => vec![Key::of(machine)],
-                // A machine that goes away makes room. One that merely changes does not, and there are many such events.
-                Some(_) if object::is_deleting(machine) => unscheduled(world),
                 Some(_) => Vec::new(),
-            }
-        });
+            })
+            .removed_keys(|_, world| unscheduled(world));
         let pools = Watch::<MachinePool>::new().keys(|_, world| unscheduled(world));
         vec![machines.build(), pools.build()]
     }

@@ -1,0 +1,82 @@
+//! The surroundings of apinetlet: a server that reserves VNIs and addresses.
+
+use std::sync::Arc;
+
+use api::apinet;
+use apinetlet::{Filter, NetworkController, NetworkInterfaceController, VirtualIpController};
+use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object, sim::Sim};
+use serde_json::json;
+
+pub const NS: &str = "default";
+pub const APINET_NS: &str = "openkcm-net-system";
+
+/// Fills in `spec.id` of Networks and `spec.ip` of IPs, from their names so that the result does not depend on order.
+struct Reservations;
+
+impl Controller for Reservations {
+    fn name(&self) -> &'static str {
+        "reservations"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![
+            Watch::<apinet::Network>::new().own_key().build(),
+            Watch::<apinet::IP>::new().own_key().build(),
+        ]
+    }
+
+    fn plan(&self, world: &World, key: &Key) -> Plan {
+        let mut plan = Plan::none();
+        let number = key.name.bytes().map(u32::from).sum::<u32>();
+        if let Some(network) = world.by_key::<apinet::Network>(key) {
+            if network.spec.id.is_empty() {
+                let body = json!({ "spec": { "id": (200 + number).to_string() } });
+                plan.push(Op::patch(Target::of(&*network), body));
+            }
+        }
+        if let Some(ip) = world.by_key::<apinet::IP>(key) {
+            if ip.spec.ip.is_none() {
+                let address = format!("203.0.{}.{}", number / 256 % 256, number % 256);
+                plan.push(Op::patch(
+                    Target::of(&*ip),
+                    json!({ "spec": { "ip": address } }),
+                ));
+            }
+        }
+        plan
+    }
+}
+
+pub fn filter() -> Filter {
+    Filter {
+        apinet_namespace: APINET_NS.to_owned(),
+        namespace: None,
+        watch_filter: None,
+    }
+}
+
+pub fn region() -> Sim {
+    region_with(filter())
+}
+
+pub fn region_with(filter: Filter) -> Sim {
+    Sim::new(vec![
+        Arc::new(NetworkController {
+            filter: filter.clone(),
+        }),
+        Arc::new(NetworkInterfaceController {
+            filter: filter.clone(),
+        }),
+        Arc::new(VirtualIpController { filter }),
+        Arc::new(Reservations),
+    ])
+}
+
+/// An object from JSON without the type fields.
+pub fn object<K: controller::Object>(value: serde_json::Value) -> K {
+    serde_json::from_value(value).expect("a valid object")
+}
+
+pub fn uid<K: controller::Object>(sim: &Sim, namespace: &str, name: &str) -> String {
+    object::uid(&sim.get::<K>(namespace, name).expect("the object exists")).to_owned()
+}

@@ -1,0 +1,18 @@
+//! Plans of the user API's controllers against the simulated API.
+
+mod claims;
+mod ephemeral;
+mod pools;
+mod scheduler;
+
+use controller::{Object, sim::Sim};
+
+pub const NS: &str = "default";
+
+pub fn object<K: Object>(value: serde_json::Value) -> K {
+    serde_json::from_value(value).expect("a valid object")
+}
+
+pub fn uid<K: Object>(sim: &Sim, name: &str) -> String {
+    controller::object::uid(&sim.get::<K>(NS, name).expect("the object exists")).to_owned()
+}
