@@ -1,4 +1,10 @@
 //! Integration tests of the API server.
 
 #[cfg(test)]
+mod patch;
+#[cfg(test)]
+mod protobuf;
+#[cfg(test)]
+mod selector;
+#[cfg(test)]
 mod store;

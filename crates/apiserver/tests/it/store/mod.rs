@@ -2,6 +2,7 @@
 
 mod contract;
 mod crash;
+mod durable;
 mod model;
 mod power;
 mod watching;
