@@ -57,13 +57,15 @@ macro_rules! service {
         later { $($later:ident($later_request:ident) -> $later_reply:ident;)* }
     ) => {
         $(impl Reply for dpdk::$early_reply {
-            fn with_status(self, status: Status) -> Self {
-                Self { status: Some(status), ..self }
+            fn with_status(mut self, status: Status) -> Self {
+                self.status = Some(status);
+                self
             }
         })*
         $(impl Reply for dpdk::$reply {
-            fn with_status(self, status: Status) -> Self {
-                Self { status: Some(status), ..self }
+            fn with_status(mut self, status: Status) -> Self {
+                self.status = Some(status);
+                self
             }
         })*
 
