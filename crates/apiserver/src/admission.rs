@@ -27,9 +27,14 @@ pub fn mutate_create(kind: &Kind, object: &mut Value) {
             }
         }
         (APINET, "ipaddresses") => {
-            let mut list: Vec<Value> =
-                object::metadata(object, "finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-            if !list.iter().any(|finalizer| finalizer == finalizer::IP_ADDRESS_PROTECTION) {
+            let mut list: Vec<Value> = object::metadata(object, "finalizers")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default();
+            if !list
+                .iter()
+                .any(|finalizer| finalizer == finalizer::IP_ADDRESS_PROTECTION)
+            {
                 list.push(json!(finalizer::IP_ADDRESS_PROTECTION));
             }
             object::set_finalizers(object, list);
@@ -40,7 +45,10 @@ pub fn mutate_create(kind: &Kind, object: &mut Value) {
 
 /// Every namespace carries its name as a label, so that selectors can name it.
 pub fn label_namespace(object: &mut Value, name: &str) {
-    let mut labels = object::metadata(object, "labels").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut labels = object::metadata(object, "labels")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".into(), json!(name));
     object::set_metadata(object, "labels", Value::Object(labels));
 }
@@ -50,25 +58,47 @@ pub async fn namespace_guard(write: &Write<'_>, name: &str) -> Outcome<Option<Gu
     if !write.kind.namespaced {
         return Ok(None);
     }
-    let Some(namespaces) = write.region.kinds.find("", "v1", "namespaces") else { return Ok(None) };
+    let Some(namespaces) = write.region.kinds.find("", "v1", "namespaces") else {
+        return Ok(None);
+    };
     let key = store_key(namespaces, "", write.namespace);
     let Some(kv) = write.region.store.get(&key, At::Latest).await? else {
         return Err(Failure::not_found("", "namespaces", write.namespace));
     };
-    let deleting = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()).is_ok_and(|head| head.deletion_timestamp.is_some());
+    let deleting = Encoded::from_stored(kv.value)
+        .and_then(|encoded| encoded.head())
+        .is_ok_and(|head| head.deletion_timestamp.is_some());
     if deleting {
-        let why = format!("unable to create new content in namespace {} because it is being terminated", write.namespace);
+        let why = format!(
+            "unable to create new content in namespace {} because it is being terminated",
+            write.namespace
+        );
         let failure = Failure::forbidden(write.kind.group, write.kind.plural, name, &why);
         let text = format!("namespace {} is being terminated", write.namespace);
         return Err(failure.cause("NamespaceTerminating", text, "metadata.namespace"));
     }
-    Ok(Some(Guard { key, expect: Expect::ModRev(kv.mod_rev) }))
+    Ok(Some(Guard {
+        key,
+        expect: Expect::ModRev(kv.mod_rev),
+    }))
 }
 
 /// Whether this user may write this object, beyond what his role says.
 pub fn permit(write: &Write<'_>, old: Option<&Value>, new: Option<&Value>) -> Outcome<()> {
-    if let Err(why) = crate::auth::node::check(write.user, write.kind, write.namespace, write.name, old, new) {
-        return Err(Failure::forbidden(write.kind.group, write.kind.plural, write.name, &why));
+    if let Err(why) = crate::auth::node::check(
+        write.user,
+        write.kind,
+        write.namespace,
+        write.name,
+        old,
+        new,
+    ) {
+        return Err(Failure::forbidden(
+            write.kind.group,
+            write.kind.plural,
+            write.name,
+            &why,
+        ));
     }
     if write.kind.group == RBAC
         && let Some(new) = new
@@ -81,40 +111,63 @@ pub fn permit(write: &Write<'_>, old: Option<&Value>, new: Option<&Value>) -> Ou
 /// Nobody hands out rights that he does not have.
 fn no_escalation(write: &Write<'_>, old: Option<&Value>, new: &Value) -> Outcome<()> {
     let rules = match write.kind.plural {
-        "roles" | "clusterroles" if old.and_then(|old| old.get("rules")) == new.get("rules") => return Ok(()),
+        "roles" | "clusterroles" if old.and_then(|old| old.get("rules")) == new.get("rules") => {
+            return Ok(());
+        }
         "roles" | "clusterroles" => rbac::rules_of(new),
         _ => bound_rules(write, new),
     };
-    if write.region.authorizer.may_grant(write.region, write.user, write.namespace, &rules) {
+    if write
+        .region
+        .authorizer
+        .may_grant(write.region, write.user, write.namespace, &rules)
+    {
         return Ok(());
     }
     let why = format!(
         "user \"{}\" (groups={:?}) is attempting to grant RBAC permissions not currently held",
         write.user.name, write.user.groups
     );
-    Err(Failure::forbidden(write.kind.group, write.kind.plural, object::metadata_text(new, "name"), &why))
+    Err(Failure::forbidden(
+        write.kind.group,
+        write.kind.plural,
+        object::metadata_text(new, "name"),
+        &why,
+    ))
 }
 
 fn bound_rules(write: &Write<'_>, binding: &Value) -> Vec<rbac::Rule> {
-    let text = |path: &str| binding.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let text = |path: &str| {
+        binding
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let (plural, namespace) = match text("/roleRef/kind") {
         "Role" => ("roles", write.namespace),
         _ => ("clusterroles", ""),
     };
     let kind = write.region.kinds.find(RBAC, "v1", plural);
     let role = kind.and_then(|kind| {
-        write.region.cache.get(kind.id, &cache_key(kind, namespace, text("/roleRef/name")))
+        write
+            .region
+            .cache
+            .get(kind.id, &cache_key(kind, namespace, text("/roleRef/name")))
     });
-    role.map(|role| rbac::rules_of(&role.value())).unwrap_or_default()
+    role.map(|role| rbac::rules_of(&role.value()))
+        .unwrap_or_default()
 }
 
 /// Whether the object may be deleted; a finalizer when it must wait for its users first.
 pub fn delete(write: &Write<'_>, live: &Value) -> Outcome<Option<&'static str>> {
     permit(write, Some(live), None)?;
     match (write.kind.group, write.kind.plural) {
-        ("", "namespaces") if IMMORTAL.contains(&write.name) => {
-            Err(Failure::forbidden("", "namespaces", write.name, "this namespace may not be deleted"))
-        }
+        ("", "namespaces") if IMMORTAL.contains(&write.name) => Err(Failure::forbidden(
+            "",
+            "namespaces",
+            write.name,
+            "this namespace may not be deleted",
+        )),
         (APINET, "networkids") => lock_unused(write, live),
         (APINET, "ips") if is_claimed(write.region, write.namespace, live) => Ok(Some(IN_USE)),
         _ => Ok(None),
@@ -123,13 +176,28 @@ pub fn delete(write: &Write<'_>, live: &Value) -> Outcome<Option<&'static str>> 
 
 /// A number may not be freed under its owner.
 fn lock_unused(write: &Write<'_>, lock: &Value) -> Outcome<Option<&'static str>> {
-    let reference = |member: &str| lock.pointer(&format!("/spec/claimRef/{member}")).and_then(Value::as_str).unwrap_or_default();
-    let owner = write.region.kinds.find(APINET, api::names::VERSION, "networks").and_then(|kind| {
-        write.region.cache.get(kind.id, &cache_key(kind, reference("namespace"), reference("name")))
-    });
+    let reference = |member: &str| {
+        lock.pointer(&format!("/spec/claimRef/{member}"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    let owner = write
+        .region
+        .kinds
+        .find(APINET, api::names::VERSION, "networks")
+        .and_then(|kind| {
+            write.region.cache.get(
+                kind.id,
+                &cache_key(kind, reference("namespace"), reference("name")),
+            )
+        });
     match owner {
         Some(owner) if *owner.uid == *reference("uid") => {
-            let why = format!("it is in use by network {}/{}", reference("namespace"), reference("name"));
+            let why = format!(
+                "it is in use by network {}/{}",
+                reference("namespace"),
+                reference("name")
+            );
             let mut failure = Failure::conflict(APINET, write.kind.plural, write.name, &why);
             failure.reason = Reason::Conflict;
             Err(failure)
@@ -141,12 +209,24 @@ fn lock_unused(write: &Write<'_>, lock: &Value) -> Outcome<Option<&'static str>>
 /// Whether the object that claims an IP still exists and still lists the address.
 fn is_claimed(region: &Region, namespace: &str, ip: &Value) -> bool {
     let text = |path: &str| ip.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let Some(kind) = region.kinds.find(APINET, api::names::VERSION, text("/spec/claimRef/resource")) else { return false };
-    let claimer = region.cache.get(kind.id, &cache_key(kind, namespace, text("/spec/claimRef/name")));
+    let Some(kind) =
+        region
+            .kinds
+            .find(APINET, api::names::VERSION, text("/spec/claimRef/resource"))
+    else {
+        return false;
+    };
+    let claimer = region.cache.get(
+        kind.id,
+        &cache_key(kind, namespace, text("/spec/claimRef/name")),
+    );
     claimer.is_some_and(|claimer| {
         let value = claimer.value();
         let list = value.pointer("/spec/publicIPs").and_then(Value::as_array);
         *claimer.uid == *text("/spec/claimRef/uid")
-            && list.into_iter().flatten().any(|entry| entry.get("ip").and_then(Value::as_str) == Some(text("/spec/ip")))
+            && list
+                .into_iter()
+                .flatten()
+                .any(|entry| entry.get("ip").and_then(Value::as_str) == Some(text("/spec/ip")))
     })
 }

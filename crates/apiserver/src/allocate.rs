@@ -32,19 +32,34 @@ impl Draft {
     /// A new object that must not exist yet.
     fn insert(&mut self, kind: &Kind, namespace: &str, object: &Value) {
         let key = store_key(kind, namespace, object::metadata_text(object, "name"));
-        self.guards.push(Guard { key: key.clone(), expect: Expect::Absent });
-        self.ops.push(Op::Put { key, value: Encoded::from_value(object).stored() });
+        self.guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::Absent,
+        });
+        self.ops.push(Op::Put {
+            key,
+            value: Encoded::from_value(object).stored(),
+        });
     }
 
     fn replace(&mut self, kind: &Kind, namespace: &str, object: &Value, rev: Rev) {
         let key = store_key(kind, namespace, object::metadata_text(object, "name"));
-        self.guards.push(Guard { key: key.clone(), expect: Expect::ModRev(rev) });
-        self.ops.push(Op::Put { key, value: Encoded::from_value(object).stored() });
+        self.guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::ModRev(rev),
+        });
+        self.ops.push(Op::Put {
+            key,
+            value: Encoded::from_value(object).stored(),
+        });
     }
 
     fn remove(&mut self, kind: &Kind, namespace: &str, name: &str, rev: Rev) {
         let key = store_key(kind, namespace, name);
-        self.guards.push(Guard { key: key.clone(), expect: Expect::ModRev(rev) });
+        self.guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::ModRev(rev),
+        });
         self.ops.push(Op::Delete { key });
     }
 
@@ -70,7 +85,12 @@ pub async fn create(write: &Write<'_>, object: &mut Value, draft: &mut Draft) ->
 }
 
 /// Reserves and releases what the change of an object needs.
-pub async fn update(write: &Write<'_>, old: &Value, new: &mut Value, draft: &mut Draft) -> Outcome<()> {
+pub async fn update(
+    write: &Write<'_>,
+    old: &Value,
+    new: &mut Value,
+    draft: &mut Draft,
+) -> Outcome<()> {
     match (write.kind.group, write.kind.plural) {
         (APINET, "networkinterfaces") => public::change(write, Some(old), new, draft).await,
         _ => Ok(()),
@@ -84,12 +104,32 @@ pub async fn delete(write: &Write<'_>, old: &Value, draft: &mut Draft) -> Outcom
     }
     match write.kind.plural {
         "networks" => {
-            let id = old.pointer("/spec/id").and_then(Value::as_str).unwrap_or_default();
-            release_lock(write.region, "networkids", id, object::metadata_text(old, "uid"), draft).await
+            let id = old
+                .pointer("/spec/id")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            release_lock(
+                write.region,
+                "networkids",
+                id,
+                object::metadata_text(old, "uid"),
+                draft,
+            )
+            .await
         }
         "ips" => {
-            let ip = old.pointer("/spec/ip").and_then(Value::as_str).unwrap_or_default();
-            release_lock(write.region, "ipaddresses", ip, object::metadata_text(old, "uid"), draft).await
+            let ip = old
+                .pointer("/spec/ip")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            release_lock(
+                write.region,
+                "ipaddresses",
+                ip,
+                object::metadata_text(old, "uid"),
+                draft,
+            )
+            .await
         }
         "networkinterfaces" => public::release_all(write, old, draft).await,
         _ => Ok(()),
@@ -99,15 +139,23 @@ pub async fn delete(write: &Write<'_>, old: &Value, draft: &mut Draft) -> Outcom
 /// One of our kinds of the apinet group.
 fn apinet<'r>(region: &'r Region, plural: &str) -> Outcome<&'r Kind> {
     let kind = region.kinds.find(APINET, api::names::VERSION, plural);
-    kind.map(|kind| &**kind).ok_or_else(|| Failure::internal(format!("kind {plural} is missing")))
+    kind.map(|kind| &**kind)
+        .ok_or_else(|| Failure::internal(format!("kind {plural} is missing")))
 }
 
 /// A newest version and its revision.
-async fn read(region: &Region, kind: &Kind, namespace: &str, name: &str) -> Outcome<Option<(Value, Rev)>> {
+async fn read(
+    region: &Region,
+    kind: &Kind,
+    namespace: &str,
+    name: &str,
+) -> Outcome<Option<(Value, Rev)>> {
     let key = store_key(kind, namespace, name);
-    let Some(kv) = region.store.get(&key, At::Latest).await? else { return Ok(None) };
-    let encoded =
-        Encoded::from_stored(kv.value).map_err(|damaged| Failure::internal(format!("{name}: {damaged}")))?;
+    let Some(kv) = region.store.get(&key, At::Latest).await? else {
+        return Ok(None);
+    };
+    let encoded = Encoded::from_stored(kv.value)
+        .map_err(|damaged| Failure::internal(format!("{name}: {damaged}")))?;
     Ok(Some((encoded.to_value(kv.mod_rev), kv.mod_rev)))
 }
 
@@ -136,7 +184,13 @@ fn lock_object(kind: &Kind, name: &str, spec: Value) -> Value {
 }
 
 /// Deletes a lock if it still belongs to the owner.
-async fn release_lock(region: &Region, plural: &str, name: &str, owner: &str, draft: &mut Draft) -> Outcome<()> {
+async fn release_lock(
+    region: &Region,
+    plural: &str,
+    name: &str,
+    owner: &str,
+    draft: &mut Draft,
+) -> Outcome<()> {
     if name.is_empty() {
         return Ok(());
     }
@@ -161,11 +215,16 @@ fn set_spec(object: &mut Value, member: &str, value: Value) {
 /// A value that the user chose and cannot have.
 fn refused(write_kind: (&str, &str), name: &str, field: &str, value: &str, why: &str) -> Failure {
     let (group, kind) = write_kind;
-    Failure::invalid(group, kind, name, vec![Cause {
-        reason: "FieldValueInvalid".into(),
-        message: format!("Invalid value: \"{value}\": {why}"),
-        field: field.into(),
-    }])
+    Failure::invalid(
+        group,
+        kind,
+        name,
+        vec![Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: \"{value}\": {why}"),
+            field: field.into(),
+        }],
+    )
 }
 
 fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outcome<()> {
@@ -173,7 +232,11 @@ fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outc
     let region = write.region;
     let kind = apinet(region, "networkids")?;
     let (min, max) = (region.ranges.vni_min, region.ranges.vni_max);
-    let given = object.pointer("/spec/id").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let given = object
+        .pointer("/spec/id")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
     let taken = |id: &str| region.cache.get(kind.id, id).is_some();
     let id = if given.is_empty() {
         let span = max.saturating_sub(min).saturating_add(1);
@@ -181,12 +244,27 @@ fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outc
         let free = (0..span.min(PROBES_MAX))
             .map(|step| (min + (start + step) % span).to_string())
             .find(|id| !taken(id));
-        free.ok_or_else(|| Failure::new(Reason::Conflict, format!("all network ids from {min} to {max} are allocated")))?
+        free.ok_or_else(|| {
+            Failure::new(
+                Reason::Conflict,
+                format!("all network ids from {min} to {max} are allocated"),
+            )
+        })?
     } else {
         let name = object::metadata_text(object, "name");
-        let refuse = |why: &str| refused((write.kind.group, write.kind.kind), name, "spec.id", &given, why);
+        let refuse = |why: &str| {
+            refused(
+                (write.kind.group, write.kind.kind),
+                name,
+                "spec.id",
+                &given,
+                why,
+            )
+        };
         match given.parse::<u32>() {
-            Ok(id) if id.to_string() != given => return Err(refuse("must be a canonical decimal number")),
+            Ok(id) if id.to_string() != given => {
+                return Err(refuse("must be a canonical decimal number"));
+            }
             Ok(id) if !(min..=max).contains(&id) => {
                 return Err(refuse(&format!("must be in the range from {min} to {max}")));
             }
@@ -195,7 +273,11 @@ fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outc
             Err(_) => return Err(refuse("must be a decimal number")),
         }
     };
-    let lock = lock_object(kind, &id, json!({ "claimRef": claim_of("networks", write.namespace, object) }));
+    let lock = lock_object(
+        kind,
+        &id,
+        json!({ "claimRef": claim_of("networks", write.namespace, object) }),
+    );
     draft.insert(kind, "", &lock);
     set_spec(object, "id", json!(id));
     Ok(())

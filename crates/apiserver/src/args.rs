@@ -53,21 +53,37 @@ pub struct Args {
 
 impl Args {
     fn ranges(&self) -> anyhow::Result<Ranges> {
-        anyhow::ensure!(self.min_vni < self.max_vni, "--min-vni must be less than --max-vni");
-        anyhow::ensure!(self.max_vni < 1 << 24, "--max-vni must be less than 2^24: a VNI has 24 bits");
+        anyhow::ensure!(
+            self.min_vni < self.max_vni,
+            "--min-vni must be less than --max-vni"
+        );
+        anyhow::ensure!(
+            self.max_vni < 1 << 24,
+            "--max-vni must be less than 2^24: a VNI has 24 bits"
+        );
         for (index, prefix) in self.public_prefixes.iter().enumerate() {
             let earlier = self.public_prefixes.iter().take(index);
-            let overlaps = |other: &&IpNet| other.contains(&prefix.addr()) || prefix.contains(&other.addr());
+            let overlaps =
+                |other: &&IpNet| other.contains(&prefix.addr()) || prefix.contains(&other.addr());
             if let Some(other) = earlier.into_iter().find(overlaps) {
                 anyhow::bail!("--public-prefix {prefix} overlaps {other}");
             }
         }
-        Ok(Ranges { vni_min: self.min_vni, vni_max: self.max_vni, public: self.public_prefixes.clone() })
+        Ok(Ranges {
+            vni_min: self.min_vni,
+            vni_max: self.max_vni,
+            public: self.public_prefixes.clone(),
+        })
     }
 
     /// Names under which the certificate must hold.
     fn names(&self) -> Vec<String> {
-        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), "openkcm-apiserver".to_owned()];
+        let mut names = vec![
+            "localhost".to_owned(),
+            "127.0.0.1".to_owned(),
+            "::1".to_owned(),
+            "openkcm-apiserver".to_owned(),
+        ];
         if !self.bind_address.is_unspecified() {
             names.push(self.bind_address.to_string());
         }
@@ -93,21 +109,38 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let ranges = args.ranges()?;
     let names = args.names();
     let folder = args.state.join(PKI_FOLDER);
-    std::fs::create_dir_all(&args.state).with_context(|| format!("cannot make {}", args.state.display()))?;
+    std::fs::create_dir_all(&args.state)
+        .with_context(|| format!("cannot make {}", args.state.display()))?;
     let ca = Ca::load_or_create(&folder, SystemTime::now()).context("region CA")?;
     let state = args.state.clone();
     let store = tokio::task::spawn_blocking(move || RedbStore::open(&state, Options::default()))
         .await?
         .with_context(|| format!("cannot open the store in {}", args.state.display()))?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
-    let mut running = start(Config { store: Arc::new(store), ranges, ca: Arc::new(ca), address, names }).await?;
-    let url = args.advertise.clone().unwrap_or_else(|| format!("https://127.0.0.1:{}", running.address.port()));
+    let mut running = start(Config {
+        store: Arc::new(store),
+        ranges,
+        ca: Arc::new(ca),
+        address,
+        names,
+    })
+    .await?;
+    let url = args
+        .advertise
+        .clone()
+        .unwrap_or_else(|| format!("https://127.0.0.1:{}", running.address.port()));
     let (user, group) = api::names::identity::ADMIN;
-    let admin = Identity { user: user.into(), groups: vec![group.into()] };
+    let admin = Identity {
+        user: user.into(),
+        groups: vec![group.into()],
+    };
     let kubeconfig = running.kubeconfig(&url, &admin)?;
     pki::write_private(&folder.join("admin.kubeconfig"), &kubeconfig)?;
     tracing::info!(address = %running.address, url, rev = running.region.cache.progress(), "ready");
-    running.until(&shutdown).await.context("the store failed; the process must end")?;
+    running
+        .until(&shutdown)
+        .await
+        .context("the store failed; the process must end")?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -18,11 +18,17 @@ const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 const READ: &[&str] = &["get", "list", "watch"];
 const CHANGE: &[&str] = &["get", "list", "watch", "patch", "update"];
-const OWN: &[&str] = &["get", "list", "watch", "create", "delete", "patch", "update"];
+const OWN: &[&str] = &[
+    "get", "list", "watch", "create", "delete", "patch", "update",
+];
 const ALL: &[&str] = &["*"];
 
 /// One rule: groups, resources, verbs.
-type RuleRow = (&'static [&'static str], &'static [&'static str], &'static [&'static str]);
+type RuleRow = (
+    &'static [&'static str],
+    &'static [&'static str],
+    &'static [&'static str],
+);
 
 /// A cluster role, its rules, and the group that has it.
 struct RoleRow {
@@ -33,8 +39,18 @@ struct RoleRow {
 }
 
 /// What every part needs beside its own kinds: to tell of events and to hold a lease.
-const COMMON: RuleRow = (&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
-const LEASES: RuleRow = (&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "delete", "patch", "update"]);
+const COMMON: RuleRow = (
+    &["", "events.k8s.io"],
+    &["events"],
+    &["create", "patch", "update"],
+);
+const LEASES: RuleRow = (
+    &["coordination.k8s.io"],
+    &["leases"],
+    &[
+        "get", "list", "watch", "create", "delete", "patch", "update",
+    ],
+);
 
 const ROLES: &[RoleRow] = &[
     RoleRow {
@@ -46,14 +62,34 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "system:discovery",
         rules: &[],
-        paths: &["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"],
+        paths: &[
+            "/api",
+            "/api/*",
+            "/apis",
+            "/apis/*",
+            "/healthz",
+            "/livez",
+            "/openapi",
+            "/openapi/*",
+            "/readyz",
+            "/version",
+            "/version/",
+        ],
         group: Some(crate::auth::AUTHENTICATED),
     },
     RoleRow {
         name: "system:basic-user",
         rules: &[
-            (&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
-            (&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+            (
+                &["authorization.k8s.io"],
+                &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+                &["create"],
+            ),
+            (
+                &["authentication.k8s.io"],
+                &["selfsubjectreviews"],
+                &["create"],
+            ),
         ],
         paths: &[],
         group: Some(crate::auth::AUTHENTICATED),
@@ -62,7 +98,11 @@ const ROLES: &[RoleRow] = &[
         name: "admin",
         rules: &[
             (&[NETWORKING, IPAM, COMPUTE], ALL, ALL),
-            (&["", "events.k8s.io"], &["configmaps", "secrets", "serviceaccounts", "events"], ALL),
+            (
+                &["", "events.k8s.io"],
+                &["configmaps", "secrets", "serviceaccounts", "events"],
+                ALL,
+            ),
             (&[RBAC], &["roles", "rolebindings"], ALL),
             (&[""], &["namespaces"], READ),
         ],
@@ -72,8 +112,25 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "edit",
         rules: &[
-            (&[NETWORKING, IPAM, COMPUTE], ALL, &["get", "list", "watch", "create", "delete", "deletecollection", "patch", "update"]),
-            (&["", "events.k8s.io"], &["configmaps", "secrets", "serviceaccounts", "events"], ALL),
+            (
+                &[NETWORKING, IPAM, COMPUTE],
+                ALL,
+                &[
+                    "get",
+                    "list",
+                    "watch",
+                    "create",
+                    "delete",
+                    "deletecollection",
+                    "patch",
+                    "update",
+                ],
+            ),
+            (
+                &["", "events.k8s.io"],
+                &["configmaps", "secrets", "serviceaccounts", "events"],
+                ALL,
+            ),
             (&[""], &["namespaces"], READ),
         ],
         paths: &[],
@@ -83,7 +140,11 @@ const ROLES: &[RoleRow] = &[
         name: "view",
         rules: &[
             (&[NETWORKING, IPAM, COMPUTE], ALL, READ),
-            (&["", "events.k8s.io"], &["configmaps", "serviceaccounts", "events", "namespaces"], READ),
+            (
+                &["", "events.k8s.io"],
+                &["configmaps", "serviceaccounts", "events", "namespaces"],
+                READ,
+            ),
         ],
         paths: &[],
         group: None,
@@ -102,12 +163,58 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "apinet.openkcm.dev:system:apinetlets",
         rules: &[
-            (&[NETWORKING], &["networks", "networkinterfaces", "virtualips", "loadbalancers", "loadbalancerroutings", "natgateways", "networkpolicies"], CHANGE),
-            (&[NETWORKING], &["networks/status", "networkinterfaces/status", "virtualips/status", "loadbalancers/status", "natgateways/status"], CHANGE),
-            (&[NETWORKING], &["networks/finalizers", "networkinterfaces/finalizers", "virtualips/finalizers"], &["update"]),
+            (
+                &[NETWORKING],
+                &[
+                    "networks",
+                    "networkinterfaces",
+                    "virtualips",
+                    "loadbalancers",
+                    "loadbalancerroutings",
+                    "natgateways",
+                    "networkpolicies",
+                ],
+                CHANGE,
+            ),
+            (
+                &[NETWORKING],
+                &[
+                    "networks/status",
+                    "networkinterfaces/status",
+                    "virtualips/status",
+                    "loadbalancers/status",
+                    "natgateways/status",
+                ],
+                CHANGE,
+            ),
+            (
+                &[NETWORKING],
+                &[
+                    "networks/finalizers",
+                    "networkinterfaces/finalizers",
+                    "virtualips/finalizers",
+                ],
+                &["update"],
+            ),
             (&[IPAM], &["prefixes"], READ),
             // Writes are confined to the let's own namespace by the node rules.
-            (&[APINET], &["networks", "networkinterfaces", "ips", "loadbalancers", "natgateways", "natgatewayautoscalers", "networkpolicies", "networkpolicyrules", "loadbalancerroutings", "nattables", "instances"], OWN),
+            (
+                &[APINET],
+                &[
+                    "networks",
+                    "networkinterfaces",
+                    "ips",
+                    "loadbalancers",
+                    "natgateways",
+                    "natgatewayautoscalers",
+                    "networkpolicies",
+                    "networkpolicyrules",
+                    "loadbalancerroutings",
+                    "nattables",
+                    "instances",
+                ],
+                OWN,
+            ),
             (&[APINET], &["nodes", "ipaddresses", "networkids"], READ),
             (&[""], &["namespaces"], READ),
             COMMON,
@@ -119,8 +226,28 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "apinet.openkcm.dev:system:metalnetlets",
         rules: &[
-            (&[APINET], &["networks", "networkinterfaces", "instances", "networkpolicies", "networkpolicyrules", "nattables", "loadbalancerroutings"], CHANGE),
-            (&[APINET], &["networks/status", "networkinterfaces/status", "instances/status"], CHANGE),
+            (
+                &[APINET],
+                &[
+                    "networks",
+                    "networkinterfaces",
+                    "instances",
+                    "networkpolicies",
+                    "networkpolicyrules",
+                    "nattables",
+                    "loadbalancerroutings",
+                ],
+                CHANGE,
+            ),
+            (
+                &[APINET],
+                &[
+                    "networks/status",
+                    "networkinterfaces/status",
+                    "instances/status",
+                ],
+                CHANGE,
+            ),
             (&[APINET], &["nodes", "nodes/status"], OWN),
             (&[METALNET], ALL, OWN),
             (&[""], &["nodes"], CHANGE),
@@ -134,9 +261,25 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "networking.metalnet.openkcm.dev:system:metalnets",
         rules: &[
-            (&[METALNET], &["networks", "networkinterfaces", "loadbalancers"], CHANGE),
-            (&[METALNET], &["networks/status", "networkinterfaces/status", "loadbalancers/status"], CHANGE),
-            (&[""], &["nodes", "nodes/status"], &["get", "list", "watch", "create", "patch", "update"]),
+            (
+                &[METALNET],
+                &["networks", "networkinterfaces", "loadbalancers"],
+                CHANGE,
+            ),
+            (
+                &[METALNET],
+                &[
+                    "networks/status",
+                    "networkinterfaces/status",
+                    "loadbalancers/status",
+                ],
+                CHANGE,
+            ),
+            (
+                &[""],
+                &["nodes", "nodes/status"],
+                &["get", "list", "watch", "create", "patch", "update"],
+            ),
             (&[""], &["namespaces"], READ),
             COMMON,
             LEASES,
@@ -147,11 +290,23 @@ const ROLES: &[RoleRow] = &[
     RoleRow {
         name: "compute.openkcm.dev:system:machinepools",
         rules: &[
-            (&[COMPUTE], &["machines", "machines/status", "machines/finalizers"], CHANGE),
-            (&[COMPUTE], &["machinepools", "machinepools/status"], &["get", "list", "watch", "create", "patch", "update"]),
+            (
+                &[COMPUTE],
+                &["machines", "machines/status", "machines/finalizers"],
+                CHANGE,
+            ),
+            (
+                &[COMPUTE],
+                &["machinepools", "machinepools/status"],
+                &["get", "list", "watch", "create", "patch", "update"],
+            ),
             (&[COMPUTE], &["machineclasses"], READ),
             (&[NETWORKING], &["networks", "virtualips"], READ),
-            (&[NETWORKING], &["networkinterfaces", "networkinterfaces/status"], CHANGE),
+            (
+                &[NETWORKING],
+                &["networkinterfaces", "networkinterfaces/status"],
+                CHANGE,
+            ),
             (&[IPAM], &["prefixes"], READ),
             (&[""], &["namespaces"], READ),
             COMMON,
@@ -176,7 +331,15 @@ const ROLES: &[RoleRow] = &[
 /// Creates what is missing and refreshes roles.
 pub async fn run(region: &Arc<Region>) -> Outcome<()> {
     for name in namespace::BOOTSTRAP {
-        create(region, "", "v1", "namespaces", name, json!({ "metadata": { "name": name } })).await?;
+        create(
+            region,
+            "",
+            "v1",
+            "namespaces",
+            name,
+            json!({ "metadata": { "name": name } }),
+        )
+        .await?;
     }
     for role in ROLES {
         ensure_role(region, role).await?;
@@ -186,7 +349,15 @@ pub async fn run(region: &Arc<Region>) -> Outcome<()> {
                 "roleRef": { "apiGroup": RBAC, "kind": "ClusterRole", "name": role.name },
                 "subjects": [{ "apiGroup": RBAC, "kind": "Group", "name": group }],
             });
-            create(region, RBAC, "v1", "clusterrolebindings", role.name, binding).await?;
+            create(
+                region,
+                RBAC,
+                "v1",
+                "clusterrolebindings",
+                role.name,
+                binding,
+            )
+            .await?;
         }
     }
     Ok(())
@@ -205,27 +376,50 @@ fn rules(role: &RoleRow) -> Vec<Value> {
         json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
     });
     let verbs: &[&str] = if role.paths == ["*"] { ALL } else { &["get"] };
-    let paths = (!role.paths.is_empty()).then(|| json!({ "nonResourceURLs": role.paths, "verbs": verbs }));
+    let paths =
+        (!role.paths.is_empty()).then(|| json!({ "nonResourceURLs": role.paths, "verbs": verbs }));
     resources.chain(paths).collect()
 }
 
 async fn ensure_role(region: &Arc<Region>, role: &RoleRow) -> Outcome<()> {
     let document = json!({ "metadata": bootstrap_metadata(role.name), "rules": rules(role) });
-    if create(region, RBAC, "v1", "clusterroles", role.name, document.clone()).await? {
+    if create(
+        region,
+        RBAC,
+        "v1",
+        "clusterroles",
+        role.name,
+        document.clone(),
+    )
+    .await?
+    {
         return Ok(());
     }
     let user = User::server();
     let write = write(region, RBAC, "v1", "clusterroles", role.name, &user)?;
-    let Some(live) = write.live().await? else { return Ok(()) };
-    let kept = live.value.pointer("/metadata/annotations").and_then(|all| all.get(AUTOUPDATE));
-    if kept.and_then(Value::as_str) == Some("false") || live.value.get("rules") == document.get("rules") {
+    let Some(live) = write.live().await? else {
+        return Ok(());
+    };
+    let kept = live
+        .value
+        .pointer("/metadata/annotations")
+        .and_then(|all| all.get(AUTOUPDATE));
+    if kept.and_then(Value::as_str) == Some("false")
+        || live.value.get("rules") == document.get("rules")
+    {
         return Ok(());
     }
     let mut value = live.value;
     if let (Some(map), Some(rules)) = (value.as_object_mut(), document.get("rules")) {
         map.insert("rules".into(), rules.clone());
     }
-    write.put(Decoded { value, duplicates: Vec::new() }).await.map(|_| ())
+    write
+        .put(Decoded {
+            value,
+            duplicates: Vec::new(),
+        })
+        .await
+        .map(|_| ())
 }
 
 fn write<'a>(
@@ -240,7 +434,14 @@ fn write<'a>(
         .kinds
         .find(group, version, plural)
         .ok_or_else(|| Failure::internal(format!("kind {plural} is missing")))?;
-    Write::new(region, kind, ("", name, Part::Main), user, &Query::default(), "apiserver")
+    Write::new(
+        region,
+        kind,
+        ("", name, Part::Main),
+        user,
+        &Query::default(),
+        "apiserver",
+    )
 }
 
 /// Whether the object was created; one that exists is left alone.
@@ -254,9 +455,18 @@ async fn create(
 ) -> Outcome<bool> {
     let user = User::server();
     let write = write(region, group, version, plural, "", &user)?;
-    match write.create(Decoded { value, duplicates: Vec::new() }).await {
+    match write
+        .create(Decoded {
+            value,
+            duplicates: Vec::new(),
+        })
+        .await
+    {
         Ok(_) => Ok(true),
         Err(failure) if failure.reason == Reason::AlreadyExists => Ok(false),
-        Err(failure) => Err(Failure { message: format!("{plural} {name}: {}", failure.message), ..failure }),
+        Err(failure) => Err(Failure {
+            message: format!("{plural} {name}: {}", failure.message),
+            ..failure
+        }),
     }
 }

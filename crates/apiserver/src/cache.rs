@@ -39,8 +39,18 @@ pub struct Entry {
 impl Entry {
     fn new(key: &str, rev: Rev, encoded: Encoded) -> Result<Entry, Damaged> {
         let head = encoded.head()?;
-        let labels = head.labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
-        Ok(Entry { key: key.into(), rev, encoded, uid: head.uid.into(), labels })
+        let labels = head
+            .labels
+            .into_iter()
+            .map(|(k, v)| (k.into(), v.into()))
+            .collect();
+        Ok(Entry {
+            key: key.into(),
+            rev,
+            encoded,
+            uid: head.uid.into(),
+            labels,
+        })
     }
 
     /// The entry of a stored version. A damaged one is reported and left out.
@@ -57,15 +67,22 @@ impl Entry {
     }
 
     pub fn namespace(&self) -> &str {
-        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+        self.key
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace)
     }
 
     pub fn name(&self) -> &str {
-        self.key.split_once('/').map_or(&*self.key, |(_, name)| name)
+        self.key
+            .split_once('/')
+            .map_or(&*self.key, |(_, name)| name)
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, value)| &**value)
+        self.labels
+            .iter()
+            .find(|(k, _)| &**k == key)
+            .map(|(_, value)| &**value)
     }
 
     pub fn value(&self) -> serde_json::Value {
@@ -106,7 +123,9 @@ impl Shelf {
         self.ring_bytes += event.prev.as_ref().map_or(0, |prev| prev.encoded.len());
         self.ring.push_back(Arc::new(event));
         while self.ring.len() > RING_EVENTS_MAX || self.ring_bytes > RING_BYTES_MAX {
-            let Some(old) = self.ring.pop_front() else { break };
+            let Some(old) = self.ring.pop_front() else {
+                break;
+            };
             self.first += 1;
             self.floor = old.rev;
             self.ring_bytes -= old.prev.as_ref().map_or(0, |prev| prev.encoded.len());
@@ -161,8 +180,13 @@ pub enum Turn {
 
 impl Cache {
     pub fn new(kinds: &Kinds) -> Cache {
-        let slots = kinds.iter().map(|_| Slot { shelf: RwLock::default(), end: watch::Sender::new(0) });
-        let by_prefix = kinds.stored().map(|kind| (kind.prefix().into_boxed_slice(), kind.id));
+        let slots = kinds.iter().map(|_| Slot {
+            shelf: RwLock::default(),
+            end: watch::Sender::new(0),
+        });
+        let by_prefix = kinds
+            .stored()
+            .map(|kind| (kind.prefix().into_boxed_slice(), kind.id));
         Cache {
             slots: slots.collect(),
             by_prefix: by_prefix.collect(),
@@ -177,7 +201,9 @@ impl Cache {
         let rev = store.current().await;
         let mut after: Option<bytes::Bytes> = None;
         loop {
-            let page = store.range(b"/", after.as_deref(), LOAD_PAGE, At::Exactly(rev)).await?;
+            let page = store
+                .range(b"/", after.as_deref(), LOAD_PAGE, At::Exactly(rev))
+                .await?;
             after = page.kvs.last().map(|kv| kv.key.clone());
             page.kvs.into_iter().for_each(|kv| self.insert(kv));
             if !page.more {
@@ -185,7 +211,10 @@ impl Cache {
             }
         }
         for slot in &self.slots {
-            slot.shelf.write().unwrap_or_else(PoisonError::into_inner).floor = floor;
+            slot.shelf
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .floor = floor;
         }
         // History up to `rev` only refills the rings: the objects above already contain it.
         while *self.progress.borrow() < rev {
@@ -203,7 +232,11 @@ impl Cache {
         }
     }
 
-    async fn step(&self, changes: &mut crate::store::Watch, history: Rev) -> Result<(), StoreError> {
+    async fn step(
+        &self,
+        changes: &mut crate::store::Watch,
+        history: Rev,
+    ) -> Result<(), StoreError> {
         let rev = match changes.next().await? {
             WatchMessage::Batch(batch) => {
                 let rev = batch.rev;
@@ -221,9 +254,16 @@ impl Cache {
     }
 
     pub(crate) fn locate<'a>(&self, key: &'a [u8]) -> Option<(ResourceId, &'a str)> {
-        let mut slashes = key.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let mut slashes = key
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at);
         let (prefix, rest) = key.split_at_checked(slashes.nth(2)? + 1)?;
-        Some((*self.by_prefix.get(prefix)?, std::str::from_utf8(rest).ok()?))
+        Some((
+            *self.by_prefix.get(prefix)?,
+            std::str::from_utf8(rest).ok()?,
+        ))
     }
 
     fn slot(&self, resource: ResourceId) -> Option<&Slot> {
@@ -232,7 +272,9 @@ impl Cache {
 
     fn insert(&self, kv: Kv) {
         let full = kv.key.clone();
-        let Some((resource, key)) = self.locate(&full) else { return };
+        let Some((resource, key)) = self.locate(&full) else {
+            return;
+        };
         if let (Some(slot), Some(entry)) = (self.slot(resource), Entry::from_kv(kv, key)) {
             let mut shelf = slot.shelf.write().unwrap_or_else(PoisonError::into_inner);
             shelf.tip = shelf.tip.max(entry.rev);
@@ -246,7 +288,9 @@ impl Cache {
         let mut by_resource: Vec<(ResourceId, Vec<Event>)> = Vec::with_capacity(1);
         for change in batch.events {
             let full = change.key().clone();
-            let Some((resource, key)) = self.locate(&full) else { continue };
+            let Some((resource, key)) = self.locate(&full) else {
+                continue;
+            };
             let event = self.event(resource, key, change, rev);
             match by_resource.iter_mut().find(|(id, _)| *id == resource) {
                 Some((_, events)) => events.push(event),
@@ -254,7 +298,9 @@ impl Cache {
             }
         }
         for (resource, events) in by_resource {
-            let Some(slot) = self.slot(resource) else { continue };
+            let Some(slot) = self.slot(resource) else {
+                continue;
+            };
             let end = {
                 let mut shelf = slot.shelf.write().unwrap_or_else(PoisonError::into_inner);
                 for event in events {
@@ -281,12 +327,23 @@ impl Cache {
     fn event(&self, resource: ResourceId, key: &str, change: Change, rev: Rev) -> Event {
         let known = self.get(resource, key);
         let shared = |kv: Kv| {
-            let found = known.as_ref().filter(|entry| entry.rev == kv.mod_rev).cloned();
+            let found = known
+                .as_ref()
+                .filter(|entry| entry.rev == kv.mod_rev)
+                .cloned();
             found.or_else(|| Entry::from_kv(kv, key))
         };
         match change {
-            Change::Put { kv, prev } => Event { rev, prev: prev.and_then(shared), next: shared(kv) },
-            Change::Delete { prev } => Event { rev, prev: shared(prev), next: None },
+            Change::Put { kv, prev } => Event {
+                rev,
+                prev: prev.and_then(shared),
+                next: shared(kv),
+            },
+            Change::Delete { prev } => Event {
+                rev,
+                prev: shared(prev),
+                next: None,
+            },
         }
     }
 
@@ -317,15 +374,22 @@ impl Cache {
     pub fn list(&self, resource: ResourceId, namespace: Option<&str>) -> Snapshot {
         let progress = self.progress();
         let Some(slot) = self.slot(resource) else {
-            return Snapshot { entries: Vec::new(), rev: progress };
+            return Snapshot {
+                entries: Vec::new(),
+                rev: progress,
+            };
         };
         let shelf = slot.read();
-        Snapshot { entries: entries(&shelf, namespace), rev: progress.max(shelf.tip) }
+        Snapshot {
+            entries: entries(&shelf, namespace),
+            rev: progress.max(shelf.tip),
+        }
     }
 
     /// Number of objects of a kind.
     pub fn count(&self, resource: ResourceId) -> usize {
-        self.slot(resource).map_or(0, |slot| slot.read().objects.len())
+        self.slot(resource)
+            .map_or(0, |slot| slot.read().objects.len())
     }
 
     /// Number of changes of a kind so far: tells whether anything derived from the kind is still current.
@@ -334,14 +398,27 @@ impl Cache {
     }
 
     /// The objects now, and a cursor for every change after them.
-    pub fn list_and_watch(&self, resource: ResourceId, namespace: Option<&str>) -> Option<(Snapshot, Cursor)> {
+    pub fn list_and_watch(
+        &self,
+        resource: ResourceId,
+        namespace: Option<&str>,
+    ) -> Option<(Snapshot, Cursor)> {
         let slot = self.slot(resource)?;
         let progress = self.progress();
         let end = slot.end.subscribe();
         let shelf = slot.read();
-        let snapshot =
-            Snapshot { entries: entries(&shelf, namespace), rev: progress.max(shelf.tip) };
-        Some((snapshot, Cursor { resource, next: shelf.end(), end }))
+        let snapshot = Snapshot {
+            entries: entries(&shelf, namespace),
+            rev: progress.max(shelf.tip),
+        };
+        Some((
+            snapshot,
+            Cursor {
+                resource,
+                next: shelf.end(),
+                end,
+            },
+        ))
     }
 
     /// A cursor for every change after `rev`.
@@ -353,20 +430,37 @@ impl Cache {
         let end = slot.end.subscribe();
         let shelf = slot.read();
         if rev < shelf.floor {
-            return Err(Failure::expired(format!("too old resource version: {rev} ({})", shelf.floor)));
+            return Err(Failure::expired(format!(
+                "too old resource version: {rev} ({})",
+                shelf.floor
+            )));
         }
         let skipped = shelf.ring.partition_point(|event| event.rev <= rev);
-        Ok(Cursor { resource, next: shelf.first + skipped as u64, end })
+        Ok(Cursor {
+            resource,
+            next: shelf.first + skipped as u64,
+            end,
+        })
     }
 
     /// What happened since the last turn; empty when nothing did. Never waits.
     pub fn turn(&self, cursor: &mut Cursor) -> Turn {
-        let Some(slot) = self.slot(cursor.resource) else { return Turn::Lagged };
+        let Some(slot) = self.slot(cursor.resource) else {
+            return Turn::Lagged;
+        };
         let shelf = slot.read();
-        let Some(skipped) = cursor.next.checked_sub(shelf.first) else { return Turn::Lagged };
-        let skipped = usize::try_from(skipped).unwrap_or(usize::MAX).min(shelf.ring.len());
-        let events: Vec<Arc<Event>> =
-            shelf.ring.range(skipped..).take(WATCH_BURST_MAX).cloned().collect();
+        let Some(skipped) = cursor.next.checked_sub(shelf.first) else {
+            return Turn::Lagged;
+        };
+        let skipped = usize::try_from(skipped)
+            .unwrap_or(usize::MAX)
+            .min(shelf.ring.len());
+        let events: Vec<Arc<Event>> = shelf
+            .ring
+            .range(skipped..)
+            .take(WATCH_BURST_MAX)
+            .cloned()
+            .collect();
         cursor.next += events.len() as u64;
         Turn::Events(events)
     }
@@ -393,5 +487,9 @@ fn entries(shelf: &Shelf, namespace: Option<&str>) -> Vec<Arc<Entry>> {
     let (from, to) = (format!("{namespace}/"), format!("{namespace}0"));
     // '0' is the byte after '/': the range holds exactly the keys of the namespace.
     let range: (Bound<&str>, Bound<&str>) = (Bound::Included(&from), Bound::Excluded(&to));
-    shelf.objects.range::<str, _>(range).map(|(_, entry)| Arc::clone(entry)).collect()
+    shelf
+        .objects
+        .range::<str, _>(range)
+        .map(|(_, entry)| Arc::clone(entry))
+        .collect()
 }

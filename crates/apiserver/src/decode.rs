@@ -21,17 +21,24 @@ pub struct Decoded {
 pub fn object(body: &[u8], encoding: Encoding) -> Outcome<Decoded> {
     let decoded = match encoding {
         // The apply media type is YAML, and JSON is YAML; kubectl sends JSON, which decodes faster.
-        Encoding::Json | Encoding::Yaml if body.trim_ascii_start().first() == Some(&b'{') => json(body)?,
+        Encoding::Json | Encoding::Yaml if body.trim_ascii_start().first() == Some(&b'{') => {
+            json(body)?
+        }
         Encoding::Json => json(body)?,
         Encoding::Yaml => yaml(body)?,
         Encoding::Protobuf => {
-            return Err(crate::negotiate::unsupported("application/vnd.kubernetes.protobuf", "application/json, application/yaml"));
+            return Err(crate::negotiate::unsupported(
+                "application/vnd.kubernetes.protobuf",
+                "application/json, application/yaml",
+            ));
         }
     };
     if decoded.value.is_object() {
         Ok(decoded)
     } else {
-        Err(Failure::bad_request("the object provided is unrecognized: not a JSON object"))
+        Err(Failure::bad_request(
+            "the object provided is unrecognized: not a JSON object",
+        ))
     }
 }
 
@@ -39,11 +46,16 @@ pub fn object(body: &[u8], encoding: Encoding) -> Outcome<Decoded> {
 pub fn json(body: &[u8]) -> Outcome<Decoded> {
     let mut duplicates = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let node = Node { duplicates: &mut duplicates, path: String::new() };
+    let node = Node {
+        duplicates: &mut duplicates,
+        path: String::new(),
+    };
     let value = node
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|error| Failure::bad_request(format!("the object provided is unrecognized: {error}")))?;
+        .map_err(|error| {
+            Failure::bad_request(format!("the object provided is unrecognized: {error}"))
+        })?;
     Ok(Decoded { value, duplicates })
 }
 
@@ -51,7 +63,10 @@ fn yaml(body: &[u8]) -> Outcome<Decoded> {
     let bad = |error: String| Failure::bad_request(format!("cannot decode the YAML body: {error}"));
     let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
     let value = serde_saphyr::from_str::<Value>(text).map_err(|error| bad(error.to_string()))?;
-    Ok(Decoded { value, duplicates: Vec::new() })
+    Ok(Decoded {
+        value,
+        duplicates: Vec::new(),
+    })
 }
 
 struct Node<'a> {
@@ -87,7 +102,9 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("not a finite number"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("not a finite number"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -113,9 +130,10 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let Node { duplicates, path } = self;
         let mut items = Vec::new();
-        while let Some(item) = access
-            .next_element_seed(Node { duplicates: &mut *duplicates, path: format!("{path}[{}]", items.len()) })?
-        {
+        while let Some(item) = access.next_element_seed(Node {
+            duplicates: &mut *duplicates,
+            path: format!("{path}[{}]", items.len()),
+        })? {
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -125,11 +143,18 @@ impl<'de> Visitor<'de> for Node<'_> {
         let Node { duplicates, path } = self;
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let path = if path.is_empty() {
+                key.clone()
+            } else {
+                format!("{path}.{key}")
+            };
             if map.contains_key(&key) && duplicates.len() < DUPLICATES_MAX {
                 duplicates.push(path.clone());
             }
-            let value = access.next_value_seed(Node { duplicates: &mut *duplicates, path })?;
+            let value = access.next_value_seed(Node {
+                duplicates: &mut *duplicates,
+                path,
+            })?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))

@@ -21,7 +21,9 @@ const DOCUMENTED: (&str, &str) = ("openkcm.dev", "OpenKCM.dev");
 
 /// The documented spelling of a group of ours.
 pub fn alias(group: &str) -> Option<String> {
-    group.contains(DOCUMENTED.0).then(|| group.replace(DOCUMENTED.0, DOCUMENTED.1))
+    group
+        .contains(DOCUMENTED.0)
+        .then(|| group.replace(DOCUMENTED.0, DOCUMENTED.1))
 }
 
 #[derive(Debug)]
@@ -36,7 +38,8 @@ impl Document {
         let body = Bytes::from(value.to_string());
         let digest = Sha256::digest(&body);
         let hash: String = digest.iter().map(|byte| format!("{byte:02X}")).collect();
-        let etag = HeaderValue::from_str(&format!("\"{hash}\"")).unwrap_or(HeaderValue::from_static("\"\""));
+        let etag = HeaderValue::from_str(&format!("\"{hash}\""))
+            .unwrap_or(HeaderValue::from_static("\"\""));
         Document { body, etag, hash }
     }
 }
@@ -74,7 +77,12 @@ fn groups(kinds: &Kinds) -> Vec<GroupView<'_>> {
         .iter()
         .filter_map(|view| {
             let name = alias(&view.name)?;
-            Some(GroupView { name, versions: view.versions.clone(), kinds: view.kinds.clone(), alias: true })
+            Some(GroupView {
+                name,
+                versions: view.versions.clone(),
+                kinds: view.kinds.clone(),
+                alias: true,
+            })
         })
         .collect();
     views.extend(aliases);
@@ -87,14 +95,20 @@ impl Documents {
         let mut openapi = HashMap::new();
         let views = groups(kinds);
         let core: Vec<&Arc<Kind>> = kinds.iter().filter(|kind| kind.group.is_empty()).collect();
-        legacy.insert("api".into(), json!({
-            "kind": "APIVersions",
-            "versions": ["v1"],
-            "serverAddressByClientCIDRs": [],
-        }));
+        legacy.insert(
+            "api".into(),
+            json!({
+                "kind": "APIVersions",
+                "versions": ["v1"],
+                "serverAddressByClientCIDRs": [],
+            }),
+        );
         legacy.insert("api/v1".into(), resource_list("", "v1", &core, false));
         openapi.insert("api/v1".into(), crate::openapi::document("", "v1", &core));
-        let group_documents: Vec<Value> = views.iter().map(|view| api_group(&view.name, &view.versions)).collect();
+        let group_documents: Vec<Value> = views
+            .iter()
+            .map(|view| api_group(&view.name, &view.versions))
+            .collect();
         for (view, document) in views.iter().zip(&group_documents) {
             let mut alone = document.clone();
             if let Some(map) = alone.as_object_mut() {
@@ -104,20 +118,42 @@ impl Documents {
             legacy.insert(format!("apis/{}", view.name), alone);
             for version in &view.versions {
                 let path = format!("apis/{}/{version}", view.name);
-                legacy.insert(path.clone(), resource_list(&view.name, version, &view.kinds, view.alias));
-                openapi.insert(path, crate::openapi::document(&view.name, version, &view.kinds));
+                legacy.insert(
+                    path.clone(),
+                    resource_list(&view.name, version, &view.kinds, view.alias),
+                );
+                openapi.insert(
+                    path,
+                    crate::openapi::document(&view.name, version, &view.kinds),
+                );
             }
         }
-        legacy.insert("apis".into(), json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": group_documents }));
+        legacy.insert(
+            "apis".into(),
+            json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": group_documents }),
+        );
         legacy.insert("version".into(), version());
         let mut aggregated = HashMap::new();
         for version in ["v2", "v2beta1"] {
-            aggregated.insert(("apis".to_owned(), version), aggregated_groups(&views, version));
-            let core = [GroupView { name: String::new(), versions: vec!["v1"], kinds: core.clone(), alias: false }];
-            aggregated.insert(("api".to_owned(), version), aggregated_groups(&core, version));
+            aggregated.insert(
+                ("apis".to_owned(), version),
+                aggregated_groups(&views, version),
+            );
+            let core = [GroupView {
+                name: String::new(),
+                versions: vec!["v1"],
+                kinds: core.clone(),
+                alias: false,
+            }];
+            aggregated.insert(
+                ("api".to_owned(), version),
+                aggregated_groups(&core, version),
+            );
         }
-        let mut openapi: HashMap<String, Document> =
-            openapi.iter().map(|(path, value)| (path.clone(), Document::new(value))).collect();
+        let mut openapi: HashMap<String, Document> = openapi
+            .iter()
+            .map(|(path, value)| (path.clone(), Document::new(value)))
+            .collect();
         let paths: serde_json::Map<String, Value> = openapi
             .iter()
             .map(|(path, document)| {
@@ -127,8 +163,14 @@ impl Documents {
             .collect();
         openapi.insert(String::new(), Document::new(&json!({ "paths": paths })));
         Documents {
-            legacy: legacy.iter().map(|(path, value)| (path.clone(), Document::new(value))).collect(),
-            aggregated: aggregated.iter().map(|(key, value)| (key.clone(), Document::new(value))).collect(),
+            legacy: legacy
+                .iter()
+                .map(|(path, value)| (path.clone(), Document::new(value)))
+                .collect(),
+            aggregated: aggregated
+                .iter()
+                .map(|(key, value)| (key.clone(), Document::new(value)))
+                .collect(),
             openapi,
         }
     }
@@ -140,10 +182,18 @@ impl Documents {
             return self.openapi(rest.trim_start_matches('/'), headers);
         }
         for range in accept(headers) {
-            if range.parameter("g") == "apidiscovery.k8s.io" && range.parameter("as") == "APIGroupDiscoveryList" {
-                let version = if range.parameter("v") == "v2" { "v2" } else { "v2beta1" };
+            if range.parameter("g") == "apidiscovery.k8s.io"
+                && range.parameter("as") == "APIGroupDiscoveryList"
+            {
+                let version = if range.parameter("v") == "v2" {
+                    "v2"
+                } else {
+                    "v2beta1"
+                };
                 if let Some(document) = self.aggregated.get(&(path.clone(), version)) {
-                    let media_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+                    let media_type = format!(
+                        "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+                    );
                     let content_type = HeaderValue::from_str(&media_type).unwrap_or(JSON);
                     return Ok(reply(document, content_type, headers));
                 }
@@ -151,12 +201,20 @@ impl Documents {
                 break;
             }
         }
-        let known = self.legacy.get(&path).or_else(|| self.legacy.get(&canonical(&path)));
-        known.map(|document| reply(document, JSON, headers)).ok_or_else(Failure::no_such_path)
+        let known = self
+            .legacy
+            .get(&path)
+            .or_else(|| self.legacy.get(&canonical(&path)));
+        known
+            .map(|document| reply(document, JSON, headers))
+            .ok_or_else(Failure::no_such_path)
     }
 
     fn openapi(&self, path: &str, headers: &HeaderMap) -> Outcome<Reply> {
-        let known = self.openapi.get(path).or_else(|| self.openapi.get(&canonical(path)));
+        let known = self
+            .openapi
+            .get(path)
+            .or_else(|| self.openapi.get(&canonical(path)));
         let document = known.ok_or_else(Failure::no_such_path)?;
         let ranges = accept(headers);
         if !ranges.is_empty() && !ranges.iter().any(MediaRange::is_json) {
@@ -174,13 +232,19 @@ fn canonical(path: &str) -> String {
 }
 
 fn reply(document: &Document, content_type: HeaderValue, headers: &HeaderMap) -> Reply {
-    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|etag| *etag == document.etag);
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|etag| *etag == document.etag);
     let reply = match known {
         true => Reply::new(StatusCode::NOT_MODIFIED, content_type, Bytes::new()),
         false => Reply::new(StatusCode::OK, content_type, document.body.clone()),
     };
-    let cache: (HeaderName, HeaderValue) = (header::CACHE_CONTROL, HeaderValue::from_static("public"));
-    reply.with(header::ETAG, document.etag.clone()).with(cache.0, cache.1).with(header::VARY, HeaderValue::from_static("Accept"))
+    let cache: (HeaderName, HeaderValue) =
+        (header::CACHE_CONTROL, HeaderValue::from_static("public"));
+    reply
+        .with(header::ETAG, document.etag.clone())
+        .with(cache.0, cache.1)
+        .with(header::VARY, HeaderValue::from_static("Accept"))
 }
 
 /// `/version`. kubectl compares it with its own; we are closest to 1.32.
@@ -207,7 +271,11 @@ fn api_group(group: &str, versions: &[&str]) -> Value {
 }
 
 fn resource_list(group: &str, version: &str, kinds: &[&Arc<Kind>], alias: bool) -> Value {
-    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let group_version = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     let mut resources = Vec::new();
     for kind in kinds {
         let verbs: &[&str] = if alias { &[] } else { kind.verbs() };
@@ -227,7 +295,11 @@ fn resource_list(group: &str, version: &str, kinds: &[&Arc<Kind>], alias: bool) 
             }
             if !kind.is_virtual() {
                 let digest = Sha256::digest(format!("{group}/{version}/{}", kind.kind));
-                let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                let hash: String = digest
+                    .iter()
+                    .take(8)
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
                 map.insert("storageVersionHash".into(), json!(hash));
             }
         }
@@ -259,12 +331,19 @@ fn aggregated_groups(views: &[GroupView<'_>], api_version: &str) -> Value {
                 .versions
                 .iter()
                 .map(|version| {
-                    let resources: Vec<Value> =
-                        view.kinds.iter().map(|kind| aggregated_resource(view, version, kind)).collect();
+                    let resources: Vec<Value> = view
+                        .kinds
+                        .iter()
+                        .map(|kind| aggregated_resource(view, version, kind))
+                        .collect();
                     json!({ "version": version, "resources": resources, "freshness": "Current" })
                 })
                 .collect();
-            let metadata = if view.name.is_empty() { json!({}) } else { json!({ "name": view.name }) };
+            let metadata = if view.name.is_empty() {
+                json!({})
+            } else {
+                json!({ "name": view.name })
+            };
             json!({ "metadata": metadata, "versions": versions })
         })
         .collect();
@@ -286,7 +365,9 @@ fn aggregated_resource(view: &GroupView<'_>, version: &str, kind: &Kind) -> Valu
         "singularResource": kind.singular,
         "verbs": verbs,
     });
-    let Some(map) = row.as_object_mut() else { return row };
+    let Some(map) = row.as_object_mut() else {
+        return row;
+    };
     if view.alias {
         return row;
     }

@@ -33,8 +33,14 @@ pub enum Shape {
     Events,
 }
 
-fn rename(object: &mut Value, api_version: &str, names: impl Iterator<Item = (&'static str, &'static str)>) {
-    let Some(map) = object.as_object_mut() else { return };
+fn rename(
+    object: &mut Value,
+    api_version: &str,
+    names: impl Iterator<Item = (&'static str, &'static str)>,
+) {
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
     map.insert("apiVersion".into(), Value::from(api_version));
     let mut moved = Map::new();
     for (from, to) in names {
@@ -48,7 +54,11 @@ fn rename(object: &mut Value, api_version: &str, names: impl Iterator<Item = (&'
 impl Shape {
     /// From the client's shape to the stored one.
     pub fn to_stored(self, object: &mut Value) {
-        rename(object, "v1", RENAMED.iter().map(|(core, events)| (*events, *core)));
+        rename(
+            object,
+            "v1",
+            RENAMED.iter().map(|(core, events)| (*events, *core)),
+        );
     }
 
     /// From the stored shape to the client's.
@@ -58,16 +68,31 @@ impl Shape {
 
     /// The stored path of a field that the client names.
     pub fn stored_path(self, field: &str) -> String {
-        let (first, rest) = field.split_once('.').map_or((field, None), |(first, rest)| (first, Some(rest)));
-        let stored = RENAMED.iter().find(|(_, events)| *events == first).map_or(first, |(core, _)| core);
+        let (first, rest) = field
+            .split_once('.')
+            .map_or((field, None), |(first, rest)| (first, Some(rest)));
+        let stored = RENAMED
+            .iter()
+            .find(|(_, events)| *events == first)
+            .map_or(first, |(core, _)| core);
         rest.map_or_else(|| stored.to_owned(), |rest| format!("{stored}.{rest}"))
     }
 }
 
 /// When an event last happened, as far as it says.
 fn last_seen(event: &Value) -> Option<jiff::Timestamp> {
-    let text = |path: &str| event.pointer(path).and_then(Value::as_str).and_then(|text| text.parse().ok());
-    let paths = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    let text = |path: &str| {
+        event
+            .pointer(path)
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse().ok())
+    };
+    let paths = [
+        "/series/lastObservedTime",
+        "/lastTimestamp",
+        "/eventTime",
+        "/metadata/creationTimestamp",
+    ];
     paths.into_iter().filter_map(text).max()
 }
 
@@ -76,17 +101,20 @@ pub async fn sweep(region: Arc<Region>) -> StoreError {
     let user = User::server();
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
-        let Some(kind) = region.kinds.find("", "v1", "events") else { return region.store.stopped().await };
+        let Some(kind) = region.kinds.find("", "v1", "events") else {
+            return region.store.stopped().await;
+        };
         let oldest = jiff::Timestamp::now().as_second() - EVENT_LIFE.as_secs() as i64;
         for entry in region.cache.list(kind.id, None).entries {
             if last_seen(&entry.value()).is_some_and(|seen| seen.as_second() >= oldest) {
                 continue;
             }
             let place = (entry.namespace(), entry.name(), Part::Main);
-            let swept = match Write::new(&region, kind, place, &user, &Query::default(), "apiserver") {
-                Ok(write) => write.delete(&DeleteOptions::default()).await.map(|_| ()),
-                Err(failure) => Err(failure),
-            };
+            let swept =
+                match Write::new(&region, kind, place, &user, &Query::default(), "apiserver") {
+                    Ok(write) => write.delete(&DeleteOptions::default()).await.map(|_| ()),
+                    Err(failure) => Err(failure),
+                };
             if let Err(failure) = swept {
                 tracing::debug!(event = %entry.key, failure = %failure.message, "event not swept");
             }
@@ -111,6 +139,9 @@ mod tests {
         assert_eq!(object.get("apiVersion"), Some(&json!("v1")));
         Shape::Events.from_stored(&mut object);
         assert_eq!(object, events);
-        assert_eq!(Shape::Events.stored_path("regarding.name"), "involvedObject.name");
+        assert_eq!(
+            Shape::Events.stored_path("regarding.name"),
+            "involvedObject.name"
+        );
     }
 }

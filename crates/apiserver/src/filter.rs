@@ -23,7 +23,10 @@ pub struct Filter {
 impl Filter {
     /// The filter of a request. Unknown fields are refused, because ignoring them would select too much.
     pub fn parse(kind: &Kind, namespace: Option<&str>, query: &Query) -> Outcome<Filter> {
-        let mut filter = Filter { namespace: namespace.map(str::to_owned), ..Filter::default() };
+        let mut filter = Filter {
+            namespace: namespace.map(str::to_owned),
+            ..Filter::default()
+        };
         if let Some(text) = query.text("labelSelector") {
             let selector = LabelSelector::parse(text).map_err(|error| {
                 Failure::bad_request(format!("unable to parse requirement: {error}"))
@@ -31,8 +34,9 @@ impl Filter {
             filter.labels = Some(selector);
         }
         if let Some(text) = query.text("fieldSelector") {
-            let selector = FieldSelector::parse(text)
-                .map_err(|error| Failure::bad_request(format!("unable to parse field selector: {error}")))?;
+            let selector = FieldSelector::parse(text).map_err(|error| {
+                Failure::bad_request(format!("unable to parse field selector: {error}"))
+            })?;
             for term in &selector.0 {
                 filter.add_field(kind, &term.field, &term.value, term.equal)?;
             }
@@ -49,7 +53,9 @@ impl Filter {
             ("metadata.name", false) => self.names_excluded.push(value.to_owned()),
             ("metadata.namespace", false) => self.namespaces_excluded.push(value.to_owned()),
             ("metadata.namespace", true) => match &self.namespace {
-                Some(namespace) if namespace != value => self.namespaces_excluded.push(namespace.clone()),
+                Some(namespace) if namespace != value => {
+                    self.namespaces_excluded.push(namespace.clone())
+                }
                 _ => self.namespace = Some(value.to_owned()),
             },
             (field, equal) => {
@@ -82,11 +88,19 @@ impl Filter {
 
     pub fn matches(&self, entry: &Entry) -> bool {
         let (namespace, name) = (entry.namespace(), entry.name());
-        self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+        self.namespace
+            .as_deref()
+            .is_none_or(|wanted| wanted == namespace)
             && self.name.as_deref().is_none_or(|wanted| wanted == name)
             && !self.names_excluded.iter().any(|excluded| excluded == name)
-            && !self.namespaces_excluded.iter().any(|excluded| excluded == namespace)
-            && self.labels.as_ref().is_none_or(|selector| selector.matches(|key| entry.label(key)))
+            && !self
+                .namespaces_excluded
+                .iter()
+                .any(|excluded| excluded == namespace)
+            && self
+                .labels
+                .as_ref()
+                .is_none_or(|selector| selector.matches(|key| entry.label(key)))
             && (self.fields.is_empty() || self.fields_match(&entry.value()))
     }
 

@@ -44,17 +44,27 @@ struct Index {
 
 impl Index {
     fn put(&mut self, place: &Place, head: &Head) {
-        let uids: Vec<Box<str>> = head.owner_references.iter().map(|owner| owner.uid.as_str().into()).collect();
+        let uids: Vec<Box<str>> = head
+            .owner_references
+            .iter()
+            .map(|owner| owner.uid.as_str().into())
+            .collect();
         if self.owners.get(place) != Some(&uids) {
             self.forget(place);
             for uid in &uids {
-                self.dependents.entry(uid.clone()).or_default().insert(place.clone());
+                self.dependents
+                    .entry(uid.clone())
+                    .or_default()
+                    .insert(place.clone());
             }
             if !uids.is_empty() {
                 self.owners.insert(place.clone(), uids);
             }
         }
-        let waits = head.finalizers.iter().any(|finalizer| finalizer == FOREGROUND || finalizer == ORPHAN);
+        let waits = head
+            .finalizers
+            .iter()
+            .any(|finalizer| finalizer == FOREGROUND || finalizer == ORPHAN);
         if !head.owner_references.is_empty() || (head.deletion_timestamp.is_some() && waits) {
             self.pending.insert(place.clone());
         }
@@ -86,7 +96,8 @@ impl Index {
     }
 
     fn wake_dependents(&mut self, uid: &str) {
-        self.pending.extend(self.dependents.get(uid).into_iter().flatten().cloned());
+        self.pending
+            .extend(self.dependents.get(uid).into_iter().flatten().cloned());
     }
 }
 
@@ -97,7 +108,9 @@ fn owner_place(region: &Region, namespace: &str, owner: &OwnerReference) -> Opti
 
 fn place_of(region: &Region, kv: &Kv) -> Option<(Place, Head)> {
     let (id, key) = region.cache.locate(&kv.key)?;
-    let head = Encoded::from_stored(kv.value.clone()).and_then(|encoded| encoded.head()).ok()?;
+    let head = Encoded::from_stored(kv.value.clone())
+        .and_then(|encoded| encoded.head())
+        .ok()?;
     Some(((id, key.into()), head))
 }
 
@@ -137,8 +150,12 @@ async fn collect(region: &Arc<Region>) -> Result<(), StoreError> {
             }
         }
         for _ in 0..BATCH_MAX {
-            let Some(place) = index.pending.pop_first() else { break };
-            let Some(kind) = region.kinds.by_id(place.0) else { continue };
+            let Some(place) = index.pending.pop_first() else {
+                break;
+            };
+            let Some(kind) = region.kinds.by_id(place.0) else {
+                continue;
+            };
             let user = User::server();
             if let Err(failure) = look(region, &index, kind, &place, &user).await
                 && !matches!(failure.reason, Reason::NotFound | Reason::Conflict)
@@ -151,7 +168,9 @@ async fn collect(region: &Arc<Region>) -> Result<(), StoreError> {
 }
 
 fn read(region: &Region, index: &mut Index, message: WatchMessage) {
-    let WatchMessage::Batch(batch) = message else { return };
+    let WatchMessage::Batch(batch) = message else {
+        return;
+    };
     for change in &batch.events {
         match change {
             Change::Put { kv, .. } => {
@@ -169,20 +188,45 @@ fn read(region: &Region, index: &mut Index, message: WatchMessage) {
 }
 
 fn split<'a>(kind: &Kind, key: &'a str) -> (&'a str, &'a str) {
-    if kind.namespaced { key.split_once('/').unwrap_or(("", key)) } else { ("", key) }
+    if kind.namespaced {
+        key.split_once('/').unwrap_or(("", key))
+    } else {
+        ("", key)
+    }
 }
 
 /// Looks at one object: finishes its own deletion, or deletes it when its owners are gone.
-async fn look(region: &Arc<Region>, index: &Index, kind: &Arc<Kind>, place: &Place, user: &User) -> Outcome<()> {
+async fn look(
+    region: &Arc<Region>,
+    index: &Index,
+    kind: &Arc<Kind>,
+    place: &Place,
+    user: &User,
+) -> Outcome<()> {
     let (namespace, name) = split(kind, &place.1);
-    let write = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
-    let Some(live) = write.live().await? else { return Ok(()) };
-    let Ok(head) = live.encoded.head() else { return Ok(()) };
+    let write = Write::new(
+        region,
+        kind,
+        (namespace, name, Part::Main),
+        user,
+        &Query::default(),
+        "garbage-collector",
+    )?;
+    let Some(live) = write.live().await? else {
+        return Ok(());
+    };
+    let Ok(head) = live.encoded.head() else {
+        return Ok(());
+    };
     if head.deletion_timestamp.is_some() {
         if head.finalizers.iter().any(|finalizer| finalizer == ORPHAN) {
             return orphan(region, index, &write, &head, user).await;
         }
-        if head.finalizers.iter().any(|finalizer| finalizer == FOREGROUND) {
+        if head
+            .finalizers
+            .iter()
+            .any(|finalizer| finalizer == FOREGROUND)
+        {
             return foreground(region, index, &write, &head, user).await;
         }
         return Ok(());
@@ -203,29 +247,51 @@ enum Owner {
     Unknown,
 }
 
-async fn owner_state(region: &Arc<Region>, namespace: &str, owner: &OwnerReference) -> Outcome<Owner> {
-    let Some(kind) = region.kinds.by_kind(&owner.api_version, &owner.kind) else { return Ok(Owner::Unknown) };
+async fn owner_state(
+    region: &Arc<Region>,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Outcome<Owner> {
+    let Some(kind) = region.kinds.by_kind(&owner.api_version, &owner.kind) else {
+        return Ok(Owner::Unknown);
+    };
     if kind.namespaced && namespace.is_empty() {
         // A cluster-scoped object cannot be owned by a namespaced one.
         return Ok(Owner::Unknown);
     }
     let key = crate::registry::store_key(kind, namespace, &owner.name);
     // Live, not cached: an owner written a moment ago counts.
-    let Some(kv) = region.store.get(&key, crate::store::At::Latest).await? else { return Ok(Owner::Gone) };
-    let Ok(head) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else { return Ok(Owner::Unknown) };
+    let Some(kv) = region.store.get(&key, crate::store::At::Latest).await? else {
+        return Ok(Owner::Gone);
+    };
+    let Ok(head) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else {
+        return Ok(Owner::Unknown);
+    };
     Ok(match () {
         () if head.uid != owner.uid => Owner::Gone,
-        () if head.deletion_timestamp.is_some() && head.finalizers.iter().any(|f| f == FOREGROUND) => Owner::Waiting,
+        () if head.deletion_timestamp.is_some()
+            && head.finalizers.iter().any(|f| f == FOREGROUND) =>
+        {
+            Owner::Waiting
+        }
         () => Owner::Alive,
     })
 }
 
-async fn judge_owners(region: &Arc<Region>, write: &Write<'_>, live: &Value, head: &Head) -> Outcome<()> {
+async fn judge_owners(
+    region: &Arc<Region>,
+    write: &Write<'_>,
+    live: &Value,
+    head: &Head,
+) -> Outcome<()> {
     let mut states = BTreeMap::new();
     for (at, owner) in head.owner_references.iter().enumerate() {
         states.insert(at, owner_state(region, write.namespace, owner).await?);
     }
-    if states.values().any(|state| matches!(state, Owner::Alive | Owner::Unknown)) {
+    if states
+        .values()
+        .any(|state| matches!(state, Owner::Alive | Owner::Unknown))
+    {
         return drop_dead_owners(write, head, &states).await;
     }
     let waiting = states.values().any(|state| matches!(state, Owner::Waiting));
@@ -239,14 +305,22 @@ async fn judge_owners(region: &Arc<Region>, write: &Write<'_>, live: &Value, hea
         () if waiting || finalizers.iter().any(|f| f == FOREGROUND) => Propagation::Foreground,
         () => Propagation::Background,
     };
-    let options = DeleteOptions { propagation: Some(propagation), uid: Some(head.uid.clone()), ..DeleteOptions::default() };
+    let options = DeleteOptions {
+        propagation: Some(propagation),
+        uid: Some(head.uid.clone()),
+        ..DeleteOptions::default()
+    };
     write.delete(&options).await?;
     region.metrics.collected.inc();
     Ok(())
 }
 
 /// An object whose other owner lives loses the references to dead ones.
-async fn drop_dead_owners(write: &Write<'_>, head: &Head, states: &BTreeMap<usize, Owner>) -> Outcome<()> {
+async fn drop_dead_owners(
+    write: &Write<'_>,
+    head: &Head,
+    states: &BTreeMap<usize, Owner>,
+) -> Outcome<()> {
     let dead: HashSet<&str> = head
         .owner_references
         .iter()
@@ -254,7 +328,11 @@ async fn drop_dead_owners(write: &Write<'_>, head: &Head, states: &BTreeMap<usiz
         .filter(|(at, _)| matches!(states.get(at), Some(Owner::Gone)))
         .map(|(_, owner)| owner.uid.as_str())
         .collect();
-    if dead.is_empty() { Ok(()) } else { drop_owners(write, &head.uid, &dead).await }
+    if dead.is_empty() {
+        Ok(())
+    } else {
+        drop_owners(write, &head.uid, &dead).await
+    }
 }
 
 async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Outcome<()> {
@@ -268,7 +346,12 @@ async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Ou
             .and_then(Value::as_array)
             .into_iter()
             .flatten()
-            .filter(|owner| owner.get("uid").and_then(Value::as_str).is_none_or(|uid| !owners.contains(uid)))
+            .filter(|owner| {
+                owner
+                    .get("uid")
+                    .and_then(Value::as_str)
+                    .is_none_or(|uid| !owners.contains(uid))
+            })
             .cloned()
             .collect();
         match kept.is_empty() {
@@ -277,7 +360,11 @@ async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Ou
             }
             false => object::set_metadata(&mut object, "ownerReferences", Value::Array(kept)),
         }
-        Ok(Proposal { object, warnings: Vec::new(), track: true })
+        Ok(Proposal {
+            object,
+            warnings: Vec::new(),
+            track: true,
+        })
     });
     result.await.map(|_| ())
 }
@@ -289,13 +376,35 @@ fn is_young(live: &Value) -> bool {
 }
 
 /// Frees the dependents of an object that is deleted without them, then lets it go.
-async fn orphan(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head, user: &User) -> Outcome<()> {
+async fn orphan(
+    region: &Arc<Region>,
+    index: &Index,
+    write: &Write<'_>,
+    head: &Head,
+    user: &User,
+) -> Outcome<()> {
     let owner = HashSet::from([head.uid.as_str()]);
-    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
-        let Some(kind) = region.kinds.by_id(*id) else { continue };
-        let Some(entry) = region.cache.get(*id, key) else { continue };
+    for (id, key) in index
+        .dependents
+        .get(head.uid.as_str())
+        .into_iter()
+        .flatten()
+    {
+        let Some(kind) = region.kinds.by_id(*id) else {
+            continue;
+        };
+        let Some(entry) = region.cache.get(*id, key) else {
+            continue;
+        };
         let (namespace, name) = split(kind, key);
-        let one = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
+        let one = Write::new(
+            region,
+            kind,
+            (namespace, name, Part::Main),
+            user,
+            &Query::default(),
+            "garbage-collector",
+        )?;
         match drop_owners(&one, &entry.uid, &owner).await {
             Err(failure) if failure.reason != Reason::NotFound => return Err(failure),
             _ => {}
@@ -305,18 +414,48 @@ async fn orphan(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &H
 }
 
 /// Deletes the dependents that block an object, and lets it go when none is left.
-async fn foreground(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head, user: &User) -> Outcome<()> {
+async fn foreground(
+    region: &Arc<Region>,
+    index: &Index,
+    write: &Write<'_>,
+    head: &Head,
+    user: &User,
+) -> Outcome<()> {
     let mut blocked = false;
-    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
-        let Some(kind) = region.kinds.by_id(*id) else { continue };
+    for (id, key) in index
+        .dependents
+        .get(head.uid.as_str())
+        .into_iter()
+        .flatten()
+    {
+        let Some(kind) = region.kinds.by_id(*id) else {
+            continue;
+        };
         let (namespace, name) = split(kind, key);
         if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
             continue;
         }
-        let one = Write::new(region, kind, (namespace, name, Part::Main), user, &Query::default(), "garbage-collector")?;
-        let Some(live) = one.live().await? else { continue };
-        let Ok(dependent) = live.encoded.head() else { continue };
-        let Some(reference) = dependent.owner_references.iter().find(|owner| owner.uid == head.uid) else { continue };
+        let one = Write::new(
+            region,
+            kind,
+            (namespace, name, Part::Main),
+            user,
+            &Query::default(),
+            "garbage-collector",
+        )?;
+        let Some(live) = one.live().await? else {
+            continue;
+        };
+        let Ok(dependent) = live.encoded.head() else {
+            continue;
+        };
+        let Some(reference) = dependent
+            .owner_references
+            .iter()
+            .find(|owner| owner.uid == head.uid)
+        else {
+            continue;
+        };
         blocked |= reference.block_owner_deletion;
         if dependent.deletion_timestamp.is_none() {
             judge_owners(region, &one, &live.value, &dependent).await?;
@@ -329,17 +468,42 @@ async fn foreground(region: &Arc<Region>, index: &Index, write: &Write<'_>, head
     drop_finalizer(write, &head.uid, FOREGROUND).await
 }
 
-async fn still_blocked(region: &Arc<Region>, index: &Index, write: &Write<'_>, head: &Head) -> Outcome<bool> {
-    for (id, key) in index.dependents.get(head.uid.as_str()).into_iter().flatten() {
-        let Some(kind) = region.kinds.by_id(*id) else { continue };
+async fn still_blocked(
+    region: &Arc<Region>,
+    index: &Index,
+    write: &Write<'_>,
+    head: &Head,
+) -> Outcome<bool> {
+    for (id, key) in index
+        .dependents
+        .get(head.uid.as_str())
+        .into_iter()
+        .flatten()
+    {
+        let Some(kind) = region.kinds.by_id(*id) else {
+            continue;
+        };
         let (namespace, name) = split(kind, key);
         if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
             continue;
         }
         let store_key = crate::registry::store_key(kind, namespace, name);
-        let Some(kv) = region.store.get(&store_key, crate::store::At::Latest).await? else { continue };
-        let Ok(dependent) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else { continue };
-        if dependent.owner_references.iter().any(|owner| owner.uid == head.uid && owner.block_owner_deletion) {
+        let Some(kv) = region
+            .store
+            .get(&store_key, crate::store::At::Latest)
+            .await?
+        else {
+            continue;
+        };
+        let Ok(dependent) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head())
+        else {
+            continue;
+        };
+        if dependent
+            .owner_references
+            .iter()
+            .any(|owner| owner.uid == head.uid && owner.block_owner_deletion)
+        {
             return Ok(true);
         }
     }
@@ -353,10 +517,17 @@ async fn drop_finalizer(write: &Write<'_>, uid: &str, finalizer: &str) -> Outcom
             return Err(write.not_found());
         }
         let mut object = live.value.clone();
-        let kept: Vec<Value> =
-            object::finalizers(&object).into_iter().filter(|known| *known != finalizer).map(Value::from).collect();
+        let kept: Vec<Value> = object::finalizers(&object)
+            .into_iter()
+            .filter(|known| *known != finalizer)
+            .map(Value::from)
+            .collect();
         object::set_finalizers(&mut object, kept);
-        Ok(Proposal { object, warnings: Vec::new(), track: true })
+        Ok(Proposal {
+            object,
+            warnings: Vec::new(),
+            track: true,
+        })
     });
     result.await.map(|_| ())
 }

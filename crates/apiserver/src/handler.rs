@@ -40,19 +40,38 @@ pub(crate) struct Call<'a> {
 }
 
 /// Answers a request. Never fails: failures are answers.
-pub async fn handle(region: Arc<Region>, user: Option<User>, request: Request<Incoming>) -> Response<Body> {
+pub async fn handle(
+    region: Arc<Region>,
+    user: Option<User>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let gzip = takes_gzip(&parts.headers);
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let path = route::parse(parts.uri.path());
-    let mut labels = RequestLabels { verb: "other", group: "", resource: "", code: 0 };
+    let mut labels = RequestLabels {
+        verb: "other",
+        group: "",
+        resource: "",
+        code: 0,
+    };
     let limit = deadline(&query);
-    let call = answer(&region, user, &parts.method, &path, query, &parts.headers, body, &mut labels);
+    let call = answer(
+        &region,
+        user,
+        &parts.method,
+        &path,
+        query,
+        &parts.headers,
+        body,
+        &mut labels,
+    );
     let reply = match tokio::time::timeout(limit, Box::pin(call)).await {
         Ok(reply) => reply.unwrap_or_else(Reply::from),
         Err(_) => {
-            let message = format!("Timeout: request did not complete within the allotted time of {limit:?}");
+            let message =
+                format!("Timeout: request did not complete within the allotted time of {limit:?}");
             Failure::new(Reason::Timeout, message).into()
         }
     };
@@ -63,11 +82,20 @@ pub async fn handle(region: Arc<Region>, user: Option<User>, request: Request<In
 
 /// `timeout=` may shorten the time that a request takes.
 fn deadline(query: &Query) -> Duration {
-    let seconds = query.text("timeout").and_then(|text| text.strip_suffix('s')?.parse::<u64>().ok());
-    seconds.filter(|seconds| *seconds > 0).map_or(REQUEST_TIMEOUT, |s| Duration::from_secs(s).min(REQUEST_TIMEOUT))
+    let seconds = query
+        .text("timeout")
+        .and_then(|text| text.strip_suffix('s')?.parse::<u64>().ok());
+    seconds
+        .filter(|seconds| *seconds > 0)
+        .map_or(REQUEST_TIMEOUT, |s| {
+            Duration::from_secs(s).min(REQUEST_TIMEOUT)
+        })
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one request, each used once")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one request, each used once"
+)]
 async fn answer(
     region: &Arc<Region>,
     user: Option<User>,
@@ -85,12 +113,23 @@ async fn answer(
     }
     let user = impersonated(region, user.ok_or_else(Failure::unauthorized)?, headers)?;
     let writes = !matches!(*method, Method::GET | Method::HEAD);
-    let slots = if writes { &region.limits.writes } else { &region.limits.reads };
+    let slots = if writes {
+        &region.limits.writes
+    } else {
+        &region.limits.reads
+    };
     let _slot = slots.try_acquire().map_err(|_| {
         region.metrics.rejected.inc();
-        Failure::too_many_requests("the server has received too many requests and has asked us to try again later")
+        Failure::too_many_requests(
+            "the server has received too many requests and has asked us to try again later",
+        )
     })?;
-    let call = Call { region, user, query, headers };
+    let call = Call {
+        region,
+        user,
+        query,
+        headers,
+    };
     match path {
         Path::Other(segments) => other(&call, method, segments),
         Path::Resource(path) => resource(&call, method, path, body, labels).await,
@@ -100,18 +139,35 @@ async fn answer(
 /// Acting as somebody else, for those who may.
 fn impersonated(region: &Region, user: User, headers: &HeaderMap) -> Outcome<User> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
-    let groups: Vec<String> = headers.get_all("impersonate-group").iter().map(text).collect();
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .map(text)
+        .collect();
     let Some(name) = headers.get("impersonate-user").map(text) else {
         return match groups.is_empty() {
             true => Ok(user),
-            false => Err(Failure::bad_request("requested groups without impersonating a user")),
+            false => Err(Failure::bad_request(
+                "requested groups without impersonating a user",
+            )),
         };
     };
-    let wanted = std::iter::once(("users", name.as_str())).chain(groups.iter().map(|group| ("groups", group.as_str())));
+    let wanted = std::iter::once(("users", name.as_str()))
+        .chain(groups.iter().map(|group| ("groups", group.as_str())));
     for (resource, name) in wanted {
-        let action = Action { verb: "impersonate", resource, name, ..Action::default() };
+        let action = Action {
+            verb: "impersonate",
+            resource,
+            name,
+            ..Action::default()
+        };
         if !region.authorizer.allows(region, &user, &action) {
-            return Err(Failure::forbidden("", resource, name, &action.refusal(&user)));
+            return Err(Failure::forbidden(
+                "",
+                resource,
+                name,
+                &action.refusal(&user),
+            ));
         }
     }
     Ok(User::new(name, groups))
@@ -129,20 +185,33 @@ fn health(region: &Region, segments: &[String], query: &Query) -> Option<Reply> 
         ("ping", true),
         ("storage", !region.is_failed()),
         ("cache", region.is_loaded()),
-        ("shutdown", endpoint != "readyz" || !region.stop.is_cancelled()),
+        (
+            "shutdown",
+            endpoint != "readyz" || !region.stop.is_cancelled(),
+        ),
     ];
     let excluded = |name: &str| query.all("exclude").any(|excluded| excluded == name);
     let mut text = String::new();
     let mut good = true;
-    for (name, ok) in checks.into_iter().filter(|(name, _)| check.is_none_or(|check| check == *name || check == "etcd" && *name == "storage")) {
+    for (name, ok) in checks.into_iter().filter(|(name, _)| {
+        check.is_none_or(|check| check == *name || check == "etcd" && *name == "storage")
+    }) {
         let ok = ok || excluded(name);
         good &= ok;
-        text.push_str(&format!("[{}]{name} {}\n", if ok { '+' } else { '-' }, if ok { "ok" } else { "failed: reason withheld" }));
+        text.push_str(&format!(
+            "[{}]{name} {}\n",
+            if ok { '+' } else { '-' },
+            if ok { "ok" } else { "failed: reason withheld" }
+        ));
     }
     if text.is_empty() {
         return Some(Failure::no_such_path().into());
     }
-    let code = if good { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
+    let code = if good {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
     Some(match (good, query.flag("verbose")) {
         (true, false) => Reply::text(code, "ok"),
         (true, true) => Reply::text(code, format!("{text}{endpoint} check passed\n")),
@@ -153,9 +222,20 @@ fn health(region: &Region, segments: &[String], query: &Query) -> Option<Reply> 
 fn other(call: &Call<'_>, method: &Method, segments: &[String]) -> Outcome<Reply> {
     let path = format!("/{}", segments.join("/"));
     let verb = method.as_str().to_ascii_lowercase();
-    let action = Action { verb: &verb, path: &path, ..Action::default() };
-    if !call.region.authorizer.allows(call.region, &call.user, &action) {
-        return Err(Failure::new(Reason::Forbidden, format!("forbidden: {}", action.refusal(&call.user))));
+    let action = Action {
+        verb: &verb,
+        path: &path,
+        ..Action::default()
+    };
+    if !call
+        .region
+        .authorizer
+        .allows(call.region, &call.user, &action)
+    {
+        return Err(Failure::new(
+            Reason::Forbidden,
+            format!("forbidden: {}", action.refusal(&call.user)),
+        ));
     }
     if *method != Method::GET && *method != Method::HEAD {
         return Err(Failure::method_not_allowed());
@@ -164,11 +244,19 @@ fn other(call: &Call<'_>, method: &Method, segments: &[String]) -> Outcome<Reply
         None => Ok(index()),
         Some("metrics") => {
             for kind in call.region.kinds.stored() {
-                let labels = crate::metrics::ResourceLabels { resource: crate::status::qualified(kind.group, kind.plural) };
-                call.region.metrics.objects.get_or_create(&labels).set(call.region.cache.count(kind.id) as u64);
+                let labels = crate::metrics::ResourceLabels {
+                    resource: crate::status::qualified(kind.group, kind.plural),
+                };
+                call.region
+                    .metrics
+                    .objects
+                    .get_or_create(&labels)
+                    .set(call.region.cache.count(kind.id) as u64);
             }
             let text = call.region.metrics.render();
-            let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+            let content_type = HeaderValue::from_static(
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            );
             Ok(Reply::new(StatusCode::OK, content_type, text.into()))
         }
         Some(_) => call.region.documents.answer(segments, call.headers),
@@ -176,7 +264,16 @@ fn other(call: &Call<'_>, method: &Method, segments: &[String]) -> Outcome<Reply
 }
 
 fn index() -> Reply {
-    let paths = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"];
+    let paths = [
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v3",
+        "/readyz",
+        "/version",
+    ];
     Reply::value(StatusCode::OK, &serde_json::json!({ "paths": paths }))
 }
 
@@ -203,7 +300,10 @@ async fn resource(
     labels: &mut RequestLabels,
 ) -> Outcome<Reply> {
     let region = call.region;
-    let kind = region.kinds.find(&path.group, &path.version, &path.resource).ok_or_else(Failure::no_such_path)?;
+    let kind = region
+        .kinds
+        .find(&path.group, &path.version, &path.resource)
+        .ok_or_else(Failure::no_such_path)?;
     let verb = verb(method, path, &call.query)?;
     (labels.verb, labels.group, labels.resource) = (verb, kind.group, kind.plural);
     let subresource = path.subresource.as_deref().unwrap_or_default();
@@ -211,7 +311,9 @@ async fn resource(
     let name = path.name.as_deref().unwrap_or_default();
     // A watch or list of one object needs the right for that object only.
     let filter = match verb {
-        "list" | "watch" | "deletecollection" => Filter::parse(kind, path.namespace.as_deref(), &call.query)?,
+        "list" | "watch" | "deletecollection" => {
+            Filter::parse(kind, path.namespace.as_deref(), &call.query)?
+        }
         _ => Filter::default(),
     };
     let action = Action {
@@ -224,7 +326,12 @@ async fn resource(
         path: "",
     };
     if !region.authorizer.allows(region, &call.user, &action) {
-        return Err(Failure::forbidden(kind.group, kind.plural, name, &action.refusal(&call.user)));
+        return Err(Failure::forbidden(
+            kind.group,
+            kind.plural,
+            name,
+            &action.refusal(&call.user),
+        ));
     }
     check_place(kind, path, verb)?;
     let part = part(kind, subresource, verb)?;
@@ -232,12 +339,17 @@ async fn resource(
     match verb {
         "get" => {
             let entry = read::get(region, kind, namespace, name, &call.query).await?;
-            Ok(Reply::json(StatusCode::OK, view.object(&entry.encoded, entry.rev)))
+            Ok(Reply::json(
+                StatusCode::OK,
+                view.object(&entry.encoded, entry.rev),
+            ))
         }
         "list" => {
             let options = ListOptions::parse(&call.query)?;
-            let page = read::list(region, kind, path.namespace.as_deref(), &filter, &options).await?;
-            Ok(Reply::json(StatusCode::OK, read::render_list(&view, &page)).with(header::VARY, HeaderValue::from_static("Accept")))
+            let page =
+                read::list(region, kind, path.namespace.as_deref(), &filter, &options).await?;
+            Ok(Reply::json(StatusCode::OK, read::render_list(&view, &page))
+                .with(header::VARY, HeaderValue::from_static("Accept")))
         }
         "watch" => {
             let namespace = path.namespace.as_deref();
@@ -245,8 +357,19 @@ async fn resource(
             Ok(Reply::stream(JSON, watcher.into_chunks()))
         }
         _ => {
-            let agent = call.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let write = Write::new(region, kind, (namespace, name, part), &call.user, &call.query, agent)?;
+            let agent = call
+                .headers
+                .get(header::USER_AGENT)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default();
+            let write = Write::new(
+                region,
+                kind,
+                (namespace, name, part),
+                &call.user,
+                &call.query,
+                agent,
+            )?;
             let body = read_body(body).await?;
             change(call, &write, verb, view, &filter, body).await
         }
@@ -259,9 +382,9 @@ fn check_place(kind: &Kind, path: &ResourcePath, verb: &str) -> Outcome<()> {
     match (kind.namespaced, path.namespace.is_some()) {
         (true, true) | (false, false) => Ok(()),
         (true, false) if across => Ok(()),
-        (true, false) if path.name.is_none() && verb == "create" => {
-            Err(Failure::bad_request("an empty namespace may not be set during creation"))
-        }
+        (true, false) if path.name.is_none() && verb == "create" => Err(Failure::bad_request(
+            "an empty namespace may not be set during creation",
+        )),
         _ => Err(Failure::no_such_path()),
     }
 }
@@ -274,7 +397,10 @@ fn part(kind: &Kind, subresource: &str, verb: &str) -> Outcome<Part> {
         "finalize" => Part::Finalize,
         _ => return Err(Failure::no_such_path()),
     };
-    let known = kind.subresources().into_iter().find(|(name, _)| *name == subresource);
+    let known = kind
+        .subresources()
+        .into_iter()
+        .find(|(name, _)| *name == subresource);
     match known {
         None => Err(Failure::no_such_path()),
         Some((_, verbs)) if verbs.contains(&verb) => Ok(part),
@@ -288,10 +414,19 @@ fn view(call: &Call<'_>, kind: &Arc<Kind>, group: &str, version: &str) -> Outcom
         None | Some("Metadata") => RowObject::Metadata,
         Some("None") => RowObject::None,
         Some("Object") => RowObject::Whole,
-        Some(other) => return Err(Failure::bad_request(format!("includeObject: unknown value {other:?}"))),
+        Some(other) => {
+            return Err(Failure::bad_request(format!(
+                "includeObject: unknown value {other:?}"
+            )));
+        }
     };
     let alias = (group != kind.group).then(|| format!("{group}/{version}"));
-    Ok(View { kind: Arc::clone(kind), form, rows, alias })
+    Ok(View {
+        kind: Arc::clone(kind),
+        form,
+        rows,
+        alias,
+    })
 }
 
 async fn change(
@@ -309,11 +444,15 @@ async fn change(
             reviews::answer(call, kind, write.namespace, decoded.value)
         }
         "create" => {
-            let written = write.create(decode::object(&body, encoding(call.headers)?)?).await?;
+            let written = write
+                .create(decode::object(&body, encoding(call.headers)?)?)
+                .await?;
             Ok(written_reply(&view, written))
         }
         "update" => {
-            let written = write.put(decode::object(&body, encoding(call.headers)?)?).await?;
+            let written = write
+                .put(decode::object(&body, encoding(call.headers)?)?)
+                .await?;
             Ok(written_reply(&view, written))
         }
         "patch" => {
@@ -324,12 +463,22 @@ async fn change(
         "delete" => {
             let options = delete_options(call, &body)?;
             let written = write.delete(&options).await?;
-            Ok(deleted_reply(write, &View { form: Form::Plain, ..view }, &written))
+            Ok(deleted_reply(
+                write,
+                &View {
+                    form: Form::Plain,
+                    ..view
+                },
+                &written,
+            ))
         }
         _ => {
             let options = delete_options(call, &body)?;
             write.delete_collection(filter, &options).await?;
-            Ok(Reply::value(StatusCode::OK, &success(kind.group, kind.plural, "", "")))
+            Ok(Reply::value(
+                StatusCode::OK,
+                &success(kind.group, kind.plural, "", ""),
+            ))
         }
     }
 }
@@ -339,8 +488,15 @@ fn delete_options(call: &Call<'_>, body: &[u8]) -> Outcome<DeleteOptions> {
         [] => Value::Null,
         body => {
             // The media type of DeleteOptions is what the client sends for everything else, protobuf included.
-            let encoding = if body.starts_with(b"k8s\0") { Encoding::Protobuf } else { Encoding::Yaml };
-            let Decoded { value, duplicates: _ } = decode::object(body, encoding)?;
+            let encoding = if body.starts_with(b"k8s\0") {
+                Encoding::Protobuf
+            } else {
+                Encoding::Yaml
+            };
+            let Decoded {
+                value,
+                duplicates: _,
+            } = decode::object(body, encoding)?;
             value
         }
     };
@@ -348,7 +504,11 @@ fn delete_options(call: &Call<'_>, body: &[u8]) -> Outcome<DeleteOptions> {
 }
 
 fn written_reply(view: &View, written: Written) -> Reply {
-    let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+    let code = if written.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Reply::json(code, view.object(&written.encoded, written.rev)).warn(&written.warnings)
 }
 
@@ -356,6 +516,13 @@ fn deleted_reply(write: &Write<'_>, view: &View, written: &Written) -> Reply {
     if !written.deleted {
         return Reply::json(StatusCode::OK, view.object(&written.encoded, written.rev));
     }
-    let uid = written.encoded.head().map(|head| head.uid).unwrap_or_default();
-    Reply::value(StatusCode::OK, &success(write.kind.group, write.kind.plural, write.name, &uid))
+    let uid = written
+        .encoded
+        .head()
+        .map(|head| head.uid)
+        .unwrap_or_default();
+    Reply::value(
+        StatusCode::OK,
+        &success(write.kind.group, write.kind.plural, write.name, &uid),
+    )
 }

@@ -39,7 +39,12 @@ const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 const FINALIZE_VERBS: &[&str] = &["update"];
 
 impl Kind {
-    fn new(id: ResourceId, info: &'static KindInfo, stored: &'static KindInfo, view: Option<Shape>) -> Kind {
+    fn new(
+        id: ResourceId,
+        info: &'static KindInfo,
+        stored: &'static KindInfo,
+        view: Option<Shape>,
+    ) -> Kind {
         Kind {
             id,
             group: info.group,
@@ -79,7 +84,11 @@ impl Kind {
 
     /// The start of all store keys of the kind.
     pub fn prefix(&self) -> Vec<u8> {
-        let group = if self.stored.group.is_empty() { "core" } else { self.stored.group };
+        let group = if self.stored.group.is_empty() {
+            "core"
+        } else {
+            self.stored.group
+        };
         format!("/{group}/{}/", self.stored.plural).into_bytes()
     }
 
@@ -123,8 +132,11 @@ impl Kind {
     }
 
     pub fn patch_types(&self) -> &'static [&'static str] {
-        const OURS: &[&str] =
-            &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+        const OURS: &[&str] = &[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+            "application/apply-patch+yaml",
+        ];
         const BUILTIN: &[&str] = &[
             "application/json-patch+json",
             "application/merge-patch+json",
@@ -181,7 +193,10 @@ impl Kind {
     /// Whether nothing holds the object back any more.
     pub fn is_released(&self, object: &Value) -> bool {
         let held = self.is_namespace()
-            && object.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+            && object
+                .pointer("/spec/finalizers")
+                .and_then(Value::as_array)
+                .is_some_and(|list| !list.is_empty());
         !held && crate::object::finalizers(object).is_empty()
     }
 
@@ -213,14 +228,20 @@ impl Default for Kinds {
 impl Kinds {
     pub fn new() -> Kinds {
         let rows = table::kinds();
-        let core_events = rows.iter().position(|row| row.group.is_empty() && row.plural == "events");
+        let core_events = rows
+            .iter()
+            .position(|row| row.group.is_empty() && row.plural == "events");
         let list: Vec<Arc<Kind>> = rows
             .iter()
             .enumerate()
             .map(|(index, info)| {
-                let shared = core_events.filter(|_| info.group == "events.k8s.io").and_then(|at| Some((at, rows.get(at)?)));
+                let shared = core_events
+                    .filter(|_| info.group == "events.k8s.io")
+                    .and_then(|at| Some((at, rows.get(at)?)));
                 Arc::new(match shared {
-                    Some((at, stored)) => Kind::new(ResourceId(at), info, stored, Some(Shape::Events)),
+                    Some((at, stored)) => {
+                        Kind::new(ResourceId(at), info, stored, Some(Shape::Events))
+                    }
                     None => Kind::new(ResourceId(index), info, info, None),
                 })
             })
@@ -235,21 +256,27 @@ impl Kinds {
     /// Kinds whose objects are kept, each place once.
     pub fn stored(&self) -> impl Iterator<Item = &Arc<Kind>> {
         let own = |(index, kind): &(usize, &Arc<Kind>)| kind.id.0 == *index && !kind.is_virtual();
-        self.list.iter().enumerate().filter(own).map(|(_, kind)| kind)
+        self.list
+            .iter()
+            .enumerate()
+            .filter(own)
+            .map(|(_, kind)| kind)
     }
 
     /// The kind of a URL; the group may be in any case.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
         self.list.iter().find(|kind| {
-            kind.plural == plural && kind.version == version && kind.group.eq_ignore_ascii_case(group)
+            kind.plural == plural
+                && kind.version == version
+                && kind.group.eq_ignore_ascii_case(group)
         })
     }
 
     /// The kind of an owner reference.
     pub fn by_kind(&self, api_version: &str, kind: &str) -> Option<&Arc<Kind>> {
-        self.list
-            .iter()
-            .find(|known| known.kind == kind && known.api_version().eq_ignore_ascii_case(api_version))
+        self.list.iter().find(|known| {
+            known.kind == kind && known.api_version().eq_ignore_ascii_case(api_version)
+        })
     }
 
     pub fn by_id(&self, id: ResourceId) -> Option<&Arc<Kind>> {

@@ -95,26 +95,75 @@ impl Default for Metrics {
             objects: Family::default(),
             registry: Registry::default(),
         };
-        registry.register("apiserver_request", "Requests by verb, resource and code", requests);
-        registry.register("apiserver_request_duration_seconds", "Time to answer, watches excluded", durations);
+        registry.register(
+            "apiserver_request",
+            "Requests by verb, resource and code",
+            requests,
+        );
+        registry.register(
+            "apiserver_request_duration_seconds",
+            "Time to answer, watches excluded",
+            durations,
+        );
         let m = &metrics;
-        registry.register("apiserver_longrunning_requests", "Open watches", m.watchers.0.clone());
-        registry.register("openkcm_apiserver_connections", "Open connections", m.connections.0.clone());
-        registry.register("openkcm_apiserver_watchers_lagged", "Watches ended because they were too slow", m.watchers_lagged.clone());
-        registry.register("openkcm_apiserver_watch_chunks", "Chunks written to watches", m.watch_chunks.clone());
-        registry.register("openkcm_apiserver_write_retries", "Writes tried again after a conflict", m.write_retries.clone());
-        registry.register("openkcm_apiserver_rejected_requests", "Requests refused with 429", m.rejected.clone());
-        registry.register("openkcm_apiserver_handshake_failures", "Failed TLS handshakes", m.handshake_failures.clone());
-        registry.register("openkcm_apiserver_collected_objects", "Objects deleted by the garbage collector", m.collected.clone());
-        registry.register("apiserver_storage_objects", "Objects by resource", m.objects.clone());
-        Metrics { registry, ..metrics }
+        registry.register(
+            "apiserver_longrunning_requests",
+            "Open watches",
+            m.watchers.0.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_connections",
+            "Open connections",
+            m.connections.0.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_watchers_lagged",
+            "Watches ended because they were too slow",
+            m.watchers_lagged.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_watch_chunks",
+            "Chunks written to watches",
+            m.watch_chunks.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_write_retries",
+            "Writes tried again after a conflict",
+            m.write_retries.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_rejected_requests",
+            "Requests refused with 429",
+            m.rejected.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_handshake_failures",
+            "Failed TLS handshakes",
+            m.handshake_failures.clone(),
+        );
+        registry.register(
+            "openkcm_apiserver_collected_objects",
+            "Objects deleted by the garbage collector",
+            m.collected.clone(),
+        );
+        registry.register(
+            "apiserver_storage_objects",
+            "Objects by resource",
+            m.objects.clone(),
+        );
+        Metrics {
+            registry,
+            ..metrics
+        }
     }
 }
 
 impl Metrics {
     pub fn observe(&self, labels: RequestLabels, took: Duration) {
         if labels.verb != "watch" {
-            self.durations.get_or_create(&VerbLabels { verb: labels.verb }).observe(took.as_secs_f64());
+            self.durations
+                .get_or_create(&VerbLabels { verb: labels.verb })
+                .observe(took.as_secs_f64());
         }
         self.requests.get_or_create(&labels).inc();
     }

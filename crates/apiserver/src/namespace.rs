@@ -20,12 +20,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Empties namespaces that are being deleted, for as long as the server runs.
 pub async fn run(region: Arc<Region>) -> StoreError {
-    let Some(kind) = region.kinds.find("", "v1", "namespaces").cloned() else { return region.store.stopped().await };
-    let Some((_, mut cursor)) = region.cache.list_and_watch(kind.id, None) else { return region.store.stopped().await };
+    let Some(kind) = region.kinds.find("", "v1", "namespaces").cloned() else {
+        return region.store.stopped().await;
+    };
+    let Some((_, mut cursor)) = region.cache.list_and_watch(kind.id, None) else {
+        return region.store.stopped().await;
+    };
     loop {
         let mut waiting = false;
         for entry in region.cache.list(kind.id, None).entries {
-            if entry.encoded.head().is_ok_and(|head| head.deletion_timestamp.is_some()) {
+            if entry
+                .encoded
+                .head()
+                .is_ok_and(|head| head.deletion_timestamp.is_some())
+            {
                 match terminate(&region, &kind, entry.name()).await {
                     Ok(done) => waiting |= !done,
                     Err(failure) => {
@@ -54,8 +62,17 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
     let mut left = Vec::new();
     for content in region.kinds.stored().filter(|content| content.namespaced) {
         let place = (name, "", Part::Main);
-        let write = Write::new(region, content, place, &user, &Query::default(), "namespace-controller")?;
-        write.delete_collection(&Filter::default(), &DeleteOptions::default()).await?;
+        let write = Write::new(
+            region,
+            content,
+            place,
+            &user,
+            &Query::default(),
+            "namespace-controller",
+        )?;
+        write
+            .delete_collection(&Filter::default(), &DeleteOptions::default())
+            .await?;
         region.fresh().await?;
         let remaining = region.cache.list(content.id, Some(name)).entries.len();
         if remaining > 0 {
@@ -63,8 +80,19 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
             left.push(format!("{resource} has {remaining} resource instances"));
         }
     }
-    let part = if left.is_empty() { Part::Finalize } else { Part::Status };
-    let write = Write::new(region, kind, ("", name, part), &user, &Query::default(), "namespace-controller")?;
+    let part = if left.is_empty() {
+        Part::Finalize
+    } else {
+        Part::Status
+    };
+    let write = Write::new(
+        region,
+        kind,
+        ("", name, part),
+        &user,
+        &Query::default(),
+        "namespace-controller",
+    )?;
     let result = write.change(|live| {
         let live = live.ok_or_else(|| write.not_found())?;
         let mut object = live.value.clone();
@@ -74,7 +102,11 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
                 _ => map.insert("status".into(), status(&live.value, &left)),
             };
         }
-        Ok(Proposal { object, warnings: Vec::new(), track: true })
+        Ok(Proposal {
+            object,
+            warnings: Vec::new(),
+            track: true,
+        })
     });
     match result.await {
         Ok(written) => Ok(written.deleted),
@@ -86,11 +118,19 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
 /// Says what still lives in a namespace. The time of an unchanged condition stays.
 fn status(live: &Value, left: &[String]) -> Value {
     let message = format!("Some resources are remaining: {}", left.join(", "));
-    let known = live.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+    let known = live
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     let same = known
         .into_iter()
-        .find(|condition| condition.get("type").and_then(Value::as_str) == Some("NamespaceContentRemaining"))
-        .filter(|condition| condition.get("message").and_then(Value::as_str) == Some(message.as_str()));
+        .find(|condition| {
+            condition.get("type").and_then(Value::as_str) == Some("NamespaceContentRemaining")
+        })
+        .filter(|condition| {
+            condition.get("message").and_then(Value::as_str) == Some(message.as_str())
+        });
     let condition = same.cloned().unwrap_or_else(|| {
         json!({
             "type": "NamespaceContentRemaining",

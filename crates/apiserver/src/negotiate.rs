@@ -30,7 +30,10 @@ impl MediaRange {
 
     /// JSON, or a wildcard that includes it.
     pub fn is_json(&self) -> bool {
-        matches!(self.media_type.as_str(), "application/json" | "*/*" | "application/*")
+        matches!(
+            self.media_type.as_str(),
+            "application/json" | "*/*" | "application/*"
+        )
     }
 }
 
@@ -50,8 +53,13 @@ pub fn accept(headers: &HeaderMap) -> Vec<MediaRange> {
             let mut parts = range.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
             let pairs = parts.filter_map(|part| part.split_once('='));
-            let parameters = pairs.map(|(key, value)| (key.into(), value.into())).collect();
-            MediaRange { media_type, parameters }
+            let parameters = pairs
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect();
+            MediaRange {
+                media_type,
+                parameters,
+            }
         })
         .collect()
 }
@@ -74,7 +82,9 @@ fn form_of(range: &MediaRange) -> Option<Form> {
         ("", _) => Some(Form::Plain),
         ("Table", "v1") if meta => Some(Form::Table("meta.k8s.io/v1")),
         ("Table", "v1beta1") if meta => Some(Form::Table("meta.k8s.io/v1beta1")),
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "v1") if meta => Some(Form::Metadata),
+        ("PartialObjectMetadata" | "PartialObjectMetadataList", "v1") if meta => {
+            Some(Form::Metadata)
+        }
         _ => None,
     }
 }
@@ -96,8 +106,14 @@ pub enum Encoding {
 
 /// The media type of a body, lower case, without parameters; empty when the client gave none.
 pub fn content_type(headers: &HeaderMap) -> String {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let media_type = value.unwrap_or_default().split(';').next().unwrap_or_default();
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let media_type = value
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default();
     media_type.trim().to_ascii_lowercase()
 }
 

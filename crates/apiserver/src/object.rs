@@ -39,7 +39,10 @@ impl Encoded {
         json.extend_from_slice(b"\"metadata\":{\"resourceVersion\":\"");
         let place = json.len() - HEADER;
         json.push(b'"');
-        let metadata = map.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+        let metadata = map
+            .get("metadata")
+            .and_then(Value::as_object)
+            .unwrap_or(&empty);
         for (key, value) in metadata.iter().filter(|(key, _)| *key != "resourceVersion") {
             member(&mut json, key, value);
         }
@@ -116,7 +119,9 @@ impl Encoded {
             metadata: Head,
         }
         let json = self.0.get(HEADER..).unwrap_or_default();
-        serde_json::from_slice::<Document>(json).map(|document| document.metadata).map_err(|_| Damaged)
+        serde_json::from_slice::<Document>(json)
+            .map(|document| document.metadata)
+            .map_err(|_| Damaged)
     }
 }
 
@@ -172,13 +177,17 @@ pub fn metadata<'a>(object: &'a Value, key: &str) -> Option<&'a Value> {
 
 /// A text member of `metadata`, empty when absent.
 pub fn metadata_text<'a>(object: &'a Value, key: &str) -> &'a str {
-    metadata(object, key).and_then(Value::as_str).unwrap_or_default()
+    metadata(object, key)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// `metadata` as a map; made when the document has none.
 pub fn metadata_mut(object: &mut Value) -> Option<&mut Map<String, Value>> {
     let map = object.as_object_mut()?;
-    let metadata = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
+    let metadata = map
+        .entry("metadata")
+        .or_insert_with(|| Value::Object(Map::new()));
     if !metadata.is_object() {
         *metadata = Value::Object(Map::new());
     }
@@ -198,7 +207,10 @@ pub fn remove_metadata(object: &mut Value, key: &str) -> Option<Value> {
 /// The strings of `metadata.finalizers`.
 pub fn finalizers(object: &Value) -> Vec<&str> {
     let list = metadata(object, "finalizers").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).collect()
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 pub fn set_finalizers(object: &mut Value, finalizers: Vec<Value>) {
@@ -215,7 +227,9 @@ pub fn is_deleting(object: &Value) -> bool {
 
 /// Now, as metadata times are written: RFC 3339, UTC, whole seconds.
 pub fn now_text() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 /// Letters of generated names: no vowels, no digits that look like letters, so that no words come out.
@@ -229,7 +243,10 @@ const GENERATED_NAME_MAX: usize = 63;
 pub fn generate_name(prefix: &str) -> String {
     use rand::Rng as _;
     let mut random = rand::rng();
-    let kept: String = prefix.chars().take(GENERATED_NAME_MAX - NAME_SUFFIX).collect();
+    let kept: String = prefix
+        .chars()
+        .take(GENERATED_NAME_MAX - NAME_SUFFIX)
+        .collect();
     let suffix = (0..NAME_SUFFIX)
         .filter_map(|_| NAME_LETTERS.get(random.random_range(0..NAME_LETTERS.len())))
         .map(|letter| char::from(*letter));
@@ -248,13 +265,32 @@ mod tests {
             "metadata": {"name": "a", "resourceVersion": "7", "labels": {"x": "y"}},
             "data": {"resourceVersion": ""},
         });
-        let encoded = Encoded::from_stored(Encoded::from_value(&object).stored()).expect("own bytes");
+        let encoded =
+            Encoded::from_stored(Encoded::from_value(&object).stored()).expect("own bytes");
         let mut expected = object.clone();
-        set_metadata(&mut expected, "resourceVersion", json!("18446744073709551615"));
+        set_metadata(
+            &mut expected,
+            "resourceVersion",
+            json!("18446744073709551615"),
+        );
         assert_eq!(encoded.to_value(u64::MAX), expected);
-        assert_eq!(serde_json::from_slice::<Value>(&encoded.to_json(u64::MAX)).expect("json"), expected);
-        assert_eq!(encoded.head().expect("head").labels.get("x").map(String::as_str), Some("y"));
-        assert_eq!(Encoded::from_stored(Bytes::from_static(&[9, 0, 0, 0, 1])), Err(Damaged));
+        assert_eq!(
+            serde_json::from_slice::<Value>(&encoded.to_json(u64::MAX)).expect("json"),
+            expected
+        );
+        assert_eq!(
+            encoded
+                .head()
+                .expect("head")
+                .labels
+                .get("x")
+                .map(String::as_str),
+            Some("y")
+        );
+        assert_eq!(
+            Encoded::from_stored(Bytes::from_static(&[9, 0, 0, 0, 1])),
+            Err(Damaged)
+        );
         assert_eq!(decimal(0, &mut [0; 20]), b"0");
     }
 }

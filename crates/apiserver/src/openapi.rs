@@ -13,7 +13,11 @@ fn gvk(group: &str, version: &str, kind: &str) -> Value {
 
 /// The component name of a kind: reversed domain, version, kind.
 fn component(group: &str, version: &str, kind: &str) -> String {
-    let group = if group.is_empty() { "core.api.k8s.io" } else { group };
+    let group = if group.is_empty() {
+        "core.api.k8s.io"
+    } else {
+        group
+    };
     let reversed: Vec<&str> = group.split('.').rev().collect();
     format!("{}.{version}.{kind}", reversed.join("."))
 }
@@ -26,7 +30,11 @@ fn reference(name: &str) -> Value {
 pub fn document(group: &str, version: &str, kinds: &[&Arc<Kind>]) -> Value {
     let mut paths = Map::new();
     let mut schemas = Map::new();
-    let base = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let base = if group.is_empty() {
+        format!("/api/{version}")
+    } else {
+        format!("/apis/{group}/{version}")
+    };
     for kind in kinds {
         let name = component(group, version, kind.kind);
         let id = gvk(group, version, kind.kind);
@@ -76,8 +84,16 @@ fn path_parameter(name: &str) -> Value {
 fn write_parameters() -> Vec<Value> {
     vec![
         parameter("dryRun", "string", "All: validate, but do not store."),
-        parameter("fieldManager", "string", "Name of the program that makes the change."),
-        parameter("fieldValidation", "string", "Ignore, Warn or Strict: what to do about unknown and duplicate fields."),
+        parameter(
+            "fieldManager",
+            "string",
+            "Name of the program that makes the change.",
+        ),
+        parameter(
+            "fieldValidation",
+            "string",
+            "Ignore, Warn or Strict: what to do about unknown and duplicate fields.",
+        ),
     ]
 }
 
@@ -109,30 +125,54 @@ fn operation(action: &str, id: &Value, parameters: Vec<Value>, body: &[&str], na
     });
     if let (Some(map), false) = (operation.as_object_mut(), body.is_empty()) {
         let schema = |media: &&str| {
-            let schema = if media.contains("patch") { json!({ "type": "object" }) } else { reference(name) };
+            let schema = if media.contains("patch") {
+                json!({ "type": "object" })
+            } else {
+                reference(name)
+            };
             ((*media).to_owned(), json!({ "schema": schema }))
         };
         let content: Map<String, Value> = body.iter().map(schema).collect();
-        map.insert("requestBody".into(), json!({ "content": content, "required": true }));
+        map.insert(
+            "requestBody".into(),
+            json!({ "content": content, "required": true }),
+        );
     }
     operation
 }
 
 fn add_paths(paths: &mut Map<String, Value>, base: &str, kind: &Kind, id: &Value, name: &str) {
-    let place = if kind.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.to_owned() };
+    let place = if kind.namespaced {
+        format!("{base}/namespaces/{{namespace}}")
+    } else {
+        base.to_owned()
+    };
     let own = |mut extra: Vec<Value>| {
         if kind.namespaced {
             extra.push(path_parameter("namespace"));
         }
         extra
     };
-    let json_body: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+    let json_body: &[&str] = &[
+        "application/json",
+        "application/yaml",
+        "application/vnd.kubernetes.protobuf",
+    ];
     let collection = format!("{place}/{}", kind.plural);
     let mut verbs = Map::new();
-    verbs.insert("post".into(), operation("post", id, write_parameters(), json_body, name));
+    verbs.insert(
+        "post".into(),
+        operation("post", id, write_parameters(), json_body, name),
+    );
     if !kind.is_virtual() {
-        verbs.insert("get".into(), operation("list", id, list_parameters(), &[], name));
-        verbs.insert("delete".into(), operation("deletecollection", id, list_parameters(), &[], name));
+        verbs.insert(
+            "get".into(),
+            operation("list", id, list_parameters(), &[], name),
+        );
+        verbs.insert(
+            "delete".into(),
+            operation("deletecollection", id, list_parameters(), &[], name),
+        );
     }
     verbs.insert("parameters".into(), json!(own(Vec::new())));
     paths.insert(collection.clone(), Value::Object(verbs));
@@ -140,17 +180,33 @@ fn add_paths(paths: &mut Map<String, Value>, base: &str, kind: &Kind, id: &Value
         return;
     }
     let mut patch_parameters = write_parameters();
-    patch_parameters.push(parameter("force", "boolean", "Take fields over from other managers."));
+    patch_parameters.push(parameter(
+        "force",
+        "boolean",
+        "Take fields over from other managers.",
+    ));
     let patch_types = kind.patch_types();
     let object = |path: String, with_delete: bool, paths: &mut Map<String, Value>| {
         let mut verbs = Map::new();
         verbs.insert("get".into(), operation("get", id, Vec::new(), &[], name));
-        verbs.insert("put".into(), operation("put", id, write_parameters(), json_body, name));
-        verbs.insert("patch".into(), operation("patch", id, patch_parameters.clone(), patch_types, name));
+        verbs.insert(
+            "put".into(),
+            operation("put", id, write_parameters(), json_body, name),
+        );
+        verbs.insert(
+            "patch".into(),
+            operation("patch", id, patch_parameters.clone(), patch_types, name),
+        );
         if with_delete {
-            verbs.insert("delete".into(), operation("delete", id, write_parameters(), &[], name));
+            verbs.insert(
+                "delete".into(),
+                operation("delete", id, write_parameters(), &[], name),
+            );
         }
-        verbs.insert("parameters".into(), json!(own(vec![path_parameter("name")])));
+        verbs.insert(
+            "parameters".into(),
+            json!(own(vec![path_parameter("name")])),
+        );
         paths.insert(path, Value::Object(verbs));
     };
     object(format!("{collection}/{{name}}"), true, paths);

@@ -29,7 +29,10 @@ pub enum PkiError {
     Certificate(#[from] rcgen::Error),
     /// Permanent until the operator repairs the file system.
     #[error("{path}: {source}")]
-    File { path: PathBuf, source: std::io::Error },
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     /// Permanent: the CA folder is damaged.
     #[error("{path}: {what}")]
     Damaged { path: PathBuf, what: &'static str },
@@ -88,17 +91,28 @@ impl Ca {
             KeyUsagePurpose::DigitalSignature,
         ];
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "openkcm-region-ca");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "openkcm-region-ca");
         window(&mut params, now, CA_LIFE);
         let certificate_pem = params.self_signed(&key)?.pem();
-        Ok((Ca { certificate_pem, issuer: Issuer::new(params, key) }, key_pem))
+        Ok((
+            Ca {
+                certificate_pem,
+                issuer: Issuer::new(params, key),
+            },
+            key_pem,
+        ))
     }
 
     /// A CA from its certificate and key.
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Ca, PkiError> {
         let key = KeyPair::from_pem(key_pem)?;
         let issuer = Issuer::from_ca_cert_pem(certificate_pem, key)?;
-        Ok(Ca { certificate_pem: certificate_pem.to_owned(), issuer })
+        Ok(Ca {
+            certificate_pem: certificate_pem.to_owned(),
+            issuer,
+        })
     }
 
     /// The CA kept in `folder`; made there when the folder has none.
@@ -107,18 +121,24 @@ impl Ca {
         match (certificate.exists(), key.exists()) {
             (true, true) => Ca::from_pem(&read(&certificate)?, &read(&key)?),
             (false, false) => {
-                std::fs::create_dir_all(folder)
-                    .map_err(|source| PkiError::File { path: folder.to_owned(), source })?;
+                std::fs::create_dir_all(folder).map_err(|source| PkiError::File {
+                    path: folder.to_owned(),
+                    source,
+                })?;
                 let (ca, key_pem) = Ca::create(now)?;
                 // The key first: a certificate without its key would look like a damaged folder.
                 write_private(&key, &key_pem)?;
                 write_public(&certificate, &ca.certificate_pem)?;
                 Ok(ca)
             }
-            (true, false) => Err(PkiError::Damaged { path: key, what: "the CA key is missing" }),
+            (true, false) => Err(PkiError::Damaged {
+                path: key,
+                what: "the CA key is missing",
+            }),
             // The process died between the two writes: nothing was issued yet, start again.
             (false, true) => {
-                std::fs::remove_file(&key).map_err(|source| PkiError::File { path: key, source })?;
+                std::fs::remove_file(&key)
+                    .map_err(|source| PkiError::File { path: key, source })?;
                 Ca::load_or_create(folder, now)
             }
         }
@@ -137,9 +157,13 @@ impl Ca {
     ) -> Result<KeyAndCertificate, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, identity.user.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, identity.user.as_str());
         for group in &identity.groups {
-            params.distinguished_name.push(DnType::OrganizationName, group.as_str());
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group.as_str());
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue(params, now, life)
@@ -154,7 +178,9 @@ impl Ca {
     ) -> Result<KeyAndCertificate, PkiError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "openkcm-apiserver");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "openkcm-apiserver");
         for name in names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
                 Ok(address) => SanType::IpAddress(address),
@@ -176,7 +202,10 @@ impl Ca {
         window(&mut params, now, life);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(KeyAndCertificate { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        Ok(KeyAndCertificate {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+        })
     }
 }
 
@@ -208,17 +237,26 @@ pub fn issue_kubeconfig(
         return Err(PkiError::Identity(identity.user.clone()));
     }
     let pair = ca.issue_client(identity, now, life)?;
-    write_private(path, &kubeconfig(server, ca.certificate_pem(), &identity.user, &pair))
+    write_private(
+        path,
+        &kubeconfig(server, ca.certificate_pem(), &identity.user, &pair),
+    )
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes through a temporary file, so that a reader never sees half a file.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let error = |source| PkiError::File { path: path.to_owned(), source };
+    let error = |source| PkiError::File {
+        path: path.to_owned(),
+        source,
+    };
     let temporary = path.with_extension(format!("tmp-{}", uuid::Uuid::new_v4().simple()));
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -226,7 +264,9 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
         .mode(mode)
         .open(&temporary)
         .map_err(error)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(error)?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(error)?;
     std::fs::rename(&temporary, path).map_err(error)
 }
 

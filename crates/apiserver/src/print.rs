@@ -44,7 +44,14 @@ impl View {
             Form::Metadata => put(out, &partial(&self.value(encoded, rev))),
             Form::Table(version) => {
                 let value = self.value(encoded, rev);
-                put(out, &self.table(version, &[value], json!({ "resourceVersion": rev.to_string() })));
+                put(
+                    out,
+                    &self.table(
+                        version,
+                        &[value],
+                        json!({ "resourceVersion": rev.to_string() }),
+                    ),
+                );
             }
         }
     }
@@ -74,7 +81,8 @@ impl View {
     /// Puts the client's spelling over the canonical one, which differs in case only.
     fn respell(&self, start: usize, out: &mut BytesMut) {
         if let Some(alias) = &self.alias
-            && let Some(place) = out.get_mut(start + API_VERSION_AT..start + API_VERSION_AT + alias.len())
+            && let Some(place) =
+                out.get_mut(start + API_VERSION_AT..start + API_VERSION_AT + alias.len())
             && place.eq_ignore_ascii_case(alias.as_bytes())
         {
             place.copy_from_slice(alias.as_bytes());
@@ -114,7 +122,9 @@ impl View {
     }
 
     fn api_version(&self) -> String {
-        self.alias.clone().unwrap_or_else(|| self.kind.api_version())
+        self.alias
+            .clone()
+            .unwrap_or_else(|| self.kind.api_version())
     }
 
     /// A page of a listing.
@@ -130,12 +140,19 @@ impl View {
             Form::Plain => (self.kind.list_kind, self.api_version()),
             Form::Metadata => ("PartialObjectMetadataList", "meta.k8s.io/v1".to_owned()),
             Form::Table(version) => {
-                let values: Vec<Value> =
-                    page.entries.iter().map(|entry| self.value(&entry.encoded, entry.rev)).collect();
+                let values: Vec<Value> = page
+                    .entries
+                    .iter()
+                    .map(|entry| self.value(&entry.encoded, entry.rev))
+                    .collect();
                 return put(out, &self.table(version, &values, metadata));
             }
         };
-        let size: usize = page.entries.iter().map(|entry| entry.encoded.len() + 24).sum();
+        let size: usize = page
+            .entries
+            .iter()
+            .map(|entry| entry.encoded.len() + 24)
+            .sum();
         out.reserve(size);
         out.put_slice(b"{\"kind\":");
         put(out, &json!(kind));
@@ -189,7 +206,11 @@ impl View {
             .iter()
             .map(|column| {
                 let content = column.content(object);
-                if column.is_age() { json!(age(content.as_str(), now)) } else { content }
+                if column.is_age() {
+                    json!(age(content.as_str(), now))
+                } else {
+                    content
+                }
             })
             .collect();
         let shown = match self.rows {
@@ -251,9 +272,21 @@ mod tests {
     #[test]
     fn ages_read_as_in_kubectl() {
         for (seconds, text) in [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (700, "11m"),
-            (10_800, "3h"), (10_860, "3h1m"), (30_000, "8h"), (172_800, "2d"), (180_000, "2d2h"), (700_000, "8d"),
-            (63_072_000, "2y"), (315_360_000, "10y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (700, "11m"),
+            (10_800, "3h"),
+            (10_860, "3h1m"),
+            (30_000, "8h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (700_000, "8d"),
+            (63_072_000, "2y"),
+            (315_360_000, "10y"),
         ] {
             assert_eq!(human_seconds(seconds), text, "{seconds}");
         }

@@ -21,7 +21,11 @@ pub struct Ranges {
 
 impl Default for Ranges {
     fn default() -> Ranges {
-        Ranges { vni_min: 200, vni_max: (1 << 24) - 1, public: Vec::new() }
+        Ranges {
+            vni_min: 200,
+            vni_max: (1 << 24) - 1,
+            public: Vec::new(),
+        }
     }
 }
 

@@ -61,7 +61,9 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<ResourcePath> {
     };
     match rest {
         // Namespaces are themselves objects: `/api/v1/namespaces/<name>` and its two subresources.
-        ["namespaces", name, sub @ ("status" | "finalize")] => named(None, "namespaces", &[name, sub]),
+        ["namespaces", name, sub @ ("status" | "finalize")] => {
+            named(None, "namespaces", &[name, sub])
+        }
         ["namespaces", namespace, resource, tail @ ..] => named(Some(namespace), resource, tail),
         [resource, tail @ ..] => named(None, resource, tail),
         [] => None,
@@ -73,24 +75,49 @@ mod tests {
     use super::*;
 
     fn check(path: &str, group: &str, namespace: Option<&str>, rest: &str) {
-        let Path::Resource(r) = parse(path) else { panic!("{path} is no resource path") };
+        let Path::Resource(r) = parse(path) else {
+            panic!("{path} is no resource path")
+        };
         let shown = format!(
             "{}/{}/{}",
             r.resource,
             r.name.unwrap_or_default(),
             r.subresource.unwrap_or_default()
         );
-        assert_eq!((r.group.as_str(), r.namespace.as_deref(), shown.as_str()), (group, namespace, rest));
+        assert_eq!(
+            (r.group.as_str(), r.namespace.as_deref(), shown.as_str()),
+            (group, namespace, rest)
+        );
     }
 
     #[test]
     fn paths() {
         check("/api/v1/namespaces", "", None, "namespaces//");
         check("/api/v1/namespaces/x/", "", None, "namespaces/x/");
-        check("/api/v1/namespaces/x/status", "", None, "namespaces/x/status");
-        check("/api/v1/namespaces/x/configmaps", "", Some("x"), "configmaps//");
-        check("/apis/g/v1/namespaces/x/networks/n/status", "g", Some("x"), "networks/n/status");
-        check("/apis/g/v1/ipaddresses/fd00%3A%3A1", "g", None, "ipaddresses/fd00::1/");
+        check(
+            "/api/v1/namespaces/x/status",
+            "",
+            None,
+            "namespaces/x/status",
+        );
+        check(
+            "/api/v1/namespaces/x/configmaps",
+            "",
+            Some("x"),
+            "configmaps//",
+        );
+        check(
+            "/apis/g/v1/namespaces/x/networks/n/status",
+            "g",
+            Some("x"),
+            "networks/n/status",
+        );
+        check(
+            "/apis/g/v1/ipaddresses/fd00%3A%3A1",
+            "g",
+            None,
+            "ipaddresses/fd00::1/",
+        );
         assert!(matches!(parse("/apis/g/v1"), Path::Other(_)));
         assert!(matches!(parse("/apis/g/v1/a/b/c/d"), Path::Other(_)));
     }

@@ -40,7 +40,10 @@ pub enum ListenError {
     Tls(String),
     /// Usually permanent: the address is taken or not ours.
     #[error("cannot listen on {address}: {source}")]
-    Bind { address: SocketAddr, source: std::io::Error },
+    Bind {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
 }
 
 /// The TLS side of the listener. Clients without certificate are let in as nobody: they may ask for health only.
@@ -48,15 +51,20 @@ pub fn tls(ca: &Ca, pair: &KeyAndCertificate) -> Result<TlsAcceptor, ListenError
     let bad = |error: &dyn std::fmt::Display| ListenError::Tls(error.to_string());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca.certificate_pem().as_bytes()) {
-        roots.add(certificate.map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+        roots
+            .add(certificate.map_err(|error| bad(&error))?)
+            .map_err(|error| bad(&error))?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| bad(&error))?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect();
-    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|error| bad(&error))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| bad(&error))?;
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(pair.certificate_pem.as_bytes()).collect();
+    let key =
+        PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|error| bad(&error))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| bad(&error))?
@@ -71,7 +79,11 @@ pub fn tls(ca: &Ca, pair: &KeyAndCertificate) -> Result<TlsAcceptor, ListenError
 pub fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
     use socket2::{Domain, Protocol, Socket, Type};
     let open = || -> std::io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         socket.set_reuse_address(true)?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
@@ -114,13 +126,23 @@ pub async fn serve(region: Arc<Region>, listener: TcpListener, acceptor: TlsAcce
         });
     }
     drop(listener);
-    let drained = tokio::time::timeout(DRAIN_TIMEOUT, async { while connections.join_next().await.is_some() {} });
+    let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
+        while connections.join_next().await.is_some() {}
+    });
     if drained.await.is_err() {
-        tracing::warn!(left = connections.len(), "connections did not finish in time");
+        tracing::warn!(
+            left = connections.len(),
+            "connections did not finish in time"
+        );
     }
 }
 
-async fn connection(region: Arc<Region>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
+async fn connection(
+    region: Arc<Region>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
     let _counted = region.metrics.connections.enter();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %peer, "cannot disable Nagle's algorithm");
@@ -148,11 +170,16 @@ async fn connection(region: Arc<Region>, acceptor: TlsAcceptor, stream: TcpStrea
         let region = Arc::clone(&region);
         move |request| {
             let (region, user) = (Arc::clone(&region), user.clone());
-            async move { Ok::<_, std::convert::Infallible>(handler::handle(region, user, request).await) }
+            async move {
+                Ok::<_, std::convert::Infallible>(handler::handle(region, user, request).await)
+            }
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Some(Duration::from_secs(120)));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Some(Duration::from_secs(120)));
     builder
         .http2()
         .timer(TokioTimer::new())

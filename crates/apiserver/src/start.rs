@@ -49,13 +49,21 @@ pub struct Running {
 
 /// Starts a server. It answers as soon as this returns.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let Config { store, ranges, ca, address, names } = config;
+    let Config {
+        store,
+        ranges,
+        ca,
+        address,
+        names,
+    } = config;
     let region = Arc::new(Region::new(store, ranges, CancellationToken::new()));
     let changes = region.cache.load(region.store.as_ref()).await?;
     let mut tasks = JoinSet::new();
     let follower = Arc::clone(&region);
     tasks.spawn(async move { follower.cache.follow(changes).await });
-    bootstrap::run(&region).await.map_err(StartError::Bootstrap)?;
+    bootstrap::run(&region)
+        .await
+        .map_err(StartError::Bootstrap)?;
     region.fresh().await.map_err(StartError::Bootstrap)?;
     let collector = Arc::clone(&region);
     tasks.spawn(crate::gc::run(collector));
@@ -68,14 +76,31 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut listener = JoinSet::new();
     region.set_loaded();
     listener.spawn(server::serve(Arc::clone(&region), socket, acceptor));
-    Ok(Running { region, address, ca, listener, tasks })
+    Ok(Running {
+        region,
+        address,
+        ca,
+        listener,
+        tasks,
+    })
 }
 
 impl Running {
     /// A kubeconfig for an identity.
-    pub fn kubeconfig(&self, server: &str, identity: &Identity) -> Result<String, crate::pki::PkiError> {
-        let pair = self.ca.issue_client(identity, SystemTime::now(), crate::pki::CERTIFICATE_LIFE)?;
-        Ok(crate::pki::kubeconfig(server, self.ca.certificate_pem(), &identity.user, &pair))
+    pub fn kubeconfig(
+        &self,
+        server: &str,
+        identity: &Identity,
+    ) -> Result<String, crate::pki::PkiError> {
+        let pair =
+            self.ca
+                .issue_client(identity, SystemTime::now(), crate::pki::CERTIFICATE_LIFE)?;
+        Ok(crate::pki::kubeconfig(
+            server,
+            self.ca.certificate_pem(),
+            &identity.user,
+            &pair,
+        ))
     }
 
     /// Runs until `stop` or until the store fails; in the second case the process must exit.

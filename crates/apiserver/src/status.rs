@@ -107,12 +107,20 @@ pub type Outcome<T> = Result<T, Failure>;
 
 /// `networks.networking.openkcm.dev`, or `configmaps` in the core group.
 pub fn qualified(group: &str, name: &str) -> String {
-    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+    if group.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}.{group}")
+    }
 }
 
 impl Failure {
     pub fn new(reason: Reason, message: impl Into<String>) -> Failure {
-        Failure { reason, message: message.into(), details: Box::default() }
+        Failure {
+            reason,
+            message: message.into(),
+            details: Box::default(),
+        }
     }
 
     fn about(reason: Reason, group: &str, kind: &str, name: &str, message: String) -> Failure {
@@ -122,7 +130,11 @@ impl Failure {
             kind: kind.to_owned(),
             ..Details::default()
         };
-        Failure { reason, message, details: Box::new(details) }
+        Failure {
+            reason,
+            message,
+            details: Box::new(details),
+        }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Failure {
@@ -132,7 +144,10 @@ impl Failure {
     pub fn internal(message: impl Into<String>) -> Failure {
         let message = message.into();
         tracing::error!(%message, "internal error");
-        Failure::new(Reason::InternalError, format!("Internal error occurred: {message}"))
+        Failure::new(
+            Reason::InternalError,
+            format!("Internal error occurred: {message}"),
+        )
     }
 
     pub fn unauthorized() -> Failure {
@@ -146,7 +161,10 @@ impl Failure {
 
     /// A path that no resource serves.
     pub fn no_such_path() -> Failure {
-        Failure::new(Reason::NotFound, "the server could not find the requested resource")
+        Failure::new(
+            Reason::NotFound,
+            "the server could not find the requested resource",
+        )
     }
 
     pub fn method_not_allowed() -> Failure {
@@ -209,7 +227,10 @@ impl Failure {
     }
 
     pub fn too_large(limit: usize) -> Failure {
-        Failure::new(Reason::RequestEntityTooLarge, format!("Request entity too large: limit is {limit}"))
+        Failure::new(
+            Reason::RequestEntityTooLarge,
+            format!("Request entity too large: limit is {limit}"),
+        )
     }
 
     pub fn too_many_requests(message: impl Into<String>) -> Failure {
@@ -266,9 +287,12 @@ impl Failure {
 impl Details {
     fn to_value(&self) -> Map<String, Value> {
         let mut out = Map::new();
-        for (key, text) in
-            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
-        {
+        for (key, text) in [
+            ("name", &self.name),
+            ("group", &self.group),
+            ("kind", &self.kind),
+            ("uid", &self.uid),
+        ] {
             if !text.is_empty() {
                 out.insert(key.into(), json!(text));
             }
@@ -287,9 +311,11 @@ impl Details {
 impl Cause {
     fn to_value(&self) -> Value {
         let mut out = Map::new();
-        for (key, text) in
-            [("reason", &self.reason), ("message", &self.message), ("field", &self.field)]
-        {
+        for (key, text) in [
+            ("reason", &self.reason),
+            ("message", &self.message),
+            ("field", &self.field),
+        ] {
             if !text.is_empty() {
                 out.insert(key.into(), json!(text));
             }
@@ -309,10 +335,11 @@ impl From<crate::store::StoreError> for Failure {
                 Failure::revision_too_large(requested, current)
             }
             StoreError::Invalid(invalid) => Failure::internal(invalid.to_string()),
-            StoreError::Stopped { cause } => {
-                Failure::new(Reason::ServiceUnavailable, format!("storage is not available: {cause}"))
-                    .retry_after(1)
-            }
+            StoreError::Stopped { cause } => Failure::new(
+                Reason::ServiceUnavailable,
+                format!("storage is not available: {cause}"),
+            )
+            .retry_after(1),
         }
     }
 }

@@ -20,13 +20,22 @@ pub struct TestServer {
 /// The administrator.
 pub fn admin() -> Identity {
     let (user, group) = api::names::identity::ADMIN;
-    Identity { user: user.into(), groups: vec![group.into()] }
+    Identity {
+        user: user.into(),
+        groups: vec![group.into()],
+    }
 }
 
 /// Ranges with public prefixes for tests: 203.0.113.0/24 and 2001:db8:1::/64.
 pub fn ranges() -> Ranges {
-    let public = ["203.0.113.0/24", "2001:db8:1::/64"].iter().filter_map(|prefix| prefix.parse().ok()).collect();
-    Ranges { public, ..Ranges::default() }
+    let public = ["203.0.113.0/24", "2001:db8:1::/64"]
+        .iter()
+        .filter_map(|prefix| prefix.parse().ok())
+        .collect();
+    Ranges {
+        public,
+        ..Ranges::default()
+    }
 }
 
 /// Starts a server over an empty memory store.
@@ -41,10 +50,22 @@ pub async fn spawn_with(store: Arc<dyn Store>, ranges: Ranges) -> Result<TestSer
 }
 
 /// Starts a server over a store with a known CA and port (0 picks a free one), as after a restart.
-pub async fn spawn_at(store: Arc<dyn Store>, ranges: Ranges, ca: Arc<Ca>, port: u16) -> Result<TestServer, StartError> {
+pub async fn spawn_at(
+    store: Arc<dyn Store>,
+    ranges: Ranges,
+    ca: Arc<Ca>,
+    port: u16,
+) -> Result<TestServer, StartError> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let running = start(Config { store, ranges, ca, address, names }).await?;
+    let running = start(Config {
+        store,
+        ranges,
+        ca,
+        address,
+        names,
+    })
+    .await?;
     let url = format!("https://127.0.0.1:{}", running.address.port());
     Ok(TestServer { running, url })
 }

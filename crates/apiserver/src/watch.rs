@@ -62,7 +62,15 @@ enum Wake {
 
 impl Watcher {
     pub fn new(region: Arc<Region>, request: WatchRequest) -> Watcher {
-        let WatchRequest { view, filter, bookmarks, timeout, initial, initial_end, cursor } = request;
+        let WatchRequest {
+            view,
+            filter,
+            bookmarks,
+            timeout,
+            initial,
+            initial_end,
+            cursor,
+        } = request;
         let now = Instant::now();
         let deadline = now + timeout;
         let timer = Box::pin(tokio::time::sleep_until(deadline.min(now + BOOKMARK_EVERY)));
@@ -107,7 +115,9 @@ impl Watcher {
                         self.region.metrics.watchers_lagged.inc();
                         return None;
                     }
-                    Turn::Events(events) => events.iter().for_each(|event| self.write(event, &mut out)),
+                    Turn::Events(events) => {
+                        events.iter().for_each(|event| self.write(event, &mut out))
+                    }
                 }
             }
             if !out.is_empty() {
@@ -138,7 +148,9 @@ impl Watcher {
     fn tick(&mut self, progress: Rev, out: &mut BytesMut) {
         let now = Instant::now();
         self.finished = now >= self.deadline;
-        self.timer.as_mut().reset(self.deadline.min(now + BOOKMARK_EVERY));
+        self.timer
+            .as_mut()
+            .reset(self.deadline.min(now + BOOKMARK_EVERY));
         // Events may have arrived since the last turn; they come before any bookmark, so leave it out then.
         if self.bookmarks && !self.region.cache.pending(&self.cursor) {
             self.view.write_bookmark(progress, None, out);
@@ -161,8 +173,14 @@ impl Watcher {
 
     /// Objects that enter the selection are added, those that leave it are deleted, whatever happened to them.
     fn write(&self, event: &Event, out: &mut BytesMut) {
-        let before = event.prev.as_ref().filter(|entry| self.filter.matches(entry));
-        let after = event.next.as_ref().filter(|entry| self.filter.matches(entry));
+        let before = event
+            .prev
+            .as_ref()
+            .filter(|entry| self.filter.matches(entry));
+        let after = event
+            .next
+            .as_ref()
+            .filter(|entry| self.filter.matches(entry));
         match (before, after) {
             (None, Some(entry)) => self.view.write_event("ADDED", entry, event.rev, out),
             (Some(_), Some(entry)) => self.view.write_event("MODIFIED", entry, event.rev, out),
@@ -180,4 +198,3 @@ pub fn default_timeout() -> Duration {
     use rand::Rng as _;
     Duration::from_secs(rand::rng().random_range(1_800..3_600))
 }
-

@@ -28,7 +28,10 @@ pub enum Body {
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Body::Full(bytes) => f.debug_tuple("Full").field(&bytes.as_ref().map(Bytes::len)).finish(),
+            Body::Full(bytes) => f
+                .debug_tuple("Full")
+                .field(&bytes.as_ref().map(Bytes::len))
+                .finish(),
             Body::Stream(_) => f.write_str("Stream"),
         }
     }
@@ -44,9 +47,10 @@ impl hyper::body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Stream(chunks) => {
-                chunks.as_mut().poll_next(context).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
-            }
+            Body::Stream(chunks) => chunks
+                .as_mut()
+                .poll_next(context)
+                .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk)))),
         }
     }
 
@@ -76,7 +80,12 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 impl Reply {
     pub fn new(code: StatusCode, content_type: HeaderValue, body: Bytes) -> Reply {
-        Reply { code, content_type, headers: Vec::new(), body: Body::Full(Some(body)) }
+        Reply {
+            code,
+            content_type,
+            headers: Vec::new(),
+            body: Body::Full(Some(body)),
+        }
     }
 
     pub fn json(code: StatusCode, body: impl Into<Bytes>) -> Reply {
@@ -88,11 +97,20 @@ impl Reply {
     }
 
     pub fn text(code: StatusCode, text: impl Into<Bytes>) -> Reply {
-        Reply::new(code, HeaderValue::from_static("text/plain; charset=utf-8"), text.into())
+        Reply::new(
+            code,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+            text.into(),
+        )
     }
 
     pub fn stream(content_type: HeaderValue, chunks: Chunks) -> Reply {
-        Reply { code: StatusCode::OK, content_type, headers: Vec::new(), body: Body::Stream(chunks) }
+        Reply {
+            code: StatusCode::OK,
+            content_type,
+            headers: Vec::new(),
+            body: Body::Stream(chunks),
+        }
     }
 
     #[must_use]
@@ -111,10 +129,17 @@ impl Reply {
             let quoted: String = warning
                 .chars()
                 .map(|c| if c.is_control() { ' ' } else { c })
-                .flat_map(|c| matches!(c, '"' | '\\').then_some('\\').into_iter().chain([c]))
+                .flat_map(|c| {
+                    matches!(c, '"' | '\\')
+                        .then_some('\\')
+                        .into_iter()
+                        .chain([c])
+                })
                 .collect();
             let text = format!("299 - \"{quoted}\"");
-            let Some(rest) = left.checked_sub(text.len()) else { break };
+            let Some(rest) = left.checked_sub(text.len()) else {
+                break;
+            };
             if let Ok(value) = HeaderValue::from_str(&text) {
                 self.headers.push((header::WARNING, value));
                 left = rest;
@@ -125,19 +150,29 @@ impl Reply {
 
     /// The HTTP answer, compressed when that pays.
     pub fn into_response(self, gzip: bool) -> Response<Body> {
-        let Reply { code, content_type, headers, body } = self;
+        let Reply {
+            code,
+            content_type,
+            headers,
+            body,
+        } = self;
         let (body, compressed) = match body {
-            Body::Full(Some(bytes)) if gzip && bytes.len() > GZIP_BYTES_MIN => match deflate(&bytes) {
-                Some(small) => (Body::Full(Some(small)), true),
-                None => (Body::Full(Some(bytes)), false),
-            },
+            Body::Full(Some(bytes)) if gzip && bytes.len() > GZIP_BYTES_MIN => {
+                match deflate(&bytes) {
+                    Some(small) => (Body::Full(Some(small)), true),
+                    None => (Body::Full(Some(bytes)), false),
+                }
+            }
             body => (body, false),
         };
         let mut response = Response::new(body);
         *response.status_mut() = code;
         let map = response.headers_mut();
         map.insert(header::CONTENT_TYPE, content_type);
-        map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        map.insert(
+            header::CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, private"),
+        );
         if compressed {
             map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
@@ -190,7 +225,8 @@ pub fn takes_gzip(headers: &HeaderMap) -> bool {
 pub async fn read_body(mut body: Incoming) -> Outcome<Bytes> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::bad_request(format!("cannot read the body: {error}")))?;
+        let frame = frame
+            .map_err(|error| Failure::bad_request(format!("cannot read the body: {error}")))?;
         if let Ok(data) = frame.into_data() {
             if whole.len() + data.len() > BODY_BYTES_MAX {
                 return Err(Failure::too_large(BODY_BYTES_MAX));

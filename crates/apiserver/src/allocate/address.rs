@@ -13,29 +13,58 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Reserves the address of an IP object and completes the object.
 pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft) -> Outcome<()> {
-    let text = |path: &str| ip.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |path: &str| {
+        ip.pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
     let name = object::metadata_text(ip, "name").to_owned();
     let (given, family) = (text("/spec/ip"), text("/spec/ipFamily"));
-    let refuse = |field: &str, value: &str, why: &str| refused((APINET, "IP"), &name, field, value, why);
+    let refuse =
+        |field: &str, value: &str, why: &str| refused((APINET, "IP"), &name, field, value, why);
     let kind = apinet(region, "ipaddresses")?;
     let taken = |address: IpAddr| {
         let lock = address.to_string();
         region.cache.get(kind.id, &lock).is_some() || draft.has(&store_key(kind, "", &lock))
     };
     let address = if given.is_empty() {
-        let prefixes: Vec<IpNet> =
-            region.ranges.public.iter().filter(|prefix| family_of(prefix.addr()) == family).copied().collect();
+        let prefixes: Vec<IpNet> = region
+            .ranges
+            .public
+            .iter()
+            .filter(|prefix| family_of(prefix.addr()) == family)
+            .copied()
+            .collect();
         if prefixes.is_empty() {
-            return Err(refuse("spec.ipFamily", &family, "no public prefix of this family is configured"));
+            return Err(refuse(
+                "spec.ipFamily",
+                &family,
+                "no public prefix of this family is configured",
+            ));
         }
         let free = prefixes.iter().find_map(|prefix| pick(*prefix, &taken));
         free.ok_or_else(|| {
-            Failure::new(Reason::Conflict, format!("all public {family} addresses are allocated"))
+            Failure::new(
+                Reason::Conflict,
+                format!("all public {family} addresses are allocated"),
+            )
         })?
     } else {
-        let address: IpAddr = given.parse().map_err(|_| refuse("spec.ip", &given, "must be an IP address"))?;
-        if !region.ranges.public.iter().any(|prefix| prefix.contains(&address)) {
-            return Err(refuse("spec.ip", &given, "must be in one of the region's public prefixes"));
+        let address: IpAddr = given
+            .parse()
+            .map_err(|_| refuse("spec.ip", &given, "must be an IP address"))?;
+        if !region
+            .ranges
+            .public
+            .iter()
+            .any(|prefix| prefix.contains(&address))
+        {
+            return Err(refuse(
+                "spec.ip",
+                &given,
+                "must be in one of the region's public prefixes",
+            ));
         }
         if taken(address) {
             return Err(refuse("spec.ip", &given, "is already allocated"));
@@ -43,12 +72,23 @@ pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft)
         address
     };
     let lock_name = address.to_string();
-    let mut lock = lock_object(kind, &lock_name, json!({ "ip": lock_name, "claimRef": claim }));
-    object::set_metadata(&mut lock, "finalizers", json!([finalizer::IP_ADDRESS_PROTECTION]));
+    let mut lock = lock_object(
+        kind,
+        &lock_name,
+        json!({ "ip": lock_name, "claimRef": claim }),
+    );
+    object::set_metadata(
+        &mut lock,
+        "finalizers",
+        json!([finalizer::IP_ADDRESS_PROTECTION]),
+    );
     draft.insert(kind, "", &lock);
     set_spec(ip, "ip", json!(lock_name));
     set_spec(ip, "ipFamily", json!(family_of(address)));
-    let mut labels = object::metadata(ip, "labels").and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut labels = object::metadata(ip, "labels")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
     labels.insert(label::IP_FAMILY.to_owned(), json!(family_of(address)));
     labels.insert(label::IP.to_owned(), json!(address_label(address)));
     object::set_metadata(ip, "labels", Value::Object(labels));
@@ -63,9 +103,10 @@ fn family_of(address: IpAddr) -> &'static str {
 fn address_label(address: IpAddr) -> String {
     let short = address.to_string().replace(':', "-");
     match address {
-        IpAddr::V6(v6) if short.starts_with('-') || short.ends_with('-') => {
-            v6.segments().map(|segment| format!("{segment:04x}")).join("-")
-        }
+        IpAddr::V6(v6) if short.starts_with('-') || short.ends_with('-') => v6
+            .segments()
+            .map(|segment| format!("{segment:04x}"))
+            .join("-"),
         _ => short,
     }
 }
@@ -76,12 +117,23 @@ fn pick(prefix: IpNet, taken: &impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     use rand::Rng as _;
     let (first, last) = match prefix {
         IpNet::V4(net) => {
-            let (first, last) = (u128::from(net.network().to_bits()), u128::from(net.broadcast().to_bits()));
-            if net.prefix_len() < 31 { (first + 1, last - 1) } else { (first, last) }
+            let (first, last) = (
+                u128::from(net.network().to_bits()),
+                u128::from(net.broadcast().to_bits()),
+            );
+            if net.prefix_len() < 31 {
+                (first + 1, last - 1)
+            } else {
+                (first, last)
+            }
         }
         IpNet::V6(net) => {
             let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
-            if net.prefix_len() < 127 { (first + 1, last) } else { (first, last) }
+            if net.prefix_len() < 127 {
+                (first + 1, last)
+            } else {
+                (first, last)
+            }
         }
     };
     let span = (last - first).saturating_add(1);
@@ -90,7 +142,11 @@ fn pick(prefix: IpNet, taken: &impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     (0..probes)
         .map(|step| {
             // start + step cannot overflow in the sum of offsets: step is small, and the wrap is by subtraction.
-            let offset = if step < span - start { start + step } else { step - (span - start) };
+            let offset = if step < span - start {
+                start + step
+            } else {
+                step - (span - start)
+            };
             address(prefix, first + offset)
         })
         .find(|address| !taken(*address))
@@ -110,7 +166,13 @@ mod tests {
 
     #[test]
     fn every_usable_address_is_found_once() {
-        for (prefix, usable) in [("192.0.2.0/29", 6), ("192.0.2.4/31", 2), ("192.0.2.9/32", 1), ("0.0.0.0/30", 2), ("fd00::/126", 3)] {
+        for (prefix, usable) in [
+            ("192.0.2.0/29", 6),
+            ("192.0.2.4/31", 2),
+            ("192.0.2.9/32", 1),
+            ("0.0.0.0/30", 2),
+            ("fd00::/126", 3),
+        ] {
             let prefix: IpNet = prefix.parse().expect("a prefix");
             let mut used = HashSet::new();
             while let Some(address) = pick(prefix, &|address| used.contains(&address)) {
@@ -123,8 +185,17 @@ mod tests {
 
     #[test]
     fn labels_have_no_dash_at_their_ends() {
-        assert_eq!(address_label("fd00::1".parse().expect("address")), "fd00--1");
-        assert_eq!(address_label("::1".parse().expect("address")), "0000-0000-0000-0000-0000-0000-0000-0001");
-        assert_eq!(address_label("10.0.0.1".parse().expect("address")), "10.0.0.1");
+        assert_eq!(
+            address_label("fd00::1".parse().expect("address")),
+            "fd00--1"
+        );
+        assert_eq!(
+            address_label("::1".parse().expect("address")),
+            "0000-0000-0000-0000-0000-0000-0000-0001"
+        );
+        assert_eq!(
+            address_label("10.0.0.1".parse().expect("address")),
+            "10.0.0.1"
+        );
     }
 }

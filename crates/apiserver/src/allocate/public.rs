@@ -14,16 +14,26 @@ use serde_json::{Value, json};
 pub const IN_USE: &str = "apinet.openkcm.dev/ip-in-use";
 
 fn entries(nic: Option<&Value>) -> Vec<Value> {
-    let list = nic.and_then(|nic| nic.pointer("/spec/publicIPs")).and_then(Value::as_array);
+    let list = nic
+        .and_then(|nic| nic.pointer("/spec/publicIPs"))
+        .and_then(Value::as_array);
     list.cloned().unwrap_or_default()
 }
 
 fn text<'a>(entry: &'a Value, member: &str) -> &'a str {
-    entry.get(member).and_then(Value::as_str).unwrap_or_default()
+    entry
+        .get(member)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 /// Brings the addresses of an interface from those of `old` to those that `new` asks for.
-pub async fn change(write: &Write<'_>, old: Option<&Value>, new: &mut Value, draft: &mut Draft) -> Outcome<()> {
+pub async fn change(
+    write: &Write<'_>,
+    old: Option<&Value>,
+    new: &mut Value,
+    draft: &mut Draft,
+) -> Outcome<()> {
     let before = entries(old);
     let mut wanted = entries(Some(new));
     if before.is_empty() && wanted.is_empty() {
@@ -31,7 +41,8 @@ pub async fn change(write: &Write<'_>, old: Option<&Value>, new: &mut Value, dra
     }
     for entry in &mut wanted {
         let same = |known: &&Value| {
-            text(known, "name") == text(entry, "name") && text(known, "ipFamily") == text(entry, "ipFamily")
+            text(known, "name") == text(entry, "name")
+                && text(known, "ipFamily") == text(entry, "ipFamily")
         };
         if text(entry, "ip").is_empty()
             && let Some(known) = before.iter().find(same)
@@ -40,8 +51,14 @@ pub async fn change(write: &Write<'_>, old: Option<&Value>, new: &mut Value, dra
         }
     }
     let held: Vec<&str> = before.iter().map(|entry| text(entry, "ip")).collect();
-    let kept: Vec<String> = wanted.iter().map(|entry| text(entry, "ip").to_owned()).collect();
-    for ip in held.iter().filter(|ip| !kept.iter().any(|kept| kept == *ip)) {
+    let kept: Vec<String> = wanted
+        .iter()
+        .map(|entry| text(entry, "ip").to_owned())
+        .collect();
+    for ip in held
+        .iter()
+        .filter(|ip| !kept.iter().any(|kept| kept == *ip))
+    {
         release(write, new, ip, draft).await?;
     }
     for (index, entry) in wanted.iter_mut().enumerate() {
@@ -104,24 +121,47 @@ fn ephemeral(write: &Write<'_>, nic: &Value, entry: &mut Value, draft: &mut Draf
 /// The IP object that holds an address in this namespace.
 async fn holder(write: &Write<'_>, ip: &str) -> Outcome<Option<(Value, u64)>> {
     let region = write.region;
-    let Some((lock, _)) = read(region, apinet(region, "ipaddresses")?, "", ip).await? else { return Ok(None) };
-    let reference = |member: &str| lock.pointer(&format!("/spec/claimRef/{member}")).and_then(Value::as_str).unwrap_or_default();
+    let Some((lock, _)) = read(region, apinet(region, "ipaddresses")?, "", ip).await? else {
+        return Ok(None);
+    };
+    let reference = |member: &str| {
+        lock.pointer(&format!("/spec/claimRef/{member}"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     if reference("namespace") != write.namespace || reference("resource") != "ips" {
         return Ok(None);
     }
-    let found = read(region, apinet(region, "ips")?, write.namespace, reference("name")).await?;
+    let found = read(
+        region,
+        apinet(region, "ips")?,
+        write.namespace,
+        reference("name"),
+    )
+    .await?;
     Ok(found.filter(|(holder, _)| object::metadata_text(holder, "uid") == reference("uid")))
 }
 
-async fn claim(write: &Write<'_>, nic: &Value, ip: &str, index: usize, draft: &mut Draft) -> Outcome<()> {
+async fn claim(
+    write: &Write<'_>,
+    nic: &Value,
+    ip: &str,
+    index: usize,
+    draft: &mut Draft,
+) -> Outcome<()> {
     let name = object::metadata_text(nic, "name");
     let field = format!("spec.publicIPs[{index}].ip");
     let refuse = |why: &str| refused((write.kind.group, write.kind.kind), name, &field, ip, why);
     let Some((mut holder, rev)) = holder(write, ip).await? else {
         return Err(refuse("no IP of this namespace holds the address"));
     };
-    let claimed = holder.pointer("/spec/claimRef/uid").and_then(Value::as_str).unwrap_or_default();
-    if object::is_deleting(&holder) || (!claimed.is_empty() && claimed != object::metadata_text(nic, "uid")) {
+    let claimed = holder
+        .pointer("/spec/claimRef/uid")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    if object::is_deleting(&holder)
+        || (!claimed.is_empty() && claimed != object::metadata_text(nic, "uid"))
+    {
         return Err(refuse("is already allocated"));
     }
     let claim = json!({
@@ -142,7 +182,9 @@ async fn release(write: &Write<'_>, nic: &Value, ip: &str, draft: &mut Draft) ->
         return Ok(());
     }
     let uid = object::metadata_text(nic, "uid");
-    let Some((mut held, rev)) = holder(write, ip).await? else { return Ok(()) };
+    let Some((mut held, rev)) = holder(write, ip).await? else {
+        return Ok(());
+    };
     if held.pointer("/spec/claimRef/uid").and_then(Value::as_str) != Some(uid) {
         return Ok(());
     }
@@ -161,7 +203,14 @@ async fn release(write: &Write<'_>, nic: &Value, ip: &str, draft: &mut Draft) ->
     if finalizers.is_empty() && (owned || object::is_deleting(&held)) {
         let name = object::metadata_text(&held, "name").to_owned();
         draft.remove(kind, write.namespace, &name, rev);
-        return super::release_lock(write.region, "ipaddresses", ip, object::metadata_text(&held, "uid"), draft).await;
+        return super::release_lock(
+            write.region,
+            "ipaddresses",
+            ip,
+            object::metadata_text(&held, "uid"),
+            draft,
+        )
+        .await;
     }
     object::set_finalizers(&mut held, finalizers);
     if let Some(spec) = held.get_mut("spec").and_then(Value::as_object_mut) {

@@ -23,7 +23,10 @@ impl User {
         if !groups.iter().any(|group| group == AUTHENTICATED) {
             groups.push(AUTHENTICATED.to_owned());
         }
-        User { name: name.into(), groups }
+        User {
+            name: name.into(),
+            groups,
+        }
     }
 
     pub fn in_group(&self, group: &str) -> bool {
@@ -61,7 +64,10 @@ impl Action<'_> {
     /// The words of a refusal.
     pub fn refusal(&self, user: &User) -> String {
         if !self.path.is_empty() {
-            return format!("User \"{}\" cannot {} path \"{}\"", user.name, self.verb, self.path);
+            return format!(
+                "User \"{}\" cannot {} path \"{}\"",
+                user.name, self.verb, self.path
+            );
         }
         let place = match self.namespace {
             "" => "at the cluster scope".to_owned(),

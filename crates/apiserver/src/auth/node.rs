@@ -15,10 +15,21 @@ enum Place<'a> {
 }
 
 fn place(user: &str) -> Option<Place<'_>> {
-    let pool = user.strip_prefix("compute.openkcm.dev:system:machinepool:").map(Place::Pool);
-    let metalnet = || user.strip_prefix("networking.metalnet.openkcm.dev:system:metalnet:").map(Place::Metalnet);
-    let partition = || user.strip_prefix("apinet.openkcm.dev:system:metalnetlet:").map(Place::Partition);
-    let provider = || user.strip_prefix("networking.openkcm.dev:system:networkplugin:").map(Place::Provider);
+    let pool = user
+        .strip_prefix("compute.openkcm.dev:system:machinepool:")
+        .map(Place::Pool);
+    let metalnet = || {
+        user.strip_prefix("networking.metalnet.openkcm.dev:system:metalnet:")
+            .map(Place::Metalnet)
+    };
+    let partition = || {
+        user.strip_prefix("apinet.openkcm.dev:system:metalnetlet:")
+            .map(Place::Partition)
+    };
+    let provider = || {
+        user.strip_prefix("networking.openkcm.dev:system:networkplugin:")
+            .map(Place::Provider)
+    };
     pool.or_else(metalnet).or_else(partition).or_else(provider)
 }
 
@@ -31,15 +42,31 @@ pub fn check(
     old: Option<&Value>,
     new: Option<&Value>,
 ) -> Result<(), String> {
-    let Some(place) = place(&user.name) else { return Ok(()) };
-    let name = if name.is_empty() { new.map_or("", |new| object::metadata_text(new, "name")) } else { name };
+    let Some(place) = place(&user.name) else {
+        return Ok(());
+    };
+    let name = if name.is_empty() {
+        new.map_or("", |new| object::metadata_text(new, "name"))
+    } else {
+        name
+    };
     // Both versions must belong to the place: nobody takes an object away, nobody gives one to others.
     let versions = || [old, new].into_iter().flatten();
-    let field = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let all = |path: &str, belongs: &dyn Fn(&str) -> bool| versions().all(|value| belongs(&field(value, path)));
+    let field = |value: &Value, path: &str| {
+        value
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let all = |path: &str, belongs: &dyn Fn(&str) -> bool| {
+        versions().all(|value| belongs(&field(value, path)))
+    };
     let fine = match (place, kind.group, kind.plural) {
         (Place::Pool(pool), COMPUTE, "machinepools") => name == pool,
-        (Place::Pool(pool), COMPUTE, "machines") => all("/spec/machinePoolRef/name", &|is| is == pool),
+        (Place::Pool(pool), COMPUTE, "machines") => {
+            all("/spec/machinePoolRef/name", &|is| is == pool)
+        }
         (Place::Pool(pool), "coordination.k8s.io", "leases") => name == pool,
         (Place::Metalnet(node), "", "nodes") => name == node,
         (Place::Metalnet(node), "coordination.k8s.io", "leases") => name == node,
@@ -50,14 +77,22 @@ pub fn check(
         (Place::Partition(partition), APINET, "networkinterfaces" | "instances") => {
             all("/spec/nodeRef/name", &|is| belongs_to(partition, is))
         }
-        (Place::Provider(node), APINET, "networkinterfaces") => {
-            all("/spec/nodeRef/name", &|is| is == node || is.split_once('.').is_some_and(|(_, host)| host == node))
-        }
+        (Place::Provider(node), APINET, "networkinterfaces") => all("/spec/nodeRef/name", &|is| {
+            is == node || is.split_once('.').is_some_and(|(_, host)| host == node)
+        }),
         _ => true,
     };
-    if fine { Ok(()) } else { Err(format!("{} may not write {namespace}/{name}: it belongs to another place", user.name)) }
+    if fine {
+        Ok(())
+    } else {
+        Err(format!(
+            "{} may not write {namespace}/{name}: it belongs to another place",
+            user.name
+        ))
+    }
 }
 
 fn belongs_to(partition: &str, node: &str) -> bool {
-    node.strip_prefix(partition).is_some_and(|rest| rest.starts_with('.'))
+    node.strip_prefix(partition)
+        .is_some_and(|rest| rest.starts_with('.'))
 }

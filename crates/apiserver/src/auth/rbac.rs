@@ -30,22 +30,37 @@ impl Rule {
             return false;
         }
         if !action.path.is_empty() {
-            return self.non_resource_urls.iter().any(|url| match url.strip_suffix('*') {
-                Some(prefix) => action.path.starts_with(prefix),
-                None => url == action.path,
-            });
+            return self
+                .non_resource_urls
+                .iter()
+                .any(|url| match url.strip_suffix('*') {
+                    Some(prefix) => action.path.starts_with(prefix),
+                    None => url == action.path,
+                });
         }
         listed(&self.api_groups, action.group)
-            && self.resources.iter().any(|resource| matches_resource(resource, action))
-            && (self.resource_names.is_empty() || self.resource_names.iter().any(|name| name == action.name))
+            && self
+                .resources
+                .iter()
+                .any(|resource| matches_resource(resource, action))
+            && (self.resource_names.is_empty()
+                || self.resource_names.iter().any(|name| name == action.name))
     }
 
     /// Whether everything that `other` allows is allowed by one of `rules`, as far as single rules can tell.
     fn covered_by(&self, rules: &[&Rule]) -> bool {
-        let each = |list: &[String]| if list.is_empty() { vec![String::new()] } else { list.to_vec() };
+        let each = |list: &[String]| {
+            if list.is_empty() {
+                vec![String::new()]
+            } else {
+                list.to_vec()
+            }
+        };
         each(&self.verbs).iter().all(|verb| {
             let paths = self.non_resource_urls.iter().all(|url| {
-                rules.iter().any(|rule| listed(&rule.verbs, verb) && covers_url(&rule.non_resource_urls, url))
+                rules.iter().any(|rule| {
+                    listed(&rule.verbs, verb) && covers_url(&rule.non_resource_urls, url)
+                })
             });
             let resources = self.resources.iter().all(|resource| {
                 self.api_groups.iter().all(|group| {
@@ -54,7 +69,8 @@ impl Rule {
                             listed(&rule.verbs, verb)
                                 && listed(&rule.api_groups, group)
                                 && covers_resource(&rule.resources, resource)
-                                && (rule.resource_names.is_empty() || rule.resource_names.contains(name))
+                                && (rule.resource_names.is_empty()
+                                    || rule.resource_names.contains(name))
                         })
                     })
                 })
@@ -93,10 +109,12 @@ fn matches_resource(pattern: &str, action: &Action<'_>) -> bool {
 }
 
 fn covers_url(patterns: &[String], url: &str) -> bool {
-    patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-        Some(prefix) => url.starts_with(prefix),
-        None => pattern == url,
-    })
+    patterns
+        .iter()
+        .any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => url.starts_with(prefix),
+            None => pattern == url,
+        })
 }
 
 fn covers_resource(patterns: &[String], resource: &str) -> bool {
@@ -130,7 +148,12 @@ pub struct Authorizer {
 }
 
 /// The four kinds that grants are made of.
-const SOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+const SOURCES: [&str; 4] = [
+    "roles",
+    "clusterroles",
+    "rolebindings",
+    "clusterrolebindings",
+];
 
 #[derive(Deserialize)]
 struct RoleDocument {
@@ -162,18 +185,33 @@ pub struct RoleRef {
 
 impl Authorizer {
     fn compiled(&self, region: &Region) -> Arc<Compiled> {
-        let ids: Vec<ResourceId> =
-            SOURCES.iter().filter_map(|plural| region.kinds.find("rbac.authorization.k8s.io", "v1", plural)).map(|kind| kind.id).collect();
-        let [roles, cluster_roles, bindings, cluster_bindings] = ids.as_slice() else { return Arc::default() };
-        let versions = [*roles, *cluster_roles, *bindings, *cluster_bindings].map(|id| region.cache.changes(id));
+        let ids: Vec<ResourceId> = SOURCES
+            .iter()
+            .filter_map(|plural| region.kinds.find("rbac.authorization.k8s.io", "v1", plural))
+            .map(|kind| kind.id)
+            .collect();
+        let [roles, cluster_roles, bindings, cluster_bindings] = ids.as_slice() else {
+            return Arc::default();
+        };
+        let versions = [*roles, *cluster_roles, *bindings, *cluster_bindings]
+            .map(|id| region.cache.changes(id));
         {
             let known = self.compiled.read().unwrap_or_else(PoisonError::into_inner);
             if known.0 == Some(versions) {
                 return Arc::clone(&known.1);
             }
         }
-        let fresh = Arc::new(compile(region, *roles, *cluster_roles, *bindings, *cluster_bindings));
-        *self.compiled.write().unwrap_or_else(PoisonError::into_inner) = (Some(versions), Arc::clone(&fresh));
+        let fresh = Arc::new(compile(
+            region,
+            *roles,
+            *cluster_roles,
+            *bindings,
+            *cluster_bindings,
+        ));
+        *self
+            .compiled
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = (Some(versions), Arc::clone(&fresh));
         fresh
     }
 
@@ -185,7 +223,12 @@ impl Authorizer {
         let compiled = self.compiled(region);
         compiled
             .grants(user)
-            .filter(|grant| grant.namespace.as_deref().is_none_or(|namespace| namespace == action.namespace))
+            .filter(|grant| {
+                grant
+                    .namespace
+                    .as_deref()
+                    .is_none_or(|namespace| namespace == action.namespace)
+            })
             .any(|grant| grant.rules.iter().any(|rule| rule.allows(action)))
     }
 
@@ -195,8 +238,12 @@ impl Authorizer {
             return vec![everything(), every_path()];
         }
         let compiled = self.compiled(region);
-        let grants = compiled.grants(user).filter(|grant| grant.namespace.as_deref().is_none_or(|n| n == namespace));
-        grants.flat_map(|grant| grant.rules.iter().cloned()).collect()
+        let grants = compiled
+            .grants(user)
+            .filter(|grant| grant.namespace.as_deref().is_none_or(|n| n == namespace));
+        grants
+            .flat_map(|grant| grant.rules.iter().cloned())
+            .collect()
     }
 
     /// Whether `user` may hand out `rules` in `namespace`: only what he has himself.
@@ -213,18 +260,32 @@ impl Authorizer {
 /// May everything on resources.
 pub fn everything() -> Rule {
     let all = || vec!["*".to_owned()];
-    Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() }
+    Rule {
+        verbs: all(),
+        api_groups: all(),
+        resources: all(),
+        ..Rule::default()
+    }
 }
 
 /// May everything on paths.
 pub fn every_path() -> Rule {
-    Rule { verbs: vec!["*".into()], non_resource_urls: vec!["*".into()], ..Rule::default() }
+    Rule {
+        verbs: vec!["*".into()],
+        non_resource_urls: vec!["*".into()],
+        ..Rule::default()
+    }
 }
 
 impl Compiled {
     fn grants<'a>(&'a self, user: &'a User) -> impl Iterator<Item = &'a Grant> {
         let own = self.users.get(&user.name).into_iter().flatten();
-        own.chain(user.groups.iter().filter_map(|group| self.groups.get(group)).flatten())
+        own.chain(
+            user.groups
+                .iter()
+                .filter_map(|group| self.groups.get(group))
+                .flatten(),
+        )
     }
 
     fn bind(&mut self, subject: Subject, grant: Grant, binding_namespace: &str) {
@@ -232,7 +293,9 @@ impl Compiled {
             "User" => self.users.entry(subject.name).or_default().push(grant),
             "Group" => self.groups.entry(subject.name).or_default().push(grant),
             "ServiceAccount" => {
-                let namespace = subject.namespace.unwrap_or_else(|| binding_namespace.to_owned());
+                let namespace = subject
+                    .namespace
+                    .unwrap_or_else(|| binding_namespace.to_owned());
                 let user = format!("system:serviceaccount:{namespace}:{}", subject.name);
                 self.users.entry(user).or_default().push(grant);
             }
@@ -243,7 +306,10 @@ impl Compiled {
 
 /// The rules of a role document.
 pub fn rules_of(role: &Value) -> Vec<Rule> {
-    RoleDocument::deserialize(role).ok().and_then(|role| role.rules).unwrap_or_default()
+    RoleDocument::deserialize(role)
+        .ok()
+        .and_then(|role| role.rules)
+        .unwrap_or_default()
 }
 
 fn compile(
@@ -255,22 +321,32 @@ fn compile(
 ) -> Compiled {
     let rules = |id| -> HashMap<String, Arc<Vec<Rule>>> {
         let entries = region.cache.list(id, None).entries;
-        entries.iter().map(|entry| (entry.key.to_string(), Arc::new(rules_of(&entry.value())))).collect()
+        entries
+            .iter()
+            .map(|entry| (entry.key.to_string(), Arc::new(rules_of(&entry.value()))))
+            .collect()
     };
     let (roles, cluster_roles) = (rules(roles), rules(cluster_roles));
     let mut compiled = Compiled::default();
     for (id, namespaced) in [(bindings, true), (cluster_bindings, false)] {
         for entry in region.cache.list(id, None).entries {
-            let Ok(binding) = BindingDocument::deserialize(entry.value()) else { continue };
+            let Ok(binding) = BindingDocument::deserialize(entry.value()) else {
+                continue;
+            };
             let found = match (binding.role_ref.kind.as_str(), namespaced) {
                 ("ClusterRole", _) => cluster_roles.get(&binding.role_ref.name),
-                ("Role", true) => roles.get(&format!("{}/{}", entry.namespace(), binding.role_ref.name)),
+                ("Role", true) => {
+                    roles.get(&format!("{}/{}", entry.namespace(), binding.role_ref.name))
+                }
                 _ => None,
             };
             let Some(rules) = found else { continue };
             let namespace = namespaced.then(|| entry.namespace().to_owned());
             for subject in binding.subjects.into_iter().flatten() {
-                let grant = Grant { namespace: namespace.clone(), rules: Arc::clone(rules) };
+                let grant = Grant {
+                    namespace: namespace.clone(),
+                    rules: Arc::clone(rules),
+                };
                 compiled.bind(subject, grant, entry.namespace());
             }
         }

@@ -10,20 +10,31 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 /// Answers a review. Reviews are not stored.
-pub(crate) fn answer(call: &Call<'_>, kind: &Kind, namespace: &str, mut review: Value) -> Outcome<Reply> {
+pub(crate) fn answer(
+    call: &Call<'_>,
+    kind: &Kind,
+    namespace: &str,
+    mut review: Value,
+) -> Outcome<Reply> {
     let status = match kind.plural {
         "selfsubjectaccessreviews" => access(call, &call.user, &review)?,
         "subjectaccessreviews" => access(call, &subject(&review)?, &review)?,
         "localsubjectaccessreviews" => {
-            let place = review.pointer("/spec/resourceAttributes/namespace").and_then(Value::as_str);
+            let place = review
+                .pointer("/spec/resourceAttributes/namespace")
+                .and_then(Value::as_str);
             if place.is_some_and(|place| place != namespace) {
-                return Err(Failure::bad_request("spec.resourceAttributes.namespace must be the namespace of the request"));
+                return Err(Failure::bad_request(
+                    "spec.resourceAttributes.namespace must be the namespace of the request",
+                ));
             }
             access(call, &subject(&review)?, &review)?
         }
         "selfsubjectrulesreviews" => rules(call, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&call.user) }),
-        "tokenreviews" => json!({ "authenticated": false, "error": "this server issues no tokens" }),
+        "tokenreviews" => {
+            json!({ "authenticated": false, "error": "this server issues no tokens" })
+        }
         _ => return Err(Failure::method_not_allowed()),
     };
     if let Some(map) = review.as_object_mut() {
@@ -41,17 +52,35 @@ fn user_info(user: &User) -> Value {
 
 /// The user that a review is about. His groups are taken as they are: nothing is added.
 fn subject(review: &Value) -> Outcome<User> {
-    let name = review.pointer("/spec/user").and_then(Value::as_str).unwrap_or_default();
+    let name = review
+        .pointer("/spec/user")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     let groups = review.pointer("/spec/groups").and_then(Value::as_array);
-    let groups: Vec<String> = groups.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    let groups: Vec<String> = groups
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     if name.is_empty() && groups.is_empty() {
-        return Err(Failure::bad_request("spec.user or spec.groups must be given"));
+        return Err(Failure::bad_request(
+            "spec.user or spec.groups must be given",
+        ));
     }
-    Ok(User { name: name.to_owned(), groups })
+    Ok(User {
+        name: name.to_owned(),
+        groups,
+    })
 }
 
 fn access(call: &Call<'_>, user: &User, review: &Value) -> Outcome<Value> {
-    let text = |path: &str| review.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let text = |path: &str| {
+        review
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     let resource = review.pointer("/spec/resourceAttributes").is_some();
     let path = review.pointer("/spec/nonResourceAttributes").is_some();
     let action = match (resource, path) {
@@ -76,7 +105,10 @@ fn access(call: &Call<'_>, user: &User, review: &Value) -> Outcome<Value> {
         }
     };
     let group = action.group.to_ascii_lowercase();
-    let action = Action { group: &group, ..action };
+    let action = Action {
+        group: &group,
+        ..action
+    };
     let allowed = call.region.authorizer.allows(call.region, user, &action);
     Ok(match allowed {
         true => json!({ "allowed": true, "reason": "RBAC: allowed" }),
@@ -85,10 +117,20 @@ fn access(call: &Call<'_>, user: &User, review: &Value) -> Outcome<Value> {
 }
 
 fn rules(call: &Call<'_>, review: &Value) -> Value {
-    let namespace = review.pointer("/spec/namespace").and_then(Value::as_str).unwrap_or_default();
-    let rules = call.region.authorizer.rules(call.region, &call.user, namespace);
-    let (paths, resources): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| !rule.non_resource_urls.is_empty());
-    let values = |rules: Vec<&super::rbac::Rule>| -> Vec<Value> { rules.iter().map(|rule| rule.to_value()).collect() };
+    let namespace = review
+        .pointer("/spec/namespace")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let rules = call
+        .region
+        .authorizer
+        .rules(call.region, &call.user, namespace);
+    let (paths, resources): (Vec<_>, Vec<_>) = rules
+        .iter()
+        .partition(|rule| !rule.non_resource_urls.is_empty());
+    let values = |rules: Vec<&super::rbac::Rule>| -> Vec<Value> {
+        rules.iter().map(|rule| rule.to_value()).collect()
+    };
     json!({
         "resourceRules": values(resources),
         "nonResourceRules": values(paths),

@@ -39,9 +39,16 @@ impl Write<'_> {
             }
             match self.insert(candidate, track).await {
                 Ok((encoded, rev)) => {
-                    return Ok(Written { encoded, rev, created: true, deleted: false, warnings });
+                    return Ok(Written {
+                        encoded,
+                        rev,
+                        created: true,
+                        deleted: false,
+                        warnings,
+                    });
                 }
-                Err(failure) if tries > 0 && failure.reason == crate::status::Reason::AlreadyExists => {}
+                Err(failure)
+                    if tries > 0 && failure.reason == crate::status::Reason::AlreadyExists => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -58,7 +65,9 @@ impl Write<'_> {
             }
             object::set_metadata(object, "namespace", json!(self.namespace));
         } else if !namespace.is_empty() {
-            return Err(Failure::bad_request("namespace may not be set on cluster-scoped objects"));
+            return Err(Failure::bad_request(
+                "namespace may not be set on cluster-scoped objects",
+            ));
         }
         let name = object::metadata_text(object, "name");
         if !self.name.is_empty() {
@@ -68,7 +77,9 @@ impl Write<'_> {
             object::set_metadata(object, "name", json!(self.name));
         }
         if !matches!(object::metadata_text(object, "resourceVersion"), "" | "0") {
-            return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Failure::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         Ok(())
     }
@@ -81,7 +92,12 @@ impl Write<'_> {
     }
 
     fn prepare_create(&self, object: &mut Value) {
-        for key in ["resourceVersion", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        for key in [
+            "resourceVersion",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ] {
             object::remove_metadata(object, key);
         }
         object::set_metadata(object, "uid", json!(uuid::Uuid::new_v4().to_string()));
@@ -118,20 +134,39 @@ impl Write<'_> {
             crate::allocate::create(self, &mut allocated, &mut draft).await?;
             let encoded = Encoded::from_value(&allocated);
             if self.dry_run {
-                let exists = self.region.store.get(&key, crate::store::At::Latest).await?.is_some();
+                let exists = self
+                    .region
+                    .store
+                    .get(&key, crate::store::At::Latest)
+                    .await?
+                    .is_some();
                 let taken = || Failure::already_exists(self.kind.group, self.kind.plural, &name);
-                return if exists { Err(taken()) } else { Ok((encoded, 0)) };
+                return if exists {
+                    Err(taken())
+                } else {
+                    Ok((encoded, 0))
+                };
             }
             let mut txn = Txn::new();
-            txn.guards.push(Guard { key: key.clone(), expect: Expect::Absent });
+            txn.guards.push(Guard {
+                key: key.clone(),
+                expect: Expect::Absent,
+            });
             txn.guards.extend(namespace);
-            txn.ops.push(Op::Put { key: key.clone(), value: encoded.stored() });
+            txn.ops.push(Op::Put {
+                key: key.clone(),
+                value: encoded.stored(),
+            });
             txn.guards.extend(draft.guards);
             txn.ops.extend(draft.ops);
             match self.region.store.txn(txn).await? {
                 TxnOutcome::Committed(rev) => return Ok((encoded, rev)),
                 TxnOutcome::Failed { index: 0, .. } => {
-                    return Err(Failure::already_exists(self.kind.group, self.kind.plural, &name));
+                    return Err(Failure::already_exists(
+                        self.kind.group,
+                        self.kind.plural,
+                        &name,
+                    ));
                 }
                 // The namespace changed, or somebody took a number first: look again.
                 TxnOutcome::Failed { .. } => {
@@ -139,6 +174,8 @@ impl Write<'_> {
                 }
             }
         }
-        Err(Failure::too_many_requests(format!("{name}: too many concurrent writers")))
+        Err(Failure::too_many_requests(format!(
+            "{name}: too many concurrent writers"
+        )))
     }
 }

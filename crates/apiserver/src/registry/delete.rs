@@ -32,7 +32,11 @@ const ORPHAN: &str = "orphan";
 impl DeleteOptions {
     /// Options of a body (may be null) and a query.
     pub fn new(body: &Value, query: &Query) -> Outcome<DeleteOptions> {
-        let text = |path: &str| body.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let text = |path: &str| {
+            body.pointer(path)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+        };
         let propagation = match text("/propagationPolicy").or(query.text("propagationPolicy")) {
             None => match body.get("orphanDependents").and_then(Value::as_bool) {
                 Some(true) => Some(Propagation::Orphan),
@@ -43,16 +47,24 @@ impl DeleteOptions {
             Some("Foreground") => Some(Propagation::Foreground),
             Some("Orphan") => Some(Propagation::Orphan),
             Some(other) => {
-                return Err(Failure::invalid("meta.k8s.io", "DeleteOptions", "", vec![crate::status::Cause {
-                    reason: "FieldValueNotSupported".into(),
-                    message: format!(
-                        "Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
-                    ),
-                    field: "propagationPolicy".into(),
-                }]));
+                return Err(Failure::invalid(
+                    "meta.k8s.io",
+                    "DeleteOptions",
+                    "",
+                    vec![crate::status::Cause {
+                        reason: "FieldValueNotSupported".into(),
+                        message: format!(
+                            "Unsupported value: \"{other}\": supported values: \"Background\", \"Foreground\", \"Orphan\""
+                        ),
+                        field: "propagationPolicy".into(),
+                    }],
+                ));
             }
         };
-        let in_body = body.get("dryRun").and_then(Value::as_array).is_some_and(|list| list.contains(&json!("All")));
+        let in_body = body
+            .get("dryRun")
+            .and_then(Value::as_array)
+            .is_some_and(|list| list.contains(&json!("All")));
         Ok(DeleteOptions {
             propagation,
             uid: text("/preconditions/uid").map(str::to_owned),
@@ -66,14 +78,22 @@ impl Write<'_> {
     /// Deletes the object, or marks it as being deleted while finalizers remain.
     pub async fn delete(&self, options: &DeleteOptions) -> Outcome<Written> {
         for _ in 0..CONFLICT_RETRIES_MAX {
-            let Some(live) = self.live().await? else { return Err(self.not_found()) };
+            let Some(live) = self.live().await? else {
+                return Err(self.not_found());
+            };
             self.delete_preconditions(&live.value, options)?;
             let wait = crate::admission::delete(self, &live.value)?;
             let mut new = live.value.clone();
             self.mark(&mut new, options, wait);
             let gone = self.kind.is_released(&new);
             let done = |encoded: Encoded, rev| {
-                Ok(Written { encoded, rev, created: false, deleted: gone, warnings: Vec::new() })
+                Ok(Written {
+                    encoded,
+                    rev,
+                    created: false,
+                    deleted: gone,
+                    warnings: Vec::new(),
+                })
             };
             if new == live.value && !gone {
                 return done(live.encoded, live.rev);
@@ -88,8 +108,18 @@ impl Write<'_> {
             }
             let key = store_key(self.kind, self.namespace, self.name);
             let mut txn = Txn::new();
-            txn.guards.push(Guard { key: key.clone(), expect: Expect::ModRev(live.rev) });
-            txn.ops.push(if gone { Op::Delete { key } } else { Op::Put { key, value: encoded.stored() } });
+            txn.guards.push(Guard {
+                key: key.clone(),
+                expect: Expect::ModRev(live.rev),
+            });
+            txn.ops.push(if gone {
+                Op::Delete { key }
+            } else {
+                Op::Put {
+                    key,
+                    value: encoded.stored(),
+                }
+            });
             txn.guards.extend(draft.guards);
             txn.ops.extend(draft.ops);
             match self.region.store.txn(txn).await? {
@@ -99,16 +129,33 @@ impl Write<'_> {
                 }
             }
         }
-        Err(Failure::too_many_requests(format!("{}: too many concurrent writers", self.name)))
+        Err(Failure::too_many_requests(format!(
+            "{}: too many concurrent writers",
+            self.name
+        )))
     }
 
     fn delete_preconditions(&self, live: &Value, options: &DeleteOptions) -> Outcome<()> {
-        let checks = [("UID", "uid", &options.uid), ("ResourceVersion", "resourceVersion", &options.resource_version)];
+        let checks = [
+            ("UID", "uid", &options.uid),
+            (
+                "ResourceVersion",
+                "resourceVersion",
+                &options.resource_version,
+            ),
+        ];
         for (word, member, wanted) in checks {
             let is = object::metadata_text(live, member);
             if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != is) {
-                let why = format!("Precondition failed: {word} in precondition: {wanted}, {word} in object meta: {is}");
-                return Err(Failure::conflict(self.kind.group, self.kind.plural, self.name, &why));
+                let why = format!(
+                    "Precondition failed: {word} in precondition: {wanted}, {word} in object meta: {is}"
+                );
+                return Err(Failure::conflict(
+                    self.kind.group,
+                    self.kind.plural,
+                    self.name,
+                    &why,
+                ));
             }
         }
         Ok(())
@@ -128,7 +175,9 @@ impl Write<'_> {
                 Propagation::Orphan => finalizers.push(json!(ORPHAN)),
             }
         }
-        if let Some(wait) = wait.filter(|wait| !finalizers.iter().any(|finalizer| finalizer == wait)) {
+        if let Some(wait) =
+            wait.filter(|wait| !finalizers.iter().any(|finalizer| finalizer == wait))
+        {
             finalizers.push(json!(wait));
         }
         object::set_finalizers(object, finalizers);
@@ -144,12 +193,20 @@ impl Write<'_> {
     }
 
     /// Deletes every object of the selection. Returns how many.
-    pub async fn delete_collection(&self, filter: &Filter, options: &DeleteOptions) -> Outcome<usize> {
+    pub async fn delete_collection(
+        &self,
+        filter: &Filter,
+        options: &DeleteOptions,
+    ) -> Outcome<usize> {
         self.region.fresh().await?;
         let namespace = Some(self.namespace).filter(|namespace| !namespace.is_empty());
         let snapshot = self.region.cache.list(self.kind.id, namespace);
         let mut count = 0;
-        for entry in snapshot.entries.iter().filter(|entry| filter.matches(entry)) {
+        for entry in snapshot
+            .entries
+            .iter()
+            .filter(|entry| filter.matches(entry))
+        {
             let one = Write {
                 region: self.region,
                 kind: self.kind,

@@ -28,8 +28,11 @@ pub fn keep_server_owned(old: &Value, new: &mut Value) {
 
 /// Whether anything but metadata and status differs.
 pub fn spec_changed(old: &Value, new: &Value) -> bool {
-    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return old != new };
-    let counts = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else {
+        return old != new;
+    };
+    let counts =
+        |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "apiVersion" | "kind");
     let keys = old.keys().chain(new.keys()).filter(counts);
     keys.into_iter().any(|key| old.get(key) != new.get(key))
 }

@@ -86,7 +86,9 @@ impl<'a> Write<'a> {
             None | Some("Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
             Some("Ignore") => FieldValidation::Ignore,
-            Some(other) => return Err(bad_option("fieldValidation", other, "Ignore, Warn, Strict")),
+            Some(other) => {
+                return Err(bad_option("fieldValidation", other, "Ignore, Warn, Strict"));
+            }
         };
         let dry_run = match query.text("dryRun") {
             None => false,
@@ -97,11 +99,16 @@ impl<'a> Write<'a> {
         // Without a name the first part of the user agent identifies the program, as everywhere in Kubernetes.
         let manager = given.unwrap_or_else(|| agent.split(['/', ' ']).next().unwrap_or_default());
         if given.is_some_and(|manager| manager.len() > MANAGER_BYTES_MAX) {
-            return Err(Failure::invalid("meta.k8s.io", "PatchOptions", "", vec![Cause {
-                reason: "FieldValueTooLong".into(),
-                message: format!("Too long: may not be more than {MANAGER_BYTES_MAX} bytes"),
-                field: "fieldManager".into(),
-            }]));
+            return Err(Failure::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![Cause {
+                    reason: "FieldValueTooLong".into(),
+                    message: format!("Too long: may not be more than {MANAGER_BYTES_MAX} bytes"),
+                    field: "fieldManager".into(),
+                }],
+            ));
         }
         let manager = match manager {
             "" => "unknown".to_owned(),
@@ -136,17 +143,26 @@ impl<'a> Write<'a> {
     /// Turns a decoded body into an object of the kind: apiVersion and kind checked and made canonical, nulls dropped, unknown fields
     /// pruned. Returns warnings.
     pub fn admit_body(&self, decoded: Decoded) -> Outcome<(Value, Vec<String>)> {
-        let Decoded { value: mut object, duplicates } = decoded;
+        let Decoded {
+            value: mut object,
+            duplicates,
+        } = decoded;
         self.canonical_kind(&mut object)?;
         let schema = self.kind.client_schema();
         schema.drop_nulls(&mut object);
-        let mut problems: Vec<String> =
-            duplicates.into_iter().map(|path| format!("duplicate field \"{path}\"")).collect();
+        let mut problems: Vec<String> = duplicates
+            .into_iter()
+            .map(|path| format!("duplicate field \"{path}\""))
+            .collect();
         let unknown = schema.unknown_fields(&object);
         if !unknown.is_empty() {
             schema.prune(&mut object);
         }
-        problems.extend(unknown.into_iter().map(|path| format!("unknown field \"{path}\"")));
+        problems.extend(
+            unknown
+                .into_iter()
+                .map(|path| format!("unknown field \"{path}\"")),
+        );
         let warnings = self.judge(problems, &object)?;
         if let Some(shape) = self.kind.view {
             shape.to_stored(&mut object);
@@ -179,8 +195,14 @@ impl<'a> Write<'a> {
     /// Checks apiVersion and kind without regard to the case of the group, and writes the canonical ones.
     pub fn canonical_kind(&self, object: &mut Value) -> Outcome<()> {
         let kind = self.kind;
-        let version = object.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-        let given = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+        let version = object
+            .get("apiVersion")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let given = object
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         let expected = kind.api_version();
         if !version.is_empty() && !version.eq_ignore_ascii_case(&expected) {
             return Err(Failure::bad_request(format!(
@@ -194,10 +216,17 @@ impl<'a> Write<'a> {
             )));
         }
         let Some(map) = object.as_object_mut() else {
-            return Err(Failure::bad_request("the object provided is unrecognized: not a JSON object"));
+            return Err(Failure::bad_request(
+                "the object provided is unrecognized: not a JSON object",
+            ));
         };
-        if map.get("metadata").is_some_and(|metadata| !metadata.is_object() && !metadata.is_null()) {
-            return Err(Failure::bad_request("the object provided is unrecognized: metadata is not an object"));
+        if map
+            .get("metadata")
+            .is_some_and(|metadata| !metadata.is_object() && !metadata.is_null())
+        {
+            return Err(Failure::bad_request(
+                "the object provided is unrecognized: metadata is not an object",
+            ));
         }
         map.insert("apiVersion".into(), Value::from(expected));
         map.insert("kind".into(), Value::from(kind.kind));
@@ -210,7 +239,12 @@ impl<'a> Write<'a> {
             return Ok(());
         }
         let causes = api::field::sorted(errors).iter().map(cause).collect();
-        Err(Failure::invalid(self.kind.group, self.kind.kind, name, causes))
+        Err(Failure::invalid(
+            self.kind.group,
+            self.kind.kind,
+            name,
+            causes,
+        ))
     }
 }
 
@@ -225,11 +259,16 @@ pub fn cause(error: &api::field::FieldError) -> Cause {
 
 fn bad_option(option: &str, got: &str, allowed: &str) -> Failure {
     let message = format!("{option}: Unsupported value: \"{got}\": supported values: {allowed}");
-    Failure::invalid("meta.k8s.io", "CreateOptions", "", vec![Cause {
-        reason: "FieldValueNotSupported".into(),
-        message,
-        field: option.to_owned(),
-    }])
+    Failure::invalid(
+        "meta.k8s.io",
+        "CreateOptions",
+        "",
+        vec![Cause {
+            reason: "FieldValueNotSupported".into(),
+            message,
+            field: option.to_owned(),
+        }],
+    )
 }
 
 /// The outcome of a write.
@@ -251,5 +290,9 @@ pub fn store_key(kind: &Kind, namespace: &str, name: &str) -> Bytes {
 
 /// A namespaced object's key in the cache.
 pub fn cache_key(kind: &Kind, namespace: &str, name: &str) -> String {
-    if kind.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
+    if kind.namespaced {
+        format!("{namespace}/{name}")
+    } else {
+        name.to_owned()
+    }
 }

@@ -21,7 +21,8 @@ pub enum PatchType {
     Apply,
 }
 
-const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
+const ACCEPTED: &str =
+    "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 const ACCEPTED_BUILTIN: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
                                 application/apply-patch+yaml";
 
@@ -33,26 +34,44 @@ impl PatchType {
             "application/merge-patch+json" => Ok(PatchType::Merge),
             "application/apply-patch+yaml" => Ok(PatchType::Apply),
             "application/strategic-merge-patch+json" if builtin => Ok(PatchType::Strategic),
-            other => Err(unsupported(other, if builtin { ACCEPTED_BUILTIN } else { ACCEPTED })),
+            other => Err(unsupported(
+                other,
+                if builtin { ACCEPTED_BUILTIN } else { ACCEPTED },
+            )),
         }
     }
 }
 
 impl Write<'_> {
-    pub async fn patch(&self, patch_type: PatchType, body: &Bytes, query: &Query) -> Outcome<Written> {
+    pub async fn patch(
+        &self,
+        patch_type: PatchType,
+        body: &Bytes,
+        query: &Query,
+    ) -> Outcome<Written> {
         if patch_type == PatchType::Apply {
             return self.apply(body, query.flag("force")).await;
         }
         if query.flag("force") {
-            return Err(Failure::invalid("meta.k8s.io", "PatchOptions", "", vec![Cause {
-                reason: "FieldValueForbidden".into(),
-                message: "Forbidden: may not be specified for non-apply patch".into(),
-                field: "force".into(),
-            }]));
+            return Err(Failure::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![Cause {
+                    reason: "FieldValueForbidden".into(),
+                    message: "Forbidden: may not be specified for non-apply patch".into(),
+                    field: "force".into(),
+                }],
+            ));
         }
-        let Decoded { value: document, duplicates } = decode::json(body)?;
-        let duplicates: Vec<String> =
-            duplicates.into_iter().map(|path| format!("duplicate field \"{path}\"")).collect();
+        let Decoded {
+            value: document,
+            duplicates,
+        } = decode::json(body)?;
+        let duplicates: Vec<String> = duplicates
+            .into_iter()
+            .map(|path| format!("duplicate field \"{path}\""))
+            .collect();
         self.change(|live| {
             let live = live.ok_or_else(|| self.not_found())?;
             self.patched(live, patch_type, &document, &duplicates)
@@ -72,18 +91,28 @@ impl Write<'_> {
             shape.from_stored(&mut base);
         }
         let invalid = |error: String| {
-            Failure::invalid(self.kind.group, self.kind.kind, self.name, vec![Cause {
-                reason: "FieldValueInvalid".into(),
-                message: error,
-                field: "patch".into(),
-            }])
+            Failure::invalid(
+                self.kind.group,
+                self.kind.kind,
+                self.name,
+                vec![Cause {
+                    reason: "FieldValueInvalid".into(),
+                    message: error,
+                    field: "patch".into(),
+                }],
+            )
         };
         let value = match patch_type {
-            PatchType::Json => patch::json_patch(base, document).map_err(|error| match error.code() {
-                400 => Failure::bad_request(error.to_string()),
-                413 => Failure::new(crate::status::Reason::RequestEntityTooLarge, error.to_string()),
-                _ => invalid(error.to_string()),
-            })?,
+            PatchType::Json => {
+                patch::json_patch(base, document).map_err(|error| match error.code() {
+                    400 => Failure::bad_request(error.to_string()),
+                    413 => Failure::new(
+                        crate::status::Reason::RequestEntityTooLarge,
+                        error.to_string(),
+                    ),
+                    _ => invalid(error.to_string()),
+                })?
+            }
             PatchType::Merge => {
                 if !document.is_object() {
                     return Err(Failure::bad_request("a merge patch must be a JSON object"));
@@ -98,30 +127,55 @@ impl Write<'_> {
             return Err(invalid("the patched document is not an object".into()));
         }
         if object::metadata_text(&value, "name") != self.name {
-            return Err(invalid("metadata.name: Invalid value: the name may not be changed".into()));
+            return Err(invalid(
+                "metadata.name: Invalid value: the name may not be changed".into(),
+            ));
         }
-        let (object, mut warnings) = self.admit_body(Decoded { value, duplicates: Vec::new() })?;
+        let (object, mut warnings) = self.admit_body(Decoded {
+            value,
+            duplicates: Vec::new(),
+        })?;
         warnings.extend(self.judge(duplicates.to_vec(), &object)?);
-        Ok(Proposal { object, warnings, track: true })
+        Ok(Proposal {
+            object,
+            warnings,
+            track: true,
+        })
     }
 
     /// Server-side apply; creates the object when it does not exist.
     async fn apply(&self, body: &Bytes, force: bool) -> Outcome<Written> {
         if !self.manager_given {
-            return Err(Failure::invalid("meta.k8s.io", "PatchOptions", "", vec![Cause {
-                reason: "FieldValueRequired".into(),
-                message: "Required value: is required for apply patch".into(),
-                field: "fieldManager".into(),
-            }]));
+            return Err(Failure::invalid(
+                "meta.k8s.io",
+                "PatchOptions",
+                "",
+                vec![Cause {
+                    reason: "FieldValueRequired".into(),
+                    message: "Required value: is required for apply patch".into(),
+                    field: "fieldManager".into(),
+                }],
+            ));
         }
         let decoded = decode::object(body, Encoding::Yaml)?;
         for member in ["apiVersion", "kind"] {
-            if decoded.value.get(member).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                return Err(Failure::bad_request(format!("Object '{member}' is missing in the body of the apply request")));
+            if decoded
+                .value
+                .get(member)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .is_empty()
+            {
+                return Err(Failure::bad_request(format!(
+                    "Object '{member}' is missing in the body of the apply request"
+                )));
             }
         }
         let managed = object::metadata(&decoded.value, "managedFields");
-        if managed.and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
+        if managed
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+        {
             return Err(Failure::bad_request("metadata.managedFields must be nil"));
         }
         let (mut config, warnings) = self.admit_body(decoded)?;
@@ -140,27 +194,50 @@ impl Write<'_> {
             }
             if live.is_none() && !object::metadata_text(&config, "uid").is_empty() {
                 let why = "Precondition failed: UID in precondition, and the object does not exist";
-                return Err(Failure::conflict(self.kind.group, self.kind.plural, self.name, why));
+                return Err(Failure::conflict(
+                    self.kind.group,
+                    self.kind.plural,
+                    self.name,
+                    why,
+                ));
             }
             self.applied(live, &config, &warnings, force)
         })
         .await
     }
 
-    fn applied(&self, live: Option<&Live>, config: &Value, warnings: &[String], force: bool) -> Outcome<Proposal> {
+    fn applied(
+        &self,
+        live: Option<&Live>,
+        config: &Value,
+        warnings: &[String],
+        force: bool,
+    ) -> Outcome<Proposal> {
         let result = self.with_manager(|manager| {
-            patch::apply::apply(live.map(|live| &live.value), config, self.kind.schema(), manager, force)
+            patch::apply::apply(
+                live.map(|live| &live.value),
+                config,
+                self.kind.schema(),
+                manager,
+                force,
+            )
         });
         let object = result.map_err(|error| match error {
             ApplyError::Conflicts(conflicts) => conflict_failure(&conflicts),
             other => Failure::bad_request(other.to_string()),
         })?;
-        Ok(Proposal { object, warnings: warnings.to_vec(), track: false })
+        Ok(Proposal {
+            object,
+            warnings: warnings.to_vec(),
+            track: false,
+        })
     }
 
     /// Records which fields a write that is no apply has set.
     pub(super) fn track(&self, old: Option<&Value>, new: &mut Value) {
-        self.with_manager(|manager| patch::apply::track_update(old, new, self.kind.schema(), manager));
+        self.with_manager(|manager| {
+            patch::apply::track_update(old, new, self.kind.schema(), manager)
+        });
     }
 
     fn with_manager<T>(&self, run: impl FnOnce(&patch::apply::Write<'_>) -> T) -> T {

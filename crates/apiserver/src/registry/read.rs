@@ -43,7 +43,11 @@ pub struct ListOptions {
 }
 
 fn invalid(field: &str, reason: &str, message: String) -> Failure {
-    let cause = Cause { reason: reason.into(), message, field: field.into() };
+    let cause = Cause {
+        reason: reason.into(),
+        message,
+        field: field.into(),
+    };
     Failure::invalid("meta.k8s.io", "ListOptions", "", vec![cause])
 }
 
@@ -79,17 +83,26 @@ impl ListOptions {
         let matching = query.text("resourceVersionMatch");
         if let Some(token) = query.text("continue") {
             if matching.is_some() {
-                return Err(forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"));
+                return Err(forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden when continue is provided",
+                ));
             }
             if rev.is_some_and(|rev| rev != 0) {
-                return Err(Failure::bad_request("specifying resource version is not allowed when using continue"));
+                return Err(Failure::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
             }
             let decoded = URL_SAFE_NO_PAD.decode(token).ok();
             let parsed = decoded.and_then(|bytes| serde_json::from_slice::<Continue>(&bytes).ok());
             let Some(Continue { rev, after }) = parsed else {
                 return Err(Failure::bad_request("continue key is not valid"));
             };
-            return Ok(ListOptions { version: Version::Exact(rev), limit, after: Some(after) });
+            return Ok(ListOptions {
+                version: Version::Exact(rev),
+                limit,
+                after: Some(after),
+            });
         }
         let version = match (matching, rev) {
             (None, None) => Version::Latest,
@@ -116,11 +129,17 @@ impl ListOptions {
                 return Err(invalid(
                     "resourceVersionMatch",
                     "FieldValueNotSupported",
-                    format!("Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""),
+                    format!(
+                        "Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""
+                    ),
                 ));
             }
         };
-        Ok(ListOptions { version, limit, after: None })
+        Ok(ListOptions {
+            version,
+            limit,
+            after: None,
+        })
     }
 }
 
@@ -134,7 +153,13 @@ pub struct ListPage {
 }
 
 /// One object, at least as new as the request demands.
-pub async fn get(region: &Region, kind: &Kind, namespace: &str, name: &str, query: &Query) -> Outcome<Arc<Entry>> {
+pub async fn get(
+    region: &Region,
+    kind: &Kind,
+    namespace: &str,
+    name: &str,
+    query: &Query,
+) -> Outcome<Arc<Entry>> {
     match revision(query)? {
         None => region.fresh().await?,
         Some(rev) => region.cache.wait_for(rev).await?,
@@ -169,7 +194,12 @@ pub async fn list(
     let total = selected.len();
     let cut = options.limit > 0 && total > options.limit && options.version != Version::Any;
     if !cut {
-        return Ok(ListPage { entries: selected, rev, next: None, remaining: None });
+        return Ok(ListPage {
+            entries: selected,
+            rev,
+            next: None,
+            remaining: None,
+        });
     }
     selected.truncate(options.limit);
     let left = (total - options.limit) as u64;
@@ -178,11 +208,21 @@ pub async fn list(
 
 fn page(entries: Vec<Arc<Entry>>, rev: Rev, filter: &Filter, left: u64) -> ListPage {
     let next = entries.last().and_then(|last| {
-        let token = Continue { rev, after: last.key.to_string() };
-        serde_json::to_vec(&token).ok().map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
+        let token = Continue {
+            rev,
+            after: last.key.to_string(),
+        };
+        serde_json::to_vec(&token)
+            .ok()
+            .map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
     });
     let remaining = filter.is_everything().then_some(left);
-    ListPage { entries, rev, next, remaining }
+    ListPage {
+        entries,
+        rev,
+        next,
+        remaining,
+    }
 }
 
 /// Lists from the store's history.
@@ -200,21 +240,40 @@ async fn list_at(
         prefix.extend_from_slice(namespace.as_bytes());
         prefix.push(b'/');
     }
-    let mut after = options.after.as_ref().map(|key| [base.as_slice(), key.as_bytes()].concat());
-    if after.as_ref().is_some_and(|after| !after.starts_with(&prefix)) {
-        return Err(Failure::bad_request("continue key is not valid: it belongs to another listing"));
+    let mut after = options
+        .after
+        .as_ref()
+        .map(|key| [base.as_slice(), key.as_bytes()].concat());
+    if after
+        .as_ref()
+        .is_some_and(|after| !after.starts_with(&prefix))
+    {
+        return Err(Failure::bad_request(
+            "continue key is not valid: it belongs to another listing",
+        ));
     }
     let mut entries = Vec::new();
     loop {
         // Without a selector every key counts, and one more key than asked tells whether to go on.
-        let want = if filter.is_everything() { options.limit } else { 0 };
-        let result = region.store.range(&prefix, after.as_deref(), want, At::Exactly(rev)).await;
+        let want = if filter.is_everything() {
+            options.limit
+        } else {
+            0
+        };
+        let result = region
+            .store
+            .range(&prefix, after.as_deref(), want, At::Exactly(rev))
+            .await;
         let page_read = result.map_err(|error| expired_token(error, options))?;
         let more = page_read.more;
         let left = page_read.remaining;
         for kv in page_read.kvs {
             after = Some(kv.key.to_vec());
-            let key = kv.key.get(base.len()..).and_then(|key| std::str::from_utf8(key).ok()).map(str::to_owned);
+            let key = kv
+                .key
+                .get(base.len()..)
+                .and_then(|key| std::str::from_utf8(key).ok())
+                .map(str::to_owned);
             let entry = key.and_then(|key| Entry::from_kv(kv, &key));
             if let Some(entry) = entry.filter(|entry| filter.matches(entry)) {
                 entries.push(entry);
@@ -225,12 +284,22 @@ async fn list_at(
             let surplus = entries.len() - options.limit;
             entries.truncate(options.limit);
             return Ok(match (more, surplus) {
-                (false, 0) => ListPage { entries, rev, next: None, remaining: None },
+                (false, 0) => ListPage {
+                    entries,
+                    rev,
+                    next: None,
+                    remaining: None,
+                },
                 _ => page(entries, rev, filter, left + surplus as u64),
             });
         }
         if !more {
-            return Ok(ListPage { entries, rev, next: None, remaining: None });
+            return Ok(ListPage {
+                entries,
+                rev,
+                next: None,
+                remaining: None,
+            });
         }
     }
 }
@@ -269,18 +338,31 @@ pub async fn watch(
         None => None,
         Some("true" | "1") => Some(true),
         Some("false" | "0") => Some(false),
-        Some(other) => return Err(Failure::bad_request(format!("sendInitialEvents: not a boolean: {other:?}"))),
+        Some(other) => {
+            return Err(Failure::bad_request(format!(
+                "sendInitialEvents: not a boolean: {other:?}"
+            )));
+        }
     };
     match (streaming, matching) {
         (None, None) | (Some(_), Some("NotOlderThan")) => {}
         (None, Some(_)) => {
-            return Err(forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+            return Err(forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
         }
         (Some(_), None) => {
-            return Err(forbidden("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+            return Err(forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ));
         }
         (Some(_), Some(_)) => {
-            return Err(forbidden("resourceVersionMatch", "sendInitialEvents requires resourceVersionMatch NotOlderThan"));
+            return Err(forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires resourceVersionMatch NotOlderThan",
+            ));
         }
     }
     let timeout = match query.text("timeoutSeconds") {
@@ -288,7 +370,11 @@ pub async fn watch(
         Some(text) => match text.parse::<u32>() {
             Ok(0) => default_timeout(),
             Ok(seconds) => Duration::from_secs(seconds.into()),
-            Err(_) => return Err(Failure::bad_request(format!("timeoutSeconds: not a number: {text:?}"))),
+            Err(_) => {
+                return Err(Failure::bad_request(format!(
+                    "timeoutSeconds: not a number: {text:?}"
+                )));
+            }
         },
     };
     let begin_with_state = match streaming {
@@ -300,7 +386,10 @@ pub async fn watch(
             None => region.fresh().await?,
             Some(rev) => region.cache.wait_for(rev).await?,
         }
-        let listed = region.cache.list_and_watch(kind.id, namespace).ok_or_else(Failure::no_such_path)?;
+        let listed = region
+            .cache
+            .list_and_watch(kind.id, namespace)
+            .ok_or_else(Failure::no_such_path)?;
         let (mut snapshot, cursor) = listed;
         snapshot.entries.retain(|entry| filter.matches(entry));
         let end = (streaming == Some(true) && bookmarks).then_some(snapshot.rev);
@@ -315,6 +404,14 @@ pub async fn watch(
         };
         (Vec::new(), None, region.cache.watch(kind.id, from).await?)
     };
-    let request = WatchRequest { view, filter, bookmarks, timeout, initial, initial_end, cursor };
+    let request = WatchRequest {
+        view,
+        filter,
+        bookmarks,
+        timeout,
+        initial,
+        initial_end,
+        cursor,
+    };
     Ok(Watcher::new(Arc::clone(region), request))
 }

@@ -31,11 +31,17 @@ impl Write<'_> {
     /// The newest committed version.
     pub async fn live(&self) -> Outcome<Option<Live>> {
         let key = store_key(self.kind, self.namespace, self.name);
-        let Some(kv) = self.region.store.get(&key, At::Latest).await? else { return Ok(None) };
+        let Some(kv) = self.region.store.get(&key, At::Latest).await? else {
+            return Ok(None);
+        };
         let encoded = Encoded::from_stored(kv.value)
             .map_err(|damaged| Failure::internal(format!("{}: {damaged}", self.name)))?;
         let value = encoded.to_value(kv.mod_rev);
-        Ok(Some(Live { encoded, rev: kv.mod_rev, value }))
+        Ok(Some(Live {
+            encoded,
+            rev: kv.mod_rev,
+            value,
+        }))
     }
 
     /// Replaces the object.
@@ -48,12 +54,21 @@ impl Write<'_> {
         if name != self.name {
             return Err(self.wrong_name(name));
         }
-        if object::metadata_text(&object, "resourceVersion").is_empty() && self.kind.locked_update() {
-            let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+        if object::metadata_text(&object, "resourceVersion").is_empty() && self.kind.locked_update()
+        {
+            let error = FieldError::invalid(
+                "metadata.resourceVersion",
+                0,
+                "must be specified for an update",
+            );
             return self.check(self.name, vec![error]).and(Err(self.stale()));
         }
         self.change(|live| match live {
-            Some(_) => Ok(Proposal { object: object.clone(), warnings: warnings.clone(), track: true }),
+            Some(_) => Ok(Proposal {
+                object: object.clone(),
+                warnings: warnings.clone(),
+                track: true,
+            }),
             None => Err(self.not_found()),
         })
         .await
@@ -68,19 +83,28 @@ impl Write<'_> {
             let live = self.live().await?;
             let proposal = propose(live.as_ref())?;
             let Some(live) = live else {
-                return self.create_object(proposal.object, proposal.warnings, proposal.track).await;
+                return self
+                    .create_object(proposal.object, proposal.warnings, proposal.track)
+                    .await;
             };
             if let Some(written) = self.commit(&live, proposal).await? {
                 return Ok(written);
             }
             self.region.metrics.write_retries.inc();
         }
-        Err(Failure::too_many_requests(format!("{}: too many concurrent writers", self.name)))
+        Err(Failure::too_many_requests(format!(
+            "{}: too many concurrent writers",
+            self.name
+        )))
     }
 
     /// Commits a proposal over `live`; nothing when somebody else was faster.
     async fn commit(&self, live: &Live, proposal: Proposal) -> Outcome<Option<Written>> {
-        let Proposal { object: mut new, warnings, track } = proposal;
+        let Proposal {
+            object: mut new,
+            warnings,
+            track,
+        } = proposal;
         let old = &live.value;
         self.preconditions(old, &new)?;
         self.prepare_update(old, &mut new)?;
@@ -97,7 +121,13 @@ impl Write<'_> {
         }
         object::set_metadata(&mut new, "resourceVersion", json!(live.rev.to_string()));
         let unchanged = |deleted| {
-            Some(Written { encoded: live.encoded.clone(), rev: live.rev, created: false, deleted, warnings: warnings.clone() })
+            Some(Written {
+                encoded: live.encoded.clone(),
+                rev: live.rev,
+                created: false,
+                deleted,
+                warnings: warnings.clone(),
+            })
         };
         let gone = object::is_deleting(&new) && self.kind.is_released(&new);
         if new == *old && !gone {
@@ -111,15 +141,31 @@ impl Write<'_> {
         }
         let encoded = Encoded::from_value(&new);
         let written = |rev| {
-            Some(Written { encoded: encoded.clone(), rev, created: false, deleted: gone, warnings: warnings.clone() })
+            Some(Written {
+                encoded: encoded.clone(),
+                rev,
+                created: false,
+                deleted: gone,
+                warnings: warnings.clone(),
+            })
         };
         if self.dry_run {
             return Ok(written(live.rev));
         }
         let key = store_key(self.kind, self.namespace, self.name);
         let mut txn = Txn::new();
-        txn.guards.push(Guard { key: key.clone(), expect: Expect::ModRev(live.rev) });
-        txn.ops.push(if gone { Op::Delete { key } } else { Op::Put { key, value: encoded.stored() } });
+        txn.guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::ModRev(live.rev),
+        });
+        txn.ops.push(if gone {
+            Op::Delete { key }
+        } else {
+            Op::Put {
+                key,
+                value: encoded.stored(),
+            }
+        });
         txn.guards.extend(draft.guards);
         txn.ops.extend(draft.ops);
         match self.region.store.txn(txn).await? {
@@ -133,10 +179,20 @@ impl Write<'_> {
         if !matches!(wanted, "" | "0") && wanted != object::metadata_text(old, "resourceVersion") {
             return Err(self.stale());
         }
-        let (is, uid) = (object::metadata_text(old, "uid"), object::metadata_text(new, "uid"));
+        let (is, uid) = (
+            object::metadata_text(old, "uid"),
+            object::metadata_text(new, "uid"),
+        );
         if !uid.is_empty() && uid != is {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {is}");
-            return Err(Failure::conflict(self.kind.group, self.kind.plural, self.name, &why));
+            let why = format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {is}"
+            );
+            return Err(Failure::conflict(
+                self.kind.group,
+                self.kind.plural,
+                self.name,
+                &why,
+            ));
         }
         Ok(())
     }
@@ -160,7 +216,9 @@ impl Write<'_> {
                 }
                 self.kind.keep_main(old, new);
                 if self.kind.counts_generation() && metadata::spec_changed(old, new) {
-                    let generation = object::metadata(old, "generation").and_then(Value::as_i64).unwrap_or(0);
+                    let generation = object::metadata(old, "generation")
+                        .and_then(Value::as_i64)
+                        .unwrap_or(0);
                     object::set_metadata(new, "generation", json!(generation.saturating_add(1)));
                 }
             }
@@ -174,7 +232,10 @@ impl Write<'_> {
             }
             Part::Finalize => {
                 let mut kept = old.clone();
-                let finalizers = new.pointer("/spec/finalizers").cloned().unwrap_or_else(|| json!([]));
+                let finalizers = new
+                    .pointer("/spec/finalizers")
+                    .cloned()
+                    .unwrap_or_else(|| json!([]));
                 if let Some(map) = kept.as_object_mut() {
                     map.insert("spec".into(), json!({ "finalizers": finalizers }));
                 }

@@ -221,8 +221,7 @@ impl Apply<'_> {
         let merged = typed::merge(&live, &config, schema);
         let pruned = prune(&merged, &last, &managers, schema);
         // Pruning drops containers that became empty; those the configuration names come back.
-        let mut wanted = typed::merge(&pruned, &config, schema);
-        self.keep_last_applied(&mut wanted);
+        let wanted = typed::merge(&pruned, &config, schema);
         let change = self.visible(compare(&live, &wanted, schema));
         let conflicts = settle(&mut managers, Some(&owner), &change);
         if !conflicts.is_empty() && !force {
@@ -243,6 +242,7 @@ impl Apply<'_> {
                 owned.time = Some(self.write.now.to_owned());
             }
         }
+        self.keep_last_applied(&mut result);
         managed::store(&mut result, &managers);
         Ok(result)
     }
@@ -280,7 +280,7 @@ impl Apply<'_> {
     }
 
     /// `kubectl apply --server-side` on an object once applied client-side keeps that annotation current, so that
-    /// going back to client-side apply works.
+    /// going back to client-side apply works. Whoever owns the annotation keeps it.
     fn keep_last_applied(&self, object: &mut Value) {
         if self.write.manager != KUBECTL {
             return;

@@ -134,7 +134,11 @@ pub fn paths_of(value: &Value, schema: Option<&Schema>) -> FieldSet {
                 let inner = field_schema(schema, name);
                 let child = paths_of(field, inner);
                 let leaf = matches!(shape(field, inner), Shape::Leaf);
-                let empty = field.as_object().is_some_and(Map::is_empty);
+                let empty = match field {
+                    Value::Object(fields) => fields.is_empty(),
+                    Value::Array(items) => items.is_empty(),
+                    _ => false,
+                };
                 if leaf || empty || !declared(schema, name) {
                     set.members.insert(element.clone());
                 }
@@ -349,31 +353,35 @@ fn merge_fields(
     }
 }
 
-/// The configuration's order, with elements only the live object has kept in front of the element they preceded.
+/// Elements of the configuration in its order. Elements that only the live object has keep their place before the shared
+/// element they preceded, and come first where nothing says otherwise, so that a new manager's elements are appended.
 fn merge_elements(live: &[Value], config: &[Value], rule: ElementRule<'_>) -> Vec<Value> {
     let live_ids: Vec<Element> = live.iter().map(|item| rule.element(item)).collect();
-    let config_ids: BTreeSet<Element> = config.iter().map(|item| rule.element(item)).collect();
-    let mut foreign = live
-        .iter()
-        .zip(&live_ids)
-        .enumerate()
-        .filter(|(_, (_, id))| !config_ids.contains(id))
-        .peekable();
-    let mut out = Vec::with_capacity(live.len().max(config.len()));
-    for item in config {
-        let id = rule.element(item);
-        match live_ids.iter().position(|live_id| *live_id == id) {
-            Some(place) => {
-                while let Some((_, (item, _))) = foreign.next_if(|(index, _)| *index < place) {
-                    out.push(item.clone());
-                }
-                let live = live.get(place).unwrap_or(&Value::Null);
-                out.push(merge(live, item, rule.item_schema()));
-            }
-            None => out.push(merge(&Value::Null, item, rule.item_schema())),
-        }
+    let config_ids: Vec<Element> = config.iter().map(|item| rule.element(item)).collect();
+    let mut first_of: BTreeMap<&Element, &Value> = BTreeMap::new();
+    for (id, item) in live_ids.iter().zip(live) {
+        first_of.entry(id).or_insert(item);
     }
-    out.extend(foreign.map(|(_, (item, _))| item.clone()));
+    let wanted: BTreeSet<&Element> = config_ids.iter().collect();
+    let mut done: BTreeSet<&Element> = BTreeSet::new();
+    let mut out = Vec::with_capacity(live.len().max(config.len()));
+    let mut rest = live_ids.iter().zip(live).peekable();
+    for (id, item) in config_ids.iter().zip(config) {
+        while let Some((id, item)) =
+            rest.next_if(|(id, _)| !wanted.contains(id) || done.contains(id))
+        {
+            if !wanted.contains(id) {
+                out.push(item.clone());
+            }
+        }
+        let live = first_of.get(id).copied().unwrap_or(&Value::Null);
+        out.push(merge(live, item, rule.item_schema()));
+        done.insert(id);
+    }
+    out.extend(
+        rest.filter(|(id, _)| !wanted.contains(id))
+            .map(|(_, item)| item.clone()),
+    );
     out
 }
 

@@ -1,5 +1,7 @@
 //! Patches: JSON Patch, merge patch, strategic merge patch, server-side apply.
 
+mod apply;
+mod apply_laws;
 mod documents;
 
 use api::schema::{ListType, MapType, Schema, Type};
