@@ -11,6 +11,10 @@ pub const OPERATIONS_MAX: usize = 10_000;
 /// Most bytes that `copy` may add to a document, so that a small patch cannot build a huge one.
 pub const COPY_BYTES_MAX: usize = 3 << 20;
 
+/// Deepest place that a patch may write. Copying a branch to its own tip would otherwise build a document that no recursive code
+/// survives, and that could not be parsed again.
+pub const DEPTH_MAX: usize = 120;
+
 /// Why a JSON patch was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonPatchError {
@@ -23,6 +27,9 @@ pub enum JsonPatchError {
     /// Too large (413).
     #[error("The allowed maximum of bytes copied by a JSON patch is {COPY_BYTES_MAX}")]
     CopyTooLarge,
+    /// Too deep (422).
+    #[error("{op} operation does not apply: {path} would be nested deeper than {DEPTH_MAX} levels")]
+    TooDeep { op: &'static str, path: String },
     /// The document is not what the patch expects (422).
     #[error("testing value {0} failed: test failed")]
     TestFailed(String),
@@ -50,6 +57,7 @@ impl JsonPatchError {
             JsonPatchError::Malformed(_) => 400,
             JsonPatchError::TooManyOperations(_) | JsonPatchError::CopyTooLarge => 413,
             JsonPatchError::TestFailed(_)
+            | JsonPatchError::TooDeep { .. }
             | JsonPatchError::Missing { .. }
             | JsonPatchError::Index { .. } => 422,
         }
@@ -182,7 +190,14 @@ fn run(
         Operation::Add { path, value } => add(document, &path, value, "add"),
         Operation::Remove { path } => remove(document, &path, "remove").map(drop),
         Operation::Replace { path, value } => {
-            *find_mut(document, &path.tokens).ok_or_else(|| path.missing("replace"))? = value;
+            let place = find_mut(document, &path.tokens).ok_or_else(|| path.missing("replace"))?;
+            if path.tokens.len() + depth(&value) > DEPTH_MAX {
+                return Err(JsonPatchError::TooDeep {
+                    op: "replace",
+                    path: path.text,
+                });
+            }
+            *place = value;
             Ok(())
         }
         Operation::Move { from, path } => {
@@ -226,6 +241,15 @@ fn equal(a: &Value, b: &Value) -> bool {
                     .all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
         }
         _ => a == b,
+    }
+}
+
+/// Levels of nesting. Parsed bodies and patched documents are both bounded, so the recursion is.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or_default(),
     }
 }
 
@@ -280,6 +304,12 @@ fn add(
     value: Value,
     op: &'static str,
 ) -> Result<(), JsonPatchError> {
+    if path.tokens.len() + depth(&value) > DEPTH_MAX {
+        return Err(JsonPatchError::TooDeep {
+            op,
+            path: path.text.clone(),
+        });
+    }
     let Some((last, parent)) = path.split() else {
         *document = value;
         return Ok(());

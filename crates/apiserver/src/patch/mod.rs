@@ -7,6 +7,6 @@ mod json;
 mod merge;
 mod strategic;
 
-pub use json::{COPY_BYTES_MAX, JsonPatchError, OPERATIONS_MAX, json_patch};
+pub use json::{COPY_BYTES_MAX, DEPTH_MAX, JsonPatchError, OPERATIONS_MAX, json_patch};
 pub use merge::merge_patch;
 pub use strategic::{StrategicError, strategic};

@@ -1,6 +1,8 @@
 //! Integration tests of the API server.
 
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod patch;
 #[cfg(test)]
 mod protobuf;

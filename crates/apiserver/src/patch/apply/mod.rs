@@ -14,7 +14,7 @@ pub use path::{Element, FieldSet, describe};
 
 use api::schema::Schema;
 use serde_json::Value;
-use typed::{Comparison, compare};
+use typed::{Comparison, Emptied, compare};
 
 /// The annotation in which client-side apply keeps its last configuration.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -347,15 +347,16 @@ fn prune(merged: &Value, last: &FieldSet, managers: &Managers, schema: Option<&S
     }
     let last = with_parents(last);
     let all = with_parents(&typed::paths_of(merged, schema));
+    let without = |gone: &FieldSet, emptied| {
+        typed::remove(merged, gone, schema, emptied).unwrap_or_else(empty)
+    };
     // Everything of the former configuration goes, then what somebody owns comes back.
-    let bare = typed::remove(merged, &last, schema).unwrap_or_else(empty);
-    let bare = with_parents(&typed::paths_of(&bare, schema));
+    let bare = with_parents(&typed::paths_of(&without(&last, Emptied::Stays), schema));
     let kept = bare.union(&with_parents(&owned));
-    let pruned = typed::remove(merged, &all.difference(&kept), schema).unwrap_or_else(empty);
+    let pruned = without(&all.difference(&kept), Emptied::Stays);
     // What went only because its parent went, and was never in the former configuration, comes back too.
     let pruned = with_parents(&typed::paths_of(&pruned, schema));
-    let gone = all.difference(&pruned).intersection(&last);
-    typed::remove(merged, &gone, schema).unwrap_or_else(empty)
+    without(&all.difference(&pruned).intersection(&last), Emptied::Goes)
 }
 
 /// Takes changed paths from all owners but `owner`, and returns what was taken although it still exists.

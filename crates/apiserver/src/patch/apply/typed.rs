@@ -385,30 +385,60 @@ fn merge_elements(live: &[Value], config: &[Value], rule: ElementRule<'_>) -> Ve
     out
 }
 
-/// `value` without the paths of `gone`; `None` when nothing of a container is left.
-pub fn remove(value: &Value, gone: &FieldSet, schema: Option<&Schema>) -> Option<Value> {
+/// What becomes of a container that lost everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emptied {
+    Stays,
+    Goes,
+}
+
+/// `value` without the paths of `gone`; `None` when nothing of a container is left and it may go.
+pub fn remove(
+    value: &Value,
+    gone: &FieldSet,
+    schema: Option<&Schema>,
+    emptied: Emptied,
+) -> Option<Value> {
     if gone.is_empty() {
         return Some(value.clone());
     }
+    let may_go = emptied == Emptied::Goes;
     match shape(value, schema) {
         Shape::Leaf => Some(value.clone()),
         Shape::Fields(fields) => {
             let kept = fields.iter().filter_map(|(name, field)| {
                 let element = Element::Field(name.clone());
-                let field = remove_member(&element, field, gone, field_schema(schema, name))?;
+                let schema = field_schema(schema, name);
+                let field = remove_member(&element, field, gone, schema, emptied)?;
                 Some((name.clone(), field))
             });
             let kept: Map<String, Value> = kept.collect();
-            (!kept.is_empty() || fields.is_empty()).then_some(Value::Object(kept))
+            let goes = may_go && kept.is_empty() && !fields.is_empty();
+            (!goes).then_some(Value::Object(kept))
         }
         Shape::Elements(items, rule) => {
             let kept = items.iter().filter_map(|item| {
-                remove_member(&rule.element(item), item, gone, rule.item_schema())
+                let element = rule.element(item);
+                let kept = remove_member(&element, item, gone, rule.item_schema(), emptied)?;
+                Some(with_keys(kept, item, rule))
             });
             let kept: Vec<Value> = kept.collect();
-            (!kept.is_empty() || items.is_empty()).then_some(Value::Array(kept))
+            let goes = may_go && kept.is_empty() && !items.is_empty();
+            (!goes).then_some(Value::Array(kept))
         }
     }
+}
+
+/// An element that stays keeps what identifies it.
+fn with_keys(mut kept: Value, item: &Value, rule: ElementRule<'_>) -> Value {
+    if let (ElementRule::Keys(names, _), Value::Object(kept)) = (rule, &mut kept) {
+        for name in names {
+            if let Some(value) = item.get(name) {
+                kept.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
+    }
+    kept
 }
 
 fn remove_member(
@@ -416,12 +446,13 @@ fn remove_member(
     value: &Value,
     gone: &FieldSet,
     schema: Option<&Schema>,
+    emptied: Emptied,
 ) -> Option<Value> {
     if gone.members.contains(element) {
         return None;
     }
     match gone.children.get(element) {
-        Some(child) => remove(value, child, schema),
+        Some(child) => remove(value, child, schema, emptied),
         None => Some(value.clone()),
     }
 }

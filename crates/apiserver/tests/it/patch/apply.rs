@@ -624,6 +624,15 @@ fn an_emptied_container_that_is_still_named_stays() {
 }
 
 #[test]
+fn unowned_entries_survive_the_reapply_of_an_empty_container() {
+    let config = json!({"spec": {"inner": {"options": {}}, "ips": []}});
+    let mut live = applied(None, config.clone(), &write("m", T1));
+    live["spec"]["inner"]["options"] = json!({"filled": "in"});
+    live["spec"]["ips"] = json!([{"name": "a", "ip": "1"}, {"name": "a"}]);
+    assert_eq!(applied(Some(&live), config, &write("m", T2)), live);
+}
+
+#[test]
 fn old_update_managers_are_folded() {
     let mut live = updated(None, object(json!({"data": {"k0": "v"}})), &write("m0", T1));
     for i in 1..=14 {

@@ -200,6 +200,19 @@ fn json_patch_is_bounded() {
 }
 
 #[test]
+fn json_patch_cannot_nest_without_bound() {
+    // Each step hangs the whole branch below its own tip.
+    let mut tip = "/a".to_owned();
+    let mut steps = Vec::new();
+    for _ in 0..20 {
+        steps.push(json!({"op": "copy", "from": "/a", "path": format!("{tip}/a")}));
+        let levels = tip.matches('/').count();
+        tip.push_str(&"/a".repeat(levels));
+    }
+    assert_eq!(patched(json!({"a": {}}), Value::Array(steps)), Err(422));
+}
+
+#[test]
 fn kube_finalizer_helper() {
     let add = json!([
         {"op": "test", "path": "/metadata/finalizers", "value": null},
