@@ -1,0 +1,1 @@
+//! Behaviour of metalbond at its boundary.
