@@ -124,8 +124,12 @@ pub enum DecodeError {
 /// Decodes the first message in `bytes`: the message and its length, or `None` if it is not complete. Errors are found as
 /// early as their byte is there.
 pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, DecodeError> {
-    let Some(total) = frame_len(bytes)? else { return Ok(None) };
-    let Some(payload) = bytes.get(HEADER_LEN..total) else { return Ok(None) };
+    let Some(total) = frame_len(bytes)? else {
+        return Ok(None);
+    };
+    let Some(payload) = bytes.get(HEADER_LEN..total) else {
+        return Ok(None);
+    };
     let message = match bytes[3] {
         TYPE_HELLO => Message::Hello(decode_hello(payload)?),
         TYPE_KEEPALIVE => Message::Keepalive,
@@ -139,11 +143,15 @@ pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>, DecodeError> {
 
 /// Length of the first message, header included; `None` if the header is not complete.
 fn frame_len(bytes: &[u8]) -> Result<Option<usize>, DecodeError> {
-    let Some(&version) = bytes.first() else { return Ok(None) };
+    let Some(&version) = bytes.first() else {
+        return Ok(None);
+    };
     if version != VERSION {
         return Err(DecodeError::Version(version));
     }
-    let (Some(&high), Some(&low)) = (bytes.get(1), bytes.get(2)) else { return Ok(None) };
+    let (Some(&high), Some(&low)) = (bytes.get(1), bytes.get(2)) else {
+        return Ok(None);
+    };
     let payload_len = u16::from_be_bytes([high, low]);
     if usize::from(payload_len) > PAYLOAD_MAX {
         return Err(DecodeError::TooLong(payload_len));
@@ -223,7 +231,14 @@ fn encode_subscription(message_type: u8, vni: u32, out: &mut Vec<u8>) {
 
 /// Appends an update: the one message whose speed matters.
 pub fn encode_update(update: &Update, out: &mut Vec<u8>) {
-    let Update { action, route: Route { vni, destination, next_hop } } = update;
+    let Update {
+        action,
+        route: Route {
+            vni,
+            destination,
+            next_hop,
+        },
+    } = update;
     let mut frame = Frame::new(TYPE_UPDATE);
     frame.varint_field(1, u64::from(*action == Action::Remove));
     frame.varint_field(2, u64::from(*vni));
@@ -257,7 +272,10 @@ impl Frame {
         let mut bytes = [0; MESSAGE_MAX];
         bytes[0] = VERSION;
         bytes[3] = message_type;
-        Self { bytes, len: HEADER_LEN }
+        Self {
+            bytes,
+            len: HEADER_LEN,
+        }
     }
 
     fn push(&mut self, byte: u8) {
@@ -373,7 +391,11 @@ fn decode_update(payload: &[u8]) -> Result<Update, DecodeError> {
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
             (1, Value::Varint(value)) => {
-                action = if value as i32 == 1 { Action::Remove } else { Action::Add };
+                action = if value as i32 == 1 {
+                    Action::Remove
+                } else {
+                    Action::Add
+                };
             }
             (2, Value::Varint(value)) => vni = value as u32,
             (3, Value::Bytes(bytes)) => {
@@ -383,15 +405,38 @@ fn decode_update(payload: &[u8]) -> Result<Update, DecodeError> {
             _ => {}
         }
     }
-    let DestinationFields { version, prefix, length } =
-        destination.ok_or(DecodeError::NoDestination)?;
-    let version = if version == 0 { IpVersion::V4 } else { IpVersion::V6 };
+    let DestinationFields {
+        version,
+        prefix,
+        length,
+    } = destination.ok_or(DecodeError::NoDestination)?;
+    let version = if version == 0 {
+        IpVersion::V4
+    } else {
+        IpVersion::V6
+    };
     let destination = Destination::from_wire(version, address(prefix)?, length);
-    let NextHopFields { address: addr, target_vni, hop_type, from, to } =
-        next_hop.ok_or(DecodeError::NoNextHop)?;
+    let NextHopFields {
+        address: addr,
+        target_vni,
+        hop_type,
+        from,
+        to,
+    } = next_hop.ok_or(DecodeError::NoNextHop)?;
     let hop_type = HopType::from_wire(hop_type, from, to);
-    let next_hop = NextHop { addr: address(addr)?, target_vni, hop_type };
-    Ok(Update { action, route: Route { vni, destination, next_hop } })
+    let next_hop = NextHop {
+        addr: address(addr)?,
+        target_vni,
+        hop_type,
+    };
+    Ok(Update {
+        action,
+        route: Route {
+            vni,
+            destination,
+            next_hop,
+        },
+    })
 }
 
 fn merge_destination<'a>(

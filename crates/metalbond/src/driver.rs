@@ -16,6 +16,7 @@ use crate::codec::MESSAGE_MAX;
 use crate::link::LinkProbe;
 use crate::pace::{Budget, LinkState, Pace};
 use crate::peer::{Event, Peer, ResetReason, Role, State};
+use crate::session::Fill;
 
 /// Bytes taken from a socket at once.
 const READ_MAX: usize = 64 * 1024;
@@ -67,24 +68,14 @@ impl Signal {
     }
 }
 
-/// What a backend has left after [`Backend::fill`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fill {
-    /// Nothing until the next signal.
-    Idle,
-    /// More at once.
-    More,
-    /// More at this time.
-    Later(Duration),
-}
-
 /// The state behind a connection: the server's hub or the client's tables.
 pub(crate) trait Backend {
     /// Applies what the peer did, in order; drains `events`.
     fn apply(&mut self, peer: &Peer, events: &mut Vec<Event>, now: Duration);
 
     /// Appends up to `bytes_max` bytes of whole messages for an established peer.
-    fn fill(&mut self, peer: &Peer, out: &mut Vec<u8>, bytes_max: usize, now: Duration) -> Fill;
+    fn fill(&mut self, peer: &mut Peer, out: &mut Vec<u8>, bytes_max: usize, now: Duration)
+    -> Fill;
 }
 
 /// Why a connection ended.
@@ -208,7 +199,12 @@ struct Writer {
 
 impl Writer {
     fn new(role: Role) -> Self {
-        Self { out: Vec::new(), written: 0, pace: Pace::new(role), probe: None }
+        Self {
+            out: Vec::new(),
+            written: 0,
+            pace: Pace::new(role),
+            probe: None,
+        }
     }
 
     /// Writes once: what is left over, else HELLO and KEEPALIVE, else routes.
@@ -220,8 +216,10 @@ impl Writer {
         signal: &Signal,
         now: Duration,
     ) -> Result<Next, Closed> {
-        let mut next = Next::OnSignal;
+        // After a remainder, ask for more.
+        let mut next = Next::Now;
         if self.written == self.out.len() {
+            next = Next::OnSignal;
             self.out.clear();
             self.written = 0;
             peer.take_control(&mut self.out);
@@ -241,7 +239,11 @@ impl Writer {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Writable),
             Err(error) => return Err(error.into()),
         }
-        if self.written < self.out.len() { Ok(Next::Writable) } else { Ok(next) }
+        if self.written < self.out.len() {
+            Ok(Next::Writable)
+        } else {
+            Ok(next)
+        }
     }
 
     /// Adds routes to what is written next, as many as the peer may get.
@@ -270,7 +272,12 @@ impl Writer {
             }
         };
         let before = self.out.len();
-        let filled = backend.fill(peer, &mut self.out, bytes_max.max(before + MESSAGE_MAX), now);
+        let filled = backend.fill(
+            peer,
+            &mut self.out,
+            bytes_max.max(before + MESSAGE_MAX),
+            now,
+        );
         let wrote = self.out.len() - before;
         if wrote > 0 && !peer.is_stream() {
             self.pace.wrote(wrote, now);

@@ -1,7 +1,7 @@
 //! metalbond: distribution of overlay routes between hypervisors and routers, wire-compatible with the protocol's version 1.
 //!
 //! The protocol is decided in pure modules (no socket, clock or task): [`route`], [`codec`], [`peer`], [`pace`], [`table`],
-//! [`hub`], [`rib`]. One driver module (`driver`) runs
+//! [`hub`], [`rib`], [`session`]. One driver module (`driver`) runs
 //! them on Tokio for [`server`] and [`client`]. Nothing here knows of Kubernetes or of a data plane.
 //! Start at [`client::Client`] to use it, at [`server`] to run it.
 
@@ -15,6 +15,7 @@ pub mod peer;
 pub mod rib;
 pub mod route;
 pub mod server;
+pub mod session;
 mod status;
 pub mod table;
 

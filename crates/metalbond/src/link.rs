@@ -43,7 +43,10 @@ impl LinkProbe {
         let protocol = Protocol::from(NETLINK_SOCK_DIAG);
         let socket = Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(protocol))?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
     }
 
     /// The state of the connection with these ends. The kernel answers within the call.
@@ -109,7 +112,11 @@ fn parse(reply: &[u8]) -> Option<LinkState> {
         if half(rest, 2)? == INET_DIAG_INFO {
             let unsent = word(attribute, INFO_UNSENT)?;
             let window = word(attribute, INFO_WINDOW)?;
-            return Some(LinkState { unacked, unsent, window });
+            return Some(LinkState {
+                unacked,
+                unsent,
+                window,
+            });
         }
         rest = rest.get(len.next_multiple_of(4)..)?;
     }

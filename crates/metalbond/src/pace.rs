@@ -61,6 +61,7 @@ pub struct Pace {
     next_write: Duration,
     window_max: u32,
     behind: bool,
+    next_probe: Duration,
     probe: Duration,
     since_echo: usize,
     echo_wanted: Option<u64>,
@@ -74,6 +75,7 @@ impl Pace {
             next_write: Duration::ZERO,
             window_max: 0,
             behind: false,
+            next_probe: Duration::ZERO,
             probe: PROBE_MIN,
             since_echo: 0,
             echo_wanted: None,
@@ -86,9 +88,18 @@ impl Pace {
             return Budget::WaitUntil(self.next_write);
         }
         if self.role == Role::Client && self.since_echo >= ECHO_BYTES_MAX {
-            return if self.echo_wanted.is_some() { Budget::WaitEcho } else { Budget::AskEcho };
+            return if self.echo_wanted.is_some() {
+                Budget::WaitEcho
+            } else {
+                Budget::AskEcho
+            };
         }
-        let Some(LinkState { unacked, unsent, window }) = link else {
+        let Some(LinkState {
+            unacked,
+            unsent,
+            window,
+        }) = link
+        else {
             return Budget::Write(SEGMENT_MAX);
         };
         if unsent > 0 || unacked > UNACKED_MAX {
@@ -96,7 +107,11 @@ impl Pace {
         }
         self.window_max = self.window_max.max(window);
         let unread = self.window_max - window;
-        let limit = if self.behind { UNREAD_RESUME } else { UNREAD_MAX };
+        let limit = if self.behind {
+            UNREAD_RESUME
+        } else {
+            UNREAD_MAX
+        };
         if unread < limit {
             self.behind = false;
             self.probe = PROBE_MIN;
@@ -104,10 +119,13 @@ impl Pace {
         }
         if !self.behind {
             self.behind = true;
-            self.next_write = now + self.probe;
-            return Budget::WaitUntil(self.next_write);
+            self.next_probe = now + self.probe;
         }
-        Budget::Write(MESSAGE_MAX)
+        if now >= self.next_probe {
+            return Budget::Write(MESSAGE_MAX);
+        }
+        // The acknowledgement of a probe comes soon after it: look more often than probing.
+        Budget::WaitUntil(self.next_probe.min(now + PROBE_MIN))
     }
 
     /// Records a write.
@@ -115,10 +133,9 @@ impl Pace {
         self.since_echo += bytes;
         if self.behind {
             self.probe = (self.probe * 2).min(PROBE_MAX);
-            self.next_write = now + self.probe;
-        } else {
-            self.next_write = now + SEGMENT_GAP;
+            self.next_probe = now + self.probe;
         }
+        self.next_write = now + SEGMENT_GAP;
     }
 
     /// A KEEPALIVE with this number follows everything written so far.

@@ -196,7 +196,11 @@ impl Peer {
         if now >= self.deadline {
             let greeted = self.hello.keepalive_s != 0;
             self.state = State::Closed;
-            return Err(if greeted { ResetReason::Deadline } else { ResetReason::HelloTimeout });
+            return Err(if greeted {
+                ResetReason::Deadline
+            } else {
+                ResetReason::HelloTimeout
+            });
         }
         if self.keepalive_at.is_some_and(|due| now >= due) {
             self.send_keepalive(now);
@@ -209,7 +213,10 @@ impl Peer {
         if self.state == State::Closed {
             return None;
         }
-        Some(self.keepalive_at.map_or(self.deadline, |keepalive| keepalive.min(self.deadline)))
+        Some(
+            self.keepalive_at
+                .map_or(self.deadline, |keepalive| keepalive.min(self.deadline)),
+        )
     }
 
     /// Moves HELLO and KEEPALIVE bytes that are due to `out`. They go before routes.
@@ -365,7 +372,10 @@ impl Peer {
     }
 
     fn unexpected(&self, message: &'static str) -> ResetReason {
-        ResetReason::Unexpected { message, state: self.state.name() }
+        ResetReason::Unexpected {
+            message,
+            state: self.state.name(),
+        }
     }
 
     fn answer(&mut self, message: &Message) {

@@ -94,7 +94,10 @@ impl Rib {
             }
             MapEntry::Vacant(entry) => {
                 self.len += 1;
-                entry.insert(Entry { live: 1 << server, ..Entry::default() });
+                entry.insert(Entry {
+                    live: 1 << server,
+                    ..Entry::default()
+                });
             }
             MapEntry::Occupied(mut entry) => {
                 entry.get_mut().live |= 1 << server;
@@ -150,15 +153,33 @@ impl Rib {
     pub fn next_event(&mut self) -> Option<RouteEvent> {
         while let Some(route) = self.pending.pop_front() {
             let withheld = self.is_withheld(&route);
-            let Some(entry) = self.entry(&route) else { continue };
+            let Some(entry) = self.entry(&route) else {
+                continue;
+            };
             entry.pending = false;
             let visible = is_supplied(entry) && !withheld;
             let was = std::mem::replace(&mut entry.told, visible);
             self.settle(&route);
-            let Route { vni, destination, next_hop } = route;
+            let Route {
+                vni,
+                destination,
+                next_hop,
+            } = route;
             match (was, visible) {
-                (false, true) => return Some(RouteEvent::Added { vni, destination, next_hop }),
-                (true, false) => return Some(RouteEvent::Removed { vni, destination, next_hop }),
+                (false, true) => {
+                    return Some(RouteEvent::Added {
+                        vni,
+                        destination,
+                        next_hop,
+                    });
+                }
+                (true, false) => {
+                    return Some(RouteEvent::Removed {
+                        vni,
+                        destination,
+                        next_hop,
+                    });
+                }
                 _ => {}
             }
         }
@@ -187,15 +208,26 @@ impl Rib {
 
     /// The routes that exist for the user, in no order.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
-        self.vnis.iter().flat_map(|(&vni, routes)| {
-            let route = move |&(destination, next_hop)| Route { vni, destination, next_hop };
-            routes.iter().filter(|(_, entry)| is_supplied(entry)).map(move |(key, _)| route(key))
-        })
-        .filter(|route| !self.is_withheld(route))
+        self.vnis
+            .iter()
+            .flat_map(|(&vni, routes)| {
+                let route = move |&(destination, next_hop)| Route {
+                    vni,
+                    destination,
+                    next_hop,
+                };
+                routes
+                    .iter()
+                    .filter(|(_, entry)| is_supplied(entry))
+                    .map(move |(key, _)| route(key))
+            })
+            .filter(|route| !self.is_withheld(route))
     }
 
     fn entry(&mut self, route: &Route) -> Option<&mut Entry> {
-        self.vnis.get_mut(&route.vni)?.get_mut(&(route.destination, route.next_hop))
+        self.vnis
+            .get_mut(&route.vni)?
+            .get_mut(&(route.destination, route.next_hop))
     }
 
     fn is_withheld(&self, route: &Route) -> bool {
@@ -205,7 +237,9 @@ impl Rib {
         }
         self.own_routes == OwnRoutes::SameDestination
             && route.next_hop.hop_type == HopType::Standard
-            && self.own_destinations.contains_key(&(route.vni, route.destination))
+            && self
+                .own_destinations
+                .contains_key(&(route.vni, route.destination))
     }
 
     fn own_changed(&mut self, route: &Route, added: bool) {
@@ -226,7 +260,11 @@ impl Rib {
             .into_iter()
             .flat_map(HashMap::keys)
             .filter(|(destination, _)| *destination == route.destination)
-            .map(|&(destination, next_hop)| Route { vni: route.vni, destination, next_hop })
+            .map(|&(destination, next_hop)| Route {
+                vni: route.vni,
+                destination,
+                next_hop,
+            })
             .collect();
         for route in same {
             self.settle(&route);
@@ -234,13 +272,19 @@ impl Rib {
     }
 
     fn change_vni(&mut self, vni: u32, mut change: impl FnMut(&mut Entry)) {
-        let Some(routes) = self.vnis.get_mut(&vni) else { return };
+        let Some(routes) = self.vnis.get_mut(&vni) else {
+            return;
+        };
         let mut changed = Vec::new();
         for (&(destination, next_hop), entry) in routes.iter_mut() {
             let was = is_supplied(entry);
             change(entry);
             if was != is_supplied(entry) {
-                changed.push(Route { vni, destination, next_hop });
+                changed.push(Route {
+                    vni,
+                    destination,
+                    next_hop,
+                });
             }
         }
         for route in changed {
@@ -251,7 +295,9 @@ impl Rib {
     /// Makes a route pending if the user must be told, drops it if nothing is left to say.
     fn settle(&mut self, route: &Route) {
         let withheld = self.is_withheld(route);
-        let Some(entry) = self.entry(route) else { return };
+        let Some(entry) = self.entry(route) else {
+            return;
+        };
         let visible = is_supplied(entry) && !withheld;
         if visible != entry.told && !entry.pending {
             entry.pending = true;

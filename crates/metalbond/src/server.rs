@@ -14,10 +14,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::driver::{self, Backend, Clock, Closed, Fill, Signal};
+use crate::driver::{self, Backend, Clock, Closed, Signal};
 use crate::hub::{Counters, Hub, Interest, Limits, PeerId};
 use crate::peer::{Event, KEEPALIVE_DEFAULT_S, Peer, Role, Settings, State};
 use crate::route::Route;
+use crate::session::Fill;
 use crate::status;
 
 /// Connections at the same time; more are closed at once.
@@ -74,7 +75,12 @@ impl Default for Config {
 
 /// Runs a server until `shutdown`.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Args { listen, http, keepalive, hold_time } = args;
+    let Args {
+        listen,
+        http,
+        keepalive,
+        hold_time,
+    } = args;
     let listener = bind(&listen).await?;
     let config = Config {
         keepalive_s: keepalive,
@@ -102,7 +108,9 @@ pub(crate) async fn bind(address: &str) -> anyhow::Result<TcpListener> {
         Some(port) => format!("[::]:{port}"),
         None => address.to_owned(),
     };
-    TcpListener::bind(&full).await.with_context(|| format!("cannot listen on {address:?}"))
+    TcpListener::bind(&full)
+        .await
+        .with_context(|| format!("cannot listen on {address:?}"))
 }
 
 /// A running server. Dropping it ends it.
@@ -142,7 +150,11 @@ impl Server {
     /// Connections in state ESTABLISHED.
     pub fn established_len(&self) -> usize {
         let state = self.shared.lock();
-        state.connections.values().filter(|peer| peer.state == State::Established).count()
+        state
+            .connections
+            .values()
+            .filter(|peer| peer.state == State::Established)
+            .count()
     }
 
     /// Closes all connections and waits for their ends.
@@ -175,7 +187,12 @@ pub fn spawn(listener: TcpListener, config: Config) -> io::Result<Server> {
     let mut tasks = JoinSet::new();
     tasks.spawn(accept(listener, Arc::clone(&shared), cancel.clone()));
     tasks.spawn(sweep(Arc::clone(&shared), cancel.clone()));
-    Ok(Server { shared, local_addr, cancel, tasks })
+    Ok(Server {
+        shared,
+        local_addr,
+        cancel,
+        tasks,
+    })
 }
 
 /// What all connections share.
@@ -271,14 +288,21 @@ async fn serve(
     let totals = &shared.totals;
     totals.open.fetch_add(1, Ordering::Relaxed);
     let clock = shared.clock;
-    let mut settings = Settings { keepalive_s: shared.config.keepalive_s, ..Settings::default() };
+    let mut settings = Settings {
+        keepalive_s: shared.config.keepalive_s,
+        ..Settings::default()
+    };
     if !shared.config.extensions {
         settings.capabilities = Default::default();
     }
     let peer = Peer::new(Role::Server, settings, clock.now());
     let signal = Arc::<Signal>::default();
-    let mut backend =
-        ServerBackend { shared: Arc::clone(&shared), remote, signal: Arc::clone(&signal), id: None };
+    let mut backend = ServerBackend {
+        shared: Arc::clone(&shared),
+        remote,
+        signal: Arc::clone(&signal),
+        id: None,
+    };
     let closed = driver::run(stream, peer, &mut backend, signal, clock, &cancel).await;
     backend.leave(clock.now(), shared.config.hold_time);
     match closed {
@@ -365,7 +389,12 @@ impl status::Source for Shared {
             directed_full,
         } = *hub.counters();
         let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Totals { accepted, refused, resets, open } = &self.totals;
+        let Totals {
+            accepted,
+            refused,
+            resets,
+            open,
+        } = &self.totals;
         vec![
             status::gauge("routes", hub.routes_len() as u64),
             status::gauge("withdrawn_routes_kept", hub.withdrawn_len() as u64),
@@ -456,8 +485,18 @@ impl Backend for ServerBackend {
         state.pass_on();
     }
 
-    fn fill(&mut self, _peer: &Peer, out: &mut Vec<u8>, bytes_max: usize, _now: Duration) -> Fill {
+    fn fill(
+        &mut self,
+        _peer: &mut Peer,
+        out: &mut Vec<u8>,
+        bytes_max: usize,
+        _now: Duration,
+    ) -> Fill {
         let Some(id) = self.id else { return Fill::Idle };
-        if self.shared.lock().hub.fill(id, out, bytes_max) { Fill::More } else { Fill::Idle }
+        if self.shared.lock().hub.fill(id, out, bytes_max) {
+            Fill::More
+        } else {
+            Fill::Idle
+        }
     }
 }

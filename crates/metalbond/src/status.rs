@@ -49,11 +49,19 @@ pub(crate) struct Metric {
 }
 
 pub(crate) fn gauge(name: &'static str, value: u64) -> Metric {
-    Metric { name, kind: "gauge", value }
+    Metric {
+        name,
+        kind: "gauge",
+        value,
+    }
 }
 
 pub(crate) fn counter(name: &'static str, value: u64) -> Metric {
-    Metric { name, kind: "counter", value }
+    Metric {
+        name,
+        kind: "counter",
+        value,
+    }
 }
 
 /// Serves the pages until the returned set is dropped.
@@ -102,7 +110,11 @@ async fn answer(
     renderings: Arc<Semaphore>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return Ok(respond(StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new()));
+        return Ok(respond(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            String::new(),
+        ));
     }
     let (content_type, body) = match request.uri().path() {
         "/healthz" => ("text/plain", "ok\n".to_owned()),
@@ -116,7 +128,10 @@ async fn answer(
             match path {
                 "/routes.json" => ("application/json", render::routes_json(&date, routes)),
                 "/routes.yaml" => ("text/yaml", render::routes_yaml(&date, routes)),
-                _ => ("text/html; charset=utf-8", render::routes_html(&date, routes)),
+                _ => (
+                    "text/html; charset=utf-8",
+                    render::routes_html(&date, routes),
+                ),
             }
         }
     };
@@ -127,7 +142,10 @@ fn respond(status: StatusCode, content_type: &'static str, body: String) -> Resp
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    headers.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
     response
 }
 

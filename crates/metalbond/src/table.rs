@@ -40,7 +40,16 @@ impl PackedRoute {
     const HOP_V4: u8 = 4;
 
     fn pack(route: &Route) -> Self {
-        let Route { vni, destination, next_hop: NextHop { addr, target_vni, hop_type } } = route;
+        let Route {
+            vni,
+            destination,
+            next_hop:
+                NextHop {
+                    addr,
+                    target_vni,
+                    hop_type,
+                },
+        } = route;
         let (destination_bytes, destination_v4) = addr_bytes(destination.addr());
         let (hop, hop_v4) = addr_bytes(*addr);
         let (from, to) = hop_type.ports();
@@ -68,8 +77,11 @@ impl PackedRoute {
     }
 
     fn unpack(&self) -> Route {
-        let version =
-            if self.form & Self::VERSION_V6 == 0 { IpVersion::V4 } else { IpVersion::V6 };
+        let version = if self.form & Self::VERSION_V6 == 0 {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        };
         let destination = addr_from(self.destination, self.form & Self::DESTINATION_V4 != 0);
         let hop = addr_from(self.hop, self.form & Self::HOP_V4 != 0);
         Route {
@@ -110,7 +122,17 @@ pub struct RouteTable {
 
 impl Hash for PackedRoute {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { destination, hop, vni, target_vni, hop_type, from, to, length, form } = self;
+        let Self {
+            destination,
+            hop,
+            vni,
+            target_vni,
+            hop_type,
+            from,
+            to,
+            length,
+            form,
+        } = self;
         state.write_u128(u128::from_ne_bytes(*destination));
         state.write_u128(u128::from_ne_bytes(*hop));
         let word = |high, low| {
@@ -158,13 +180,22 @@ impl RouteTable {
     pub fn find(&self, route: &Route) -> Option<RouteId> {
         let key = PackedRoute::pack(route);
         let hash = self.hasher.hash_one(key);
-        self.index.find(hash, |&id| slot(&self.pieces, id).key == key).copied()
+        self.index
+            .find(hash, |&id| slot(&self.pieces, id).key == key)
+            .copied()
     }
 
     /// The id of a route, made if necessary; whether it was made.
     pub fn insert(&mut self, route: &Route) -> (RouteId, bool) {
         let key = PackedRoute::pack(route);
-        let Self { pieces, free, index, hasher, len, .. } = self;
+        let Self {
+            pieces,
+            free,
+            index,
+            hasher,
+            len,
+            ..
+        } = self;
         let hash = hasher.hash_one(key);
         let entry = index.entry(
             hash,
@@ -211,7 +242,12 @@ impl RouteTable {
         self.len -= 1;
         let capacity = self.index.capacity();
         if capacity > 4096 && self.len < capacity / 8 {
-            let Self { index, pieces, hasher, .. } = self;
+            let Self {
+                index,
+                pieces,
+                hasher,
+                ..
+            } = self;
             index.shrink_to(capacity / 4, |&id| hasher.hash_one(slot_of(pieces, id)));
         }
     }
@@ -223,7 +259,10 @@ impl RouteTable {
 
     /// The VNI of the route with this id, `None` if the id is free.
     pub fn vni(&self, id: RouteId) -> Option<u32> {
-        let slot = self.pieces.get(id as usize / PIECE)?.get(id as usize % PIECE)?;
+        let slot = self
+            .pieces
+            .get(id as usize / PIECE)?
+            .get(id as usize % PIECE)?;
         slot.occupied.then_some(u32::from_ne_bytes(slot.key.vni))
     }
 
@@ -283,7 +322,9 @@ impl RouteTable {
         }
         let index = sources & !MANY;
         let shared = &mut self.shared_sources[index as usize];
-        let Some(place) = shared.iter().position(|&other| other == source) else { return false };
+        let Some(place) = shared.iter().position(|&other| other == source) else {
+            return false;
+        };
         shared.swap_remove(place);
         if let &[single] = shared.as_slice() {
             *shared = Vec::new();
@@ -353,7 +394,11 @@ fn add_piece(pieces: &mut Vec<Vec<Slot>>, free: &mut u32) {
             key: empty,
             occupied: false,
             ambiguous: false,
-            position: if offset == PIECE { *free } else { (first + offset) as u32 },
+            position: if offset == PIECE {
+                *free
+            } else {
+                (first + offset) as u32
+            },
             sources: NONE,
             last_source: NONE,
         })

@@ -43,8 +43,20 @@ pub struct Args {
 
 /// Runs the client until `shutdown`.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let Args { server, subscribe, announce, keepalive, hold_time, node_name, http } = args;
-    let keepalive_s = if keepalive == 0 { KEEPALIVE_DEFAULT_S } else { keepalive };
+    let Args {
+        server,
+        subscribe,
+        announce,
+        keepalive,
+        hold_time,
+        node_name,
+        http,
+    } = args;
+    let keepalive_s = if keepalive == 0 {
+        KEEPALIVE_DEFAULT_S
+    } else {
+        keepalive
+    };
     let (client, mut events) = Client::start(Config {
         peers: server,
         keepalive: Duration::from_secs(u64::from(keepalive_s)),
@@ -62,7 +74,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         }
     };
     // Announcements first: they decide which received routes are withheld.
-    for Route { vni, destination, next_hop } in announce {
+    for Route {
+        vni,
+        destination,
+        next_hop,
+    } in announce
+    {
         client.announce(vni, destination, next_hop);
     }
     for vni in subscribe {
@@ -76,10 +93,18 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         };
         match event {
             None => break,
-            Some(RouteEvent::Added { vni, destination, next_hop }) => {
+            Some(RouteEvent::Added {
+                vni,
+                destination,
+                next_hop,
+            }) => {
                 info!(vni, %destination, %next_hop, "route added");
             }
-            Some(RouteEvent::Removed { vni, destination, next_hop }) => {
+            Some(RouteEvent::Removed {
+                vni,
+                destination,
+                next_hop,
+            }) => {
                 info!(vni, %destination, %next_hop, "route removed");
             }
         }

@@ -6,9 +6,8 @@
 //! hears of a route when its first supplier appears and when its last one is gone, never in between.
 
 mod cli;
-mod session;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,16 +20,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::codec::{Action, Capabilities};
-use crate::driver::{self, Backend, Clock, Fill, Signal};
+use crate::driver::{self, Backend, Clock, Signal};
 use crate::hub::{Hub, Interest, Limits, PeerId};
 use crate::peer::{Event, KEEPALIVE_DEFAULT_S, Peer, Role, Settings, State};
 use crate::rib::{Rib, Server};
 use crate::route::{Destination, NextHop, Route};
+use crate::session::{Fill, Session};
 use crate::status;
 
 pub use cli::{Args, run};
-pub use session::SETTLE;
-use session::Session;
 
 /// Route events waiting for the user; beyond it they stay in the table, where later changes replace earlier ones.
 pub const EVENTS_MAX: usize = 1024;
@@ -143,34 +141,55 @@ impl Client {
                 addresses.push(address.clone());
             }
         }
-        let mut own = Hub::new(Limits { peer_routes_max: usize::MAX, ..Limits::default() });
+        let mut own = Hub::new(Limits {
+            peer_routes_max: usize::MAX,
+            ..Limits::default()
+        });
         let announcer = own.connect("", Interest::Subscribed, Duration::ZERO, Duration::ZERO);
         let shared = Arc::new(Shared {
             state: Mutex::new(ClientState {
-                subscriptions: BTreeSet::new(),
+                subscriptions: BTreeMap::new(),
                 revision: 0,
                 own,
                 announcer,
                 rib: Rib::new(config.own_routes),
-                servers: addresses.iter().map(|address| ServerEntry::new(address)).collect(),
+                servers: addresses
+                    .iter()
+                    .map(|address| ServerEntry::new(address))
+                    .collect(),
             }),
             pending: Notify::new(),
             clock: Clock::start(),
         });
         let cancel = CancellationToken::new();
-        let supervised = supervise(Arc::clone(&shared), config, addresses, sender, cancel.clone());
+        let supervised = supervise(
+            Arc::clone(&shared),
+            config,
+            addresses,
+            sender,
+            cancel.clone(),
+        );
         // The task ends with the token, which ends with the last handle.
         let mut tasks = JoinSet::new();
         tasks.spawn(supervised);
         tasks.detach_all();
-        (Self { shared, _guard: Arc::new(cancel.drop_guard()) }, events)
+        (
+            Self {
+                shared,
+                _guard: Arc::new(cancel.drop_guard()),
+            },
+            events,
+        )
     }
 
     /// Wants the routes of a VNI. Idempotent.
     pub fn subscribe(&self, vni: u32) {
         self.change(|state| {
-            state.rib.subscribe(vni);
-            state.subscriptions.insert(vni)
+            let is_new = state.rib.subscribe(vni);
+            if is_new {
+                state.subscriptions.insert(vni, state.revision);
+            }
+            is_new
         });
     }
 
@@ -178,18 +197,22 @@ impl Client {
     pub fn unsubscribe(&self, vni: u32) {
         self.change(|state| {
             state.rib.unsubscribe(vni);
-            state.subscriptions.remove(&vni)
+            state.subscriptions.remove(&vni).is_some()
         });
     }
 
     /// Whether the VNI is wanted.
     pub fn is_subscribed(&self, vni: u32) -> bool {
-        self.shared.lock().subscriptions.contains(&vni)
+        self.shared.lock().subscriptions.contains_key(&vni)
     }
 
     /// Wants a route announced at every server. Idempotent. A subscription to the VNI is not needed.
     pub fn announce(&self, vni: u32, destination: Destination, next_hop: NextHop) {
-        let route = Route { vni, destination, next_hop };
+        let route = Route {
+            vni,
+            destination,
+            next_hop,
+        };
         self.change(|state| {
             state.own.announce(state.announcer, &route);
             state.rib.add_own(&route);
@@ -199,7 +222,11 @@ impl Client {
 
     /// No longer wants a route announced. Idempotent.
     pub fn withdraw(&self, vni: u32, destination: Destination, next_hop: NextHop) {
-        let route = Route { vni, destination, next_hop };
+        let route = Route {
+            vni,
+            destination,
+            next_hop,
+        };
         self.change(|state| {
             state.own.withdraw(state.announcer, &route);
             state.rib.remove_own(&route);
@@ -209,7 +236,11 @@ impl Client {
 
     /// Whether the route is wanted announced.
     pub fn is_announced(&self, vni: u32, destination: Destination, next_hop: NextHop) -> bool {
-        self.shared.lock().own.contains(&Route { vni, destination, next_hop })
+        self.shared.lock().own.contains(&Route {
+            vni,
+            destination,
+            next_hop,
+        })
     }
 
     /// The merged table as it is now, in no order.
@@ -252,7 +283,8 @@ struct Shared {
 }
 
 struct ClientState {
-    subscriptions: BTreeSet<u32>,
+    /// Wanted VNIs, each with the revision in which it became wanted.
+    subscriptions: BTreeMap<u32, u64>,
     /// Changes with `subscriptions`.
     revision: u64,
     /// Own announcements: `announcer` supplies them, each session is told them.
@@ -292,11 +324,16 @@ impl Shared {
 }
 
 impl ClientState {
+    fn accepts(&self, server: Server, route: &Route) -> bool {
+        let session = self.servers[server as usize].session.as_ref();
+        session.is_some_and(|session| session.accepts(route.vni, &self.subscriptions))
+    }
+
     /// Wakes whom the last change concerns.
     fn pass_on(&mut self, pending: &Notify) {
         for id in self.own.take_woken() {
             let of_session =
-                |server: &&mut ServerEntry| server.session.as_ref().is_some_and(|s| s.id == id);
+                |server: &&mut ServerEntry| server.session.as_ref().is_some_and(|s| s.id() == id);
             if let Some(server) = self.servers.iter_mut().find(of_session) {
                 server.in_sync = false;
                 server.signal.wake();
@@ -331,11 +368,7 @@ async fn supervise(
 }
 
 /// Passes changes of the merged table to the user, at its pace.
-async fn deliver(
-    shared: Arc<Shared>,
-    events: mpsc::Sender<RouteEvent>,
-    cancel: CancellationToken,
-) {
+async fn deliver(shared: Arc<Shared>, events: mpsc::Sender<RouteEvent>, cancel: CancellationToken) {
     loop {
         let permit = tokio::select! {
             () = cancel.cancelled() => return,
@@ -411,7 +444,11 @@ impl ServerTask {
             } else {
                 Capabilities::default()
             },
-            node: if self.config.extensions { self.config.node.clone() } else { String::new() },
+            node: if self.config.extensions {
+                self.config.node.clone()
+            } else {
+                String::new()
+            },
         };
         let peer = Peer::new(Role::Client, settings, clock.now());
         let signal = Arc::<Signal>::default();
@@ -423,7 +460,14 @@ impl ServerTask {
             established: &established,
             address: &self.address,
         };
-        let connection = driver::run(stream, peer, &mut backend, Arc::clone(&signal), clock, cancel);
+        let connection = driver::run(
+            stream,
+            peer,
+            &mut backend,
+            Arc::clone(&signal),
+            clock,
+            cancel,
+        );
         let mut connection = std::pin::pin!(connection);
         let closed = tokio::select! {
             closed = self.with_release(release_at, &mut connection) => Some(closed),
@@ -444,7 +488,7 @@ impl ServerTask {
         let entry = &mut state.servers[self.server as usize];
         entry.in_sync = false;
         if let Some(session) = entry.session.take() {
-            state.own.disconnect(session.id, now, Duration::ZERO);
+            state.own.disconnect(session.id(), now, Duration::ZERO);
             state.own.sweep(now);
         }
         state.rib.hold(self.server);
@@ -490,7 +534,9 @@ impl Backend for ClientBackend<'_> {
         for event in events.drain(..) {
             match event {
                 Event::Established => {
-                    let id = state.own.connect("", Interest::Everything, now, Duration::ZERO);
+                    let id = state
+                        .own
+                        .connect("", Interest::Everything, now, Duration::ZERO);
                     let entry = &mut state.servers[self.server as usize];
                     entry.session = Some(Session::new(id, peer.is_stream()));
                     entry.sessions += 1;
@@ -499,26 +545,39 @@ impl Backend for ClientBackend<'_> {
                     self.established.notify_one();
                     info!(server = %self.address, "session established");
                 }
+                Event::Update(update) if !state.accepts(self.server, &update.route) => {}
                 Event::Update(update) => match update.action {
                     Action::Add => state.rib.learn(self.server, &update.route),
                     Action::Remove => state.rib.forget(self.server, &update.route),
                 },
                 // A server has no business to subscribe here; only accepted peers greet or restart.
-                Event::Subscribe(_)
-                | Event::Unsubscribe(_)
-                | Event::Greeted
-                | Event::Restarted => {}
+                Event::Subscribe(_) | Event::Unsubscribe(_) | Event::Greeted | Event::Restarted => {
+                }
             }
         }
         state.pass_on(&self.shared.pending);
     }
 
-    fn fill(&mut self, _peer: &Peer, out: &mut Vec<u8>, bytes_max: usize, now: Duration) -> Fill {
+    fn fill(
+        &mut self,
+        peer: &mut Peer,
+        out: &mut Vec<u8>,
+        bytes_max: usize,
+        now: Duration,
+    ) -> Fill {
         let mut guard = self.shared.lock();
-        let ClientState { subscriptions, revision, own, servers, .. } = &mut *guard;
+        let ClientState {
+            subscriptions,
+            revision,
+            own,
+            servers,
+            ..
+        } = &mut *guard;
         let entry = &mut servers[self.server as usize];
-        let Some(session) = &mut entry.session else { return Fill::Idle };
-        let filled = session.fill(subscriptions, *revision, own, now, out, bytes_max);
+        let Some(session) = &mut entry.session else {
+            return Fill::Idle;
+        };
+        let filled = session.fill(subscriptions, *revision, own, peer, now, out, bytes_max);
         entry.in_sync = filled == Fill::Idle;
         filled
     }
@@ -538,17 +597,28 @@ impl status::Source for Shared {
         let state = self.lock();
         let row = |server: &ServerEntry| {
             let established = server.session.is_some();
-            let own = server.session.as_ref().and_then(|session| state.own.peer_info(session.id));
+            let own = server
+                .session
+                .as_ref()
+                .and_then(|session| state.own.peer_info(session.id()));
             status::PeerRow {
                 peer: server.address.clone(),
                 direction: "OUTGOING",
                 node: String::new(),
-                state: if established { State::Established.name() } else { "CONNECTING" },
-                age_s: if established { (now - server.since).as_secs() } else { 0 },
+                state: if established {
+                    State::Established.name()
+                } else {
+                    "CONNECTING"
+                },
+                age_s: if established {
+                    (now - server.since).as_secs()
+                } else {
+                    0
+                },
                 paced: false,
                 routes: state.own.routes_len(),
                 held: 0,
-                subscriptions: state.subscriptions.iter().copied().collect(),
+                subscriptions: state.subscriptions.keys().copied().collect(),
                 backlog: own.map_or(0, |info| info.backlog),
                 received_bytes: server.signal.received.load(Ordering::Relaxed),
                 sent_bytes: server.signal.sent.load(Ordering::Relaxed),
@@ -559,7 +629,11 @@ impl status::Source for Shared {
 
     fn metrics(&self) -> Vec<status::Metric> {
         let state = self.lock();
-        let established = state.servers.iter().filter(|server| server.session.is_some()).count();
+        let established = state
+            .servers
+            .iter()
+            .filter(|server| server.session.is_some())
+            .count();
         vec![
             status::gauge("routes", state.rib.len() as u64),
             status::gauge("own_routes", state.own.routes_len() as u64),

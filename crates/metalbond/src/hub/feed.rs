@@ -60,7 +60,9 @@ impl Vni {
 
     /// Records that a subscriber has not been told, outdated ones included.
     pub(super) fn behind(&self, index: u32) -> usize {
-        self.places.get(&index).map_or(0, |&place| self.log.len() - place as usize)
+        self.places
+            .get(&index)
+            .map_or(0, |&place| self.log.len() - place as usize)
     }
 }
 
@@ -121,9 +123,13 @@ impl Hub {
     /// Appends messages for a peer until `out` holds about `bytes_max` bytes (up to one shared stretch more if
     /// `bytes_max` is large, never more if it is below 32 KiB); false when nothing is left.
     pub fn fill(&mut self, id: PeerId, out: &mut Vec<u8>, bytes_max: usize) -> bool {
-        let Some(index) = self.live(id) else { return false };
+        let Some(index) = self.live(id) else {
+            return false;
+        };
         while out.len() + MESSAGE_MAX <= bytes_max {
-            let Some(route_id) = self.peers[index].directed.pop_front() else { break };
+            let Some(route_id) = self.peers[index].directed.pop_front() else {
+                break;
+            };
             self.send_directed(index, route_id, out);
         }
         while out.len() + MESSAGE_MAX <= bytes_max {
@@ -141,28 +147,49 @@ impl Hub {
     }
 
     fn send_directed(&mut self, index: usize, route_id: RouteId, out: &mut Vec<u8>) {
-        let Some(vni) = self.table.vni(route_id) else { return };
+        let Some(vni) = self.table.vni(route_id) else {
+            return;
+        };
         if !self.peers[index].vnis.contains(&vni) {
             return;
         }
         if let Some(action) = opinion(&self.table, route_id, index as u32) {
-            codec::encode_update(&Update { action, route: self.table.route(route_id) }, out);
+            codec::encode_update(
+                &Update {
+                    action,
+                    route: self.table.route(route_id),
+                },
+                out,
+            );
             self.counters.sent += 1;
         }
     }
 
     /// Appends one stretch of a VNI's log; true if the subscriber has more to be told there.
     fn fill_vni(&mut self, index: u32, vni: u32, out: &mut Vec<u8>, bytes_max: usize) -> bool {
-        let Self { table, vnis, chunks, counters, .. } = self;
-        let Some(feed) = vnis.get_mut(&vni) else { return false };
-        let Some(&place) = feed.places.get(&index) else { return false };
+        let Self {
+            table,
+            vnis,
+            chunks,
+            counters,
+            ..
+        } = self;
+        let Some(feed) = vnis.get_mut(&vni) else {
+            return false;
+        };
+        let Some(&place) = feed.places.get(&index) else {
+            return false;
+        };
         let is_shared = feed.places.len() > 1 && bytes_max >= CHUNK_RECORDS * MESSAGE_MAX * 2 / 3;
         let start = place as usize;
         let end = ((start / CHUNK_RECORDS + 1) * CHUNK_RECORDS).min(feed.log.len());
         let mut place = place;
         if is_shared && start < end {
             let epoch = feed.epoch;
-            let known = chunks.chunks.get(&(vni, place)).filter(|chunk| chunk.epoch == epoch);
+            let known = chunks
+                .chunks
+                .get(&(vni, place))
+                .filter(|chunk| chunk.epoch == epoch);
             let chunk = known.cloned().unwrap_or_else(|| {
                 let chunk = Arc::new(encode_chunk(table, vni, feed, start, end));
                 chunks.insert(vni, place, Arc::clone(&chunk));
@@ -180,7 +207,13 @@ impl Hub {
                 if counts(table, vni, place as usize, id)
                     && let Some(action) = opinion(table, id, index)
                 {
-                    codec::encode_update(&Update { action, route: table.route(id) }, out);
+                    codec::encode_update(
+                        &Update {
+                            action,
+                            route: table.route(id),
+                        },
+                        out,
+                    );
                     counters.sent += 1;
                 }
                 place += 1;
@@ -199,14 +232,20 @@ impl Hub {
 
     /// Records a change of a route and wakes the subscribers that had nothing to do.
     pub(super) fn touch(&mut self, vni: u32, route_id: RouteId) {
-        let Some(feed) = self.vnis.get_mut(&vni) else { return };
+        let Some(feed) = self.vnis.get_mut(&vni) else {
+            return;
+        };
         self.table.set_position(route_id, feed.log.len() as u32);
         feed.log.push(route_id);
         for index in std::mem::take(&mut feed.idle) {
             self.peers[index as usize].dirty.push_back(vni);
             self.wake(index as usize);
         }
-        if self.vnis.get(&vni).is_some_and(|feed| feed.log.len() >= feed.tidy_at.max(LOG_MIN)) {
+        if self
+            .vnis
+            .get(&vni)
+            .is_some_and(|feed| feed.log.len() >= feed.tidy_at.max(LOG_MIN))
+        {
             self.tidy(vni);
         }
     }
@@ -220,7 +259,9 @@ impl Hub {
 
     /// Frees withdrawn routes if everybody has been told, and the VNI if nothing is left of it.
     pub(super) fn release(&mut self, vni: u32) {
-        let Some(feed) = self.vnis.get_mut(&vni) else { return };
+        let Some(feed) = self.vnis.get_mut(&vni) else {
+            return;
+        };
         if feed.idle.len() < feed.places.len() {
             return;
         }
@@ -243,12 +284,26 @@ impl Hub {
 
     /// Rewrites a log without outdated records and without withdrawn routes that everybody has been told of.
     fn tidy(&mut self, vni: u32) {
-        let Self { table, vnis, chunks, .. } = self;
-        let Some(feed) = vnis.get_mut(&vni) else { return };
+        let Self {
+            table,
+            vnis,
+            chunks,
+            ..
+        } = self;
+        let Some(feed) = vnis.get_mut(&vni) else {
+            return;
+        };
         chunks.forget(vni);
-        let first_place = feed.places.values().min().map_or(feed.log.len(), |&min| min as usize);
-        let mut order: Vec<(u32, u32)> =
-            feed.places.iter().map(|(&index, &place)| (place, index)).collect();
+        let first_place = feed
+            .places
+            .values()
+            .min()
+            .map_or(feed.log.len(), |&min| min as usize);
+        let mut order: Vec<(u32, u32)> = feed
+            .places
+            .iter()
+            .map(|(&index, &place)| (place, index))
+            .collect();
         order.sort_unstable();
         let mut order = order.into_iter().peekable();
         let mut kept: Vec<RouteId> = Vec::with_capacity(feed.live + feed.withdrawn);
@@ -282,7 +337,9 @@ impl Hub {
 
     /// Gives up the subscriber that is farthest behind, if withdrawn routes pile up for it.
     fn evict_slowest(&mut self, vni: u32, excess: bool) {
-        let Some(feed) = self.vnis.get(&vni).filter(|_| excess) else { return };
+        let Some(feed) = self.vnis.get(&vni).filter(|_| excess) else {
+            return;
+        };
         if let Some((&index, _)) = feed.places.iter().min_by_key(|(_, place)| **place) {
             let id = self.id(index);
             if !self.evicted.contains(&id) {
@@ -293,13 +350,7 @@ impl Hub {
     }
 }
 
-fn encode_chunk(
-    table: &RouteTable,
-    vni: u32,
-    feed: &Vni,
-    start: usize,
-    end: usize,
-) -> Chunk {
+fn encode_chunk(table: &RouteTable, vni: u32, feed: &Vni, start: usize, end: usize) -> Chunk {
     let mut chunk = Chunk {
         epoch: feed.epoch,
         bytes: Vec::new(),
@@ -329,7 +380,13 @@ fn encode_chunk(
             }
             _ => Action::Add,
         };
-        codec::encode_update(&Update { action, route: table.route(id) }, &mut chunk.bytes);
+        codec::encode_update(
+            &Update {
+                action,
+                route: table.route(id),
+            },
+            &mut chunk.bytes,
+        );
         chunk.updates += 1;
     }
     chunk.unfit.sort_unstable();

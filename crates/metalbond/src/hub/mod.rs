@@ -233,9 +233,8 @@ impl Hub {
             return;
         }
         let table = &self.table;
-        let supplied = |id: &RouteId| {
-            table.vni(*id).is_some() && table.sources(*id).contains(&(index as u32))
-        };
+        let supplied =
+            |id: &RouteId| table.vni(*id).is_some() && table.sources(*id).contains(&(index as u32));
         peer.held.extend(announced.into_iter().filter(supplied));
         peer.sweep_at = Some(now + hold);
     }
@@ -261,8 +260,7 @@ impl Hub {
             {
                 left -= 1;
                 let peer = &mut self.peers[index];
-                if (peer.held.remove(&id) || peer.node.is_empty())
-                    && self.remove_source(index, id)
+                if (peer.held.remove(&id) || peer.node.is_empty()) && self.remove_source(index, id)
                 {
                     self.counters.swept += 1;
                 }
@@ -302,7 +300,10 @@ impl Hub {
 
     /// A peer that sees a VNI is told everything there again; nothing happens if it does not.
     pub fn repeat(&mut self, id: PeerId, vni: u32) {
-        if self.live(id).is_some_and(|index| self.peers[index].vnis.contains(&vni)) {
+        if self
+            .live(id)
+            .is_some_and(|index| self.peers[index].vnis.contains(&vni))
+        {
             self.subscribe(id, vni);
         }
     }
@@ -425,7 +426,9 @@ impl Hub {
 
     /// Whether a peer supplies this route.
     pub fn contains(&self, route: &Route) -> bool {
-        self.table.find(route).is_some_and(|id| !self.table.sources(id).is_empty())
+        self.table
+            .find(route)
+            .is_some_and(|id| !self.table.sources(id).is_empty())
     }
 
     /// Appends routes that have a source, examining `max` ids from `start` on; returns where to go on, `None` at the end.
@@ -437,9 +440,8 @@ impl Hub {
         routes: &mut Vec<Route>,
     ) -> Option<RouteId> {
         let end = self.table.ids_end().min(start.saturating_add(max));
-        let living = (start..end).filter(|&id| {
-            self.table.vni(id).is_some() && !self.table.sources(id).is_empty()
-        });
+        let living = (start..end)
+            .filter(|&id| self.table.vni(id).is_some() && !self.table.sources(id).is_empty());
         routes.extend(living.map(|id| self.table.route(id)));
         (end < self.table.ids_end()).then_some(end)
     }
@@ -457,7 +459,10 @@ impl Hub {
     }
 
     fn id(&self, index: u32) -> PeerId {
-        PeerId { index, generation: self.peers[index as usize].generation }
+        PeerId {
+            index,
+            generation: self.peers[index as usize].generation,
+        }
     }
 
     fn live(&self, id: PeerId) -> Option<usize> {
@@ -466,7 +471,12 @@ impl Hub {
     }
 
     fn others(&self, route_id: RouteId, except: u32) -> Vec<u32> {
-        self.table.sources(route_id).iter().copied().filter(|&source| source != except).collect()
+        self.table
+            .sources(route_id)
+            .iter()
+            .copied()
+            .filter(|&source| source != except)
+            .collect()
     }
 
     fn join_everything(&mut self, index: u32) {
@@ -488,14 +498,18 @@ impl Hub {
     }
 
     fn leave(&mut self, index: u32, vni: u32) {
-        let Some(feed) = self.vnis.get_mut(&vni) else { return };
+        let Some(feed) = self.vnis.get_mut(&vni) else {
+            return;
+        };
         feed.leave(index);
         self.release(vni);
     }
 
     /// Removes one source of a route and tells whom it concerns; false if the peer was none.
     fn remove_source(&mut self, index: usize, route_id: RouteId) -> bool {
-        let Some(vni) = self.table.vni(route_id) else { return false };
+        let Some(vni) = self.table.vni(route_id) else {
+            return false;
+        };
         if !self.table.remove_source(route_id, index as u32) {
             return false;
         }
@@ -550,9 +564,8 @@ impl Hub {
     fn trim_announced(&mut self, index: usize) {
         let Self { peers, table, .. } = self;
         let announced = &mut peers[index].announced;
-        announced.retain(|&id| {
-            table.vni(id).is_some() && table.sources(id).contains(&(index as u32))
-        });
+        announced
+            .retain(|&id| table.vni(id).is_some() && table.sources(id).contains(&(index as u32)));
         announced.sort_unstable();
         announced.dedup();
         announced.shrink_to(announced.len() * 2);

@@ -34,9 +34,17 @@ type Tree = BTreeMap<u32, BTreeMap<String, Vec<NextHop>>>;
 
 fn tree(routes: Vec<Route>) -> Tree {
     let mut tree = Tree::new();
-    for Route { vni, destination, next_hop } in routes {
+    for Route {
+        vni,
+        destination,
+        next_hop,
+    } in routes
+    {
         let destinations = tree.entry(vni).or_default();
-        destinations.entry(destination_key(&destination)).or_default().push(next_hop);
+        destinations
+            .entry(destination_key(&destination))
+            .or_default()
+            .push(next_hop);
     }
     for hops in tree.values_mut().flat_map(BTreeMap::values_mut) {
         hops.sort_by_cached_key(|hop| (hop.addr.to_string(), *hop));
@@ -68,7 +76,13 @@ struct HopRow {
 }
 
 impl From<&NextHop> for HopRow {
-    fn from(NextHop { addr, target_vni, hop_type }: &NextHop) -> Self {
+    fn from(
+        NextHop {
+            addr,
+            target_vni,
+            hop_type,
+        }: &NextHop,
+    ) -> Self {
         let (from, to) = hop_type.ports();
         Self {
             target_address: addr.to_string(),
@@ -92,10 +106,16 @@ struct Page {
 pub(super) fn routes_json(date: &str, routes: Vec<Route>) -> String {
     let rows = |hops: Vec<NextHop>| hops.iter().map(HopRow::from).collect();
     let vnet = tree(routes).into_iter().map(|(vni, destinations)| {
-        let destinations = destinations.into_iter().map(|(key, hops)| (key, rows(hops)));
+        let destinations = destinations
+            .into_iter()
+            .map(|(key, hops)| (key, rows(hops)));
         (vni.to_string(), destinations.collect())
     });
-    let page = Page { date: date.to_owned(), vnet: vnet.collect(), version: PRODUCT_VERSION };
+    let page = Page {
+        date: date.to_owned(),
+        vnet: vnet.collect(),
+        version: PRODUCT_VERSION,
+    };
     // Text keys and plain numbers always serialise.
     serde_json::to_string_pretty(&page).unwrap_or_default()
 }
@@ -104,14 +124,24 @@ pub(super) fn routes_json(date: &str, routes: Vec<Route>) -> String {
 pub(super) fn routes_yaml(date: &str, routes: Vec<Route>) -> String {
     let mut text = format!("date: \"{date}\"\n");
     let tree = tree(routes);
-    text.push_str(if tree.is_empty() { "vnet: {}\n" } else { "vnet:\n" });
+    text.push_str(if tree.is_empty() {
+        "vnet: {}\n"
+    } else {
+        "vnet:\n"
+    });
     for (vni, destinations) in &tree {
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(text, "    {vni}:");
         for (key, hops) in destinations {
             let _ = writeln!(text, "        '{key}':");
             for hop in hops.iter().map(HopRow::from) {
-                let HopRow { target_address, target_vni, hop_type, from, to } = hop;
+                let HopRow {
+                    target_address,
+                    target_vni,
+                    hop_type,
+                    from,
+                    to,
+                } = hop;
                 let _ = write!(
                     text,
                     "            - targetaddress: {target_address}\n              \
@@ -131,8 +161,18 @@ pub(super) fn routes_html(date: &str, mut routes: Vec<Route>) -> String {
     routes.sort_unstable();
     routes.truncate(HTML_ROUTES_MAX);
     let mut destinations: BTreeMap<u32, BTreeMap<Destination, Vec<NextHop>>> = BTreeMap::new();
-    for Route { vni, destination, next_hop } in routes {
-        destinations.entry(vni).or_default().entry(destination).or_default().push(next_hop);
+    for Route {
+        vni,
+        destination,
+        next_hop,
+    } in routes
+    {
+        destinations
+            .entry(vni)
+            .or_default()
+            .entry(destination)
+            .or_default()
+            .push(next_hop);
     }
     let mut text = String::from(
         "<!DOCTYPE html><html><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" \
@@ -145,7 +185,10 @@ pub(super) fn routes_html(date: &str, mut routes: Vec<Route>) -> String {
     }
     text.push_str("</p>\n");
     if total > HTML_ROUTES_MAX {
-        let _ = writeln!(text, "<p>The first {HTML_ROUTES_MAX} of {total} routes are shown.</p>");
+        let _ = writeln!(
+            text,
+            "<p>The first {HTML_ROUTES_MAX} of {total} routes are shown.</p>"
+        );
     }
     for (vni, destinations) in &destinations {
         let _ = writeln!(text, "<h2 id=\"vni{vni}\">VNI {vni}</h2>\n<ul>");
@@ -154,14 +197,22 @@ pub(super) fn routes_html(date: &str, mut routes: Vec<Route>) -> String {
         }
         text.push_str("</ul>\n");
     }
-    let _ = write!(text, "<footer>{PRODUCT_VERSION}, {date}</footer></body></html>\n");
+    let _ = writeln!(
+        text,
+        "<footer>{PRODUCT_VERSION}, {date}</footer></body></html>"
+    );
     text
 }
 
 fn html_destination(text: &mut String, destination: &Destination, hops: &[NextHop]) {
     let count = hops.len();
     let _ = writeln!(text, "<li>{destination} ({count} next hops)<table>");
-    for NextHop { addr, target_vni, hop_type } in hops {
+    for NextHop {
+        addr,
+        target_vni,
+        hop_type,
+    } in hops
+    {
         let _ = write!(text, "<tr><td>{addr}");
         if *target_vni != 0 {
             let _ = write!(text, " [{target_vni}]");
