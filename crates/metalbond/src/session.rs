@@ -30,6 +30,44 @@ pub enum Fill {
     Later(Duration),
 }
 
+/// The VNIs that are wanted now.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Each with a number that differs if it was not wanted in between: then everything must be heard again.
+    vnis: BTreeMap<u32, u64>,
+    /// Grows with each change.
+    revision: u64,
+}
+
+impl Wishes {
+    /// Wants a VNI; false if it was wanted already.
+    pub fn insert(&mut self, vni: u32) -> bool {
+        if self.vnis.contains_key(&vni) {
+            return false;
+        }
+        self.revision += 1;
+        self.vnis.insert(vni, self.revision);
+        true
+    }
+
+    /// No longer wants a VNI; false if it was not wanted.
+    pub fn remove(&mut self, vni: u32) -> bool {
+        let was = self.vnis.remove(&vni).is_some();
+        self.revision += u64::from(was);
+        was
+    }
+
+    /// Whether a VNI is wanted.
+    pub fn contains(&self, vni: u32) -> bool {
+        self.vnis.contains_key(&vni)
+    }
+
+    /// The VNIs, ascending.
+    pub fn vnis(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        self.vnis.keys().copied()
+    }
+}
+
 /// A VNI after UNSUBSCRIBE.
 struct Settling {
     /// When the KEEPALIVE may be sent.
@@ -42,10 +80,10 @@ struct Settling {
 pub struct Session {
     id: PeerId,
     is_ours: bool,
-    /// Subscribed VNIs with the wish that each fulfils, see [`Session::fill`].
+    /// Subscribed VNIs with the number of the wish that each fulfils.
     subscribed: BTreeMap<u32, u64>,
     settling: BTreeMap<u32, Settling>,
-    /// State of the wishes that `subscribed` reflects.
+    /// Revision of the wishes that `subscribed` reflects.
     seen: Option<u64>,
 }
 
@@ -68,20 +106,18 @@ impl Session {
     }
 
     /// Whether an update of this VNI belongs to the subscription that is wanted now.
-    pub fn accepts(&self, vni: u32, wanted: &BTreeMap<u32, u64>) -> bool {
-        match (self.subscribed.get(&vni), wanted.get(&vni)) {
+    pub fn accepts(&self, vni: u32, wishes: &Wishes) -> bool {
+        match (self.subscribed.get(&vni), wishes.vnis.get(&vni)) {
             // An older wish that is still in force is one unbroken stream of changes, if it will not be interrupted.
             (Some(wish), Some(number)) => wish == number || self.is_ours,
             _ => false,
         }
     }
 
-    /// Appends up to `bytes_max` bytes of what the server must be told. `wanted` has a number for each VNI that differs
-    /// whenever the VNI was not wanted in between, as then everything must be heard again; `revision` changes with `wanted`.
+    /// Appends up to `bytes_max` bytes of what the server must be told.
     pub fn fill(
         &mut self,
-        wanted: &BTreeMap<u32, u64>,
-        revision: u64,
+        wishes: &Wishes,
         own: &mut Hub,
         peer: &mut Peer,
         now: Duration,
@@ -89,11 +125,11 @@ impl Session {
         bytes_max: usize,
     ) -> Fill {
         self.settle(own, peer.echoes());
-        if self.seen != Some(revision) {
-            if !self.fill_subscriptions(wanted, now, out, bytes_max) {
+        if self.seen != Some(wishes.revision) {
+            if !self.fill_subscriptions(&wishes.vnis, now, out, bytes_max) {
                 return Fill::More;
             }
-            self.seen = Some(revision);
+            self.seen = Some(wishes.revision);
         }
         self.ask_echo(peer, now, out);
         if own.fill(self.id, out, bytes_max) {

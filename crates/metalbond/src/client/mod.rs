@@ -7,7 +7,6 @@
 
 mod cli;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +24,7 @@ use crate::hub::{Hub, Interest, Limits, PeerId};
 use crate::peer::{Event, KEEPALIVE_DEFAULT_S, Peer, Role, Settings, State};
 use crate::rib::{Rib, Server};
 use crate::route::{Destination, NextHop, Route};
-use crate::session::{Fill, Session};
+use crate::session::{Fill, Session, Wishes};
 use crate::status;
 
 pub use cli::{Args, run};
@@ -148,8 +147,7 @@ impl Client {
         let announcer = own.connect("", Interest::Subscribed, Duration::ZERO, Duration::ZERO);
         let shared = Arc::new(Shared {
             state: Mutex::new(ClientState {
-                subscriptions: BTreeMap::new(),
-                revision: 0,
+                wishes: Wishes::default(),
                 own,
                 announcer,
                 rib: Rib::new(config.own_routes),
@@ -185,11 +183,8 @@ impl Client {
     /// Wants the routes of a VNI. Idempotent.
     pub fn subscribe(&self, vni: u32) {
         self.change(|state| {
-            let is_new = state.rib.subscribe(vni);
-            if is_new {
-                state.subscriptions.insert(vni, state.revision);
-            }
-            is_new
+            state.rib.subscribe(vni);
+            state.wishes.insert(vni)
         });
     }
 
@@ -197,13 +192,13 @@ impl Client {
     pub fn unsubscribe(&self, vni: u32) {
         self.change(|state| {
             state.rib.unsubscribe(vni);
-            state.subscriptions.remove(&vni).is_some()
+            state.wishes.remove(vni)
         });
     }
 
     /// Whether the VNI is wanted.
     pub fn is_subscribed(&self, vni: u32) -> bool {
-        self.shared.lock().subscriptions.contains_key(&vni)
+        self.shared.lock().wishes.contains(vni)
     }
 
     /// Wants a route announced at every server. Idempotent. A subscription to the VNI is not needed.
@@ -264,7 +259,6 @@ impl Client {
     fn change(&self, apply: impl FnOnce(&mut ClientState) -> bool) {
         let mut state = self.shared.lock();
         if apply(&mut state) {
-            state.revision += 1;
             for server in &mut state.servers {
                 server.in_sync = false;
                 server.signal.wake();
@@ -283,10 +277,7 @@ struct Shared {
 }
 
 struct ClientState {
-    /// Wanted VNIs, each with the revision in which it became wanted.
-    subscriptions: BTreeMap<u32, u64>,
-    /// Changes with `subscriptions`.
-    revision: u64,
+    wishes: Wishes,
     /// Own announcements: `announcer` supplies them, each session is told them.
     own: Hub,
     announcer: PeerId,
@@ -326,7 +317,7 @@ impl Shared {
 impl ClientState {
     fn accepts(&self, server: Server, route: &Route) -> bool {
         let session = self.servers[server as usize].session.as_ref();
-        session.is_some_and(|session| session.accepts(route.vni, &self.subscriptions))
+        session.is_some_and(|session| session.accepts(route.vni, &self.wishes))
     }
 
     /// Wakes whom the last change concerns.
@@ -567,8 +558,7 @@ impl Backend for ClientBackend<'_> {
     ) -> Fill {
         let mut guard = self.shared.lock();
         let ClientState {
-            subscriptions,
-            revision,
+            wishes,
             own,
             servers,
             ..
@@ -577,7 +567,7 @@ impl Backend for ClientBackend<'_> {
         let Some(session) = &mut entry.session else {
             return Fill::Idle;
         };
-        let filled = session.fill(subscriptions, *revision, own, peer, now, out, bytes_max);
+        let filled = session.fill(wishes, own, peer, now, out, bytes_max);
         entry.in_sync = filled == Fill::Idle;
         filled
     }
@@ -618,7 +608,7 @@ impl status::Source for Shared {
                 paced: false,
                 routes: state.own.routes_len(),
                 held: 0,
-                subscriptions: state.subscriptions.keys().copied().collect(),
+                subscriptions: state.wishes.vnis().collect(),
                 backlog: own.map_or(0, |info| info.backlog),
                 received_bytes: server.signal.received.load(Ordering::Relaxed),
                 sent_bytes: server.signal.sent.load(Ordering::Relaxed),
@@ -637,7 +627,7 @@ impl status::Source for Shared {
         vec![
             status::gauge("routes", state.rib.len() as u64),
             status::gauge("own_routes", state.own.routes_len() as u64),
-            status::gauge("subscriptions", state.subscriptions.len() as u64),
+            status::gauge("subscriptions", state.wishes.vnis().len() as u64),
             status::gauge("servers", state.servers.len() as u64),
             status::gauge("servers_established", established as u64),
             status::counter("sessions", state.servers.iter().map(|s| s.sessions).sum()),

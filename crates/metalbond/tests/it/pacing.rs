@@ -137,7 +137,7 @@ fn a_server_is_asked_for_its_echo() {
         written += bytes;
         now += Duration::from_millis(2);
     }
-    assert!(written >= ECHO_BYTES_MAX && written < ECHO_BYTES_MAX + SEGMENT_MAX);
+    assert!((ECHO_BYTES_MAX..ECHO_BYTES_MAX + SEGMENT_MAX).contains(&written));
     assert_eq!(pace.budget(now, None), Budget::AskEcho);
     pace.asked(7);
     assert_eq!(pace.budget(now, None), Budget::WaitEcho);
