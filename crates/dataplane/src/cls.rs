@@ -4,7 +4,7 @@
 //! the plain cases (no options, no extension headers, no fragments; TCP, UDP, echo) in straight-line code and says nothing about
 //! the others, which then go through `overlay`. A test feeds both with the same bytes.
 
-use crate::flow::key::{Hasher, Keyed, Transport, Tuple};
+use crate::flow::key::{Hasher, Keyed, Kind, Transport, Tuple};
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::ethernet;
@@ -342,94 +342,106 @@ impl Fast {
     };
 }
 
-/// The plain cases of [`overlay_v4`].
+/// The plain cases of [`overlay_v4`], written to `fast`; false for all others.
 #[inline]
-pub(crate) fn fast_v4(hasher: &Hasher, vni: Vni, bytes: &[u8]) -> Option<Fast> {
-    let head: &[u8; 28] = bytes.first_chunk()?;
+pub(crate) fn fast_v4(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) -> bool {
+    let Some(head) = bytes.first_chunk::<28>() else {
+        return false;
+    };
     let length = u16::from_be_bytes([head[2], head[3]]);
     let is_fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff != 0;
     if head[0] != 0x45 || is_fragment || length < 28 || usize::from(length) > bytes.len() {
-        return None;
+        return false;
     }
     let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
     let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
-    let l4 = [head[20], head[21], head[22], head[23], head[24], head[25]];
-    let (ports, transport, tcp_flags) = match head[9] {
-        protocol::ICMP => echo(l4, icmp::ECHO_REQUEST, icmp::ECHO_REPLY)?,
-        other => fast_ports(other, l4, bytes.get(32..34), length - 20)?,
+    let first = u16::from_be_bytes([head[20], head[21]]);
+    let second = u16::from_be_bytes([head[22], head[23]]);
+    let third = u16::from_be_bytes([head[24], head[25]]);
+    let (ports, kind) = match head[9] {
+        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => {
+            ((first, second), Kind::TCP)
+        }
+        protocol::UDP if is_plain_udp(third, length - 20, fast) => ((first, second), Kind::UDP),
+        protocol::ICMP if matches!(head[20], icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
+            fast.tcp_flags = 0;
+            ((third, third), Kind::echo(head[20] == icmp::ECHO_REQUEST))
+        }
+        _ => return false,
     };
-    let keyed = hasher.v4(vni, source, destination, ports, transport);
-    Some(Fast {
-        keyed,
-        length,
-        tcp_flags,
-    })
+    fast.length = length;
+    fast.keyed = hasher.v4(vni, source, destination, ports, kind);
+    true
 }
 
-/// The plain cases of [`overlay_v6`].
+/// The plain cases of [`overlay_v6`], written to `fast`; false for all others.
 #[inline]
-pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8]) -> Option<Fast> {
-    let head: &[u8; 48] = bytes.first_chunk()?;
+pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) -> bool {
+    let Some(head) = bytes.first_chunk::<48>() else {
+        return false;
+    };
     let payload = u16::from_be_bytes([head[4], head[5]]);
-    let length = payload.checked_add(40)?;
-    if head[0] >> 4 != 6 || payload < 8 || usize::from(length) > bytes.len() {
-        return None;
+    let length = payload.saturating_add(40);
+    let fits = (8..=u16::MAX - 40).contains(&payload) && usize::from(length) <= bytes.len();
+    if head[0] >> 4 != 6 || !fits {
+        return false;
     }
-    let (addresses, _) = head.get(8..)?.as_chunks::<16>();
-    let [source, destination] = *addresses.first_chunk()?;
-    let l4 = [head[40], head[41], head[42], head[43], head[44], head[45]];
-    let (ports, transport, tcp_flags) = match head[6] {
-        protocol::ICMPV6 => echo(l4, icmp::V6_ECHO_REQUEST, icmp::V6_ECHO_REPLY)?,
-        other => fast_ports(other, l4, bytes.get(52..54), payload)?,
+    let (chunks, _) = head.as_chunks::<8>();
+    let &[
+        _,
+        source_high,
+        source_low,
+        destination_high,
+        destination_low,
+        _,
+    ] = chunks
+    else {
+        return false;
+    };
+    let join = |high, low| {
+        Ipv6Addr::from_bits(
+            u128::from(u64::from_be_bytes(high)) << 64 | u128::from(u64::from_be_bytes(low)),
+        )
     };
     let (source, destination) = (
-        Ipv6Addr::from_octets(source),
-        Ipv6Addr::from_octets(destination),
+        join(source_high, source_low),
+        join(destination_high, destination_low),
     );
-    let keyed = hasher.v6(vni, source, destination, ports, transport);
-    Some(Fast {
-        keyed,
-        length,
-        tcp_flags,
-    })
+    let first = u16::from_be_bytes([head[40], head[41]]);
+    let second = u16::from_be_bytes([head[42], head[43]]);
+    let third = u16::from_be_bytes([head[44], head[45]]);
+    let (ports, kind) = match head[6] {
+        protocol::TCP if is_plain_tcp(bytes.get(52..54), payload, fast) => {
+            ((first, second), Kind::TCP)
+        }
+        protocol::UDP if is_plain_udp(third, payload, fast) => ((first, second), Kind::UDP),
+        protocol::ICMPV6 if matches!(head[40], icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
+            fast.tcp_flags = 0;
+            (
+                (third, third),
+                Kind::echo(head[40] == icmp::V6_ECHO_REQUEST),
+            )
+        }
+        _ => return false,
+    };
+    fast.length = length;
+    fast.keyed = hasher.v6(vni, source, destination, ports, kind);
+    true
 }
 
-type Ports = ((u16, u16), Transport, u8);
-
+/// Whether a TCP header fits into `available` bytes, given its bytes 12 and 13.
 #[inline]
-fn echo(l4: [u8; 6], request: u8, reply: u8) -> Option<Ports> {
-    let [kind, _, _, _, i0, i1] = l4;
-    let identifier = u16::from_be_bytes([i0, i1]);
-    let is_request = kind == request;
-    (is_request || kind == reply).then_some((
-        (identifier, identifier),
-        Transport::Echo {
-            request: is_request,
-        },
-        0,
-    ))
+fn is_plain_tcp(offset_and_flags: Option<&[u8]>, available: u16, fast: &mut Fast) -> bool {
+    let Some(&[offset, flags]) = offset_and_flags else {
+        return false;
+    };
+    fast.tcp_flags = flags;
+    offset >= 0x50 && u16::from(offset >> 4) * 4 <= available
 }
 
-/// TCP or UDP with `available` bytes of transport; `offset_and_flags` are bytes 12 and 13 of it, if there.
+/// Whether a UDP length fits into `available` bytes.
 #[inline]
-fn fast_ports(
-    protocol: u8,
-    l4: [u8; 6],
-    offset_and_flags: Option<&[u8]>,
-    available: u16,
-) -> Option<Ports> {
-    let [s0, s1, d0, d1, l0, l1] = l4;
-    let ports = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-    match protocol {
-        protocol::TCP => {
-            let [offset, flags] = *offset_and_flags?.first_chunk()?;
-            let header = u16::from(offset >> 4) * 4;
-            (20 <= header && header <= available).then_some((ports, Transport::Tcp, flags))
-        }
-        protocol::UDP => {
-            let length = u16::from_be_bytes([l0, l1]);
-            (8 <= length && length <= available).then_some((ports, Transport::Udp, 0))
-        }
-        _ => None,
-    }
+fn is_plain_udp(length: u16, available: u16, fast: &mut Fast) -> bool {
+    fast.tcp_flags = 0;
+    8 <= length && length <= available
 }

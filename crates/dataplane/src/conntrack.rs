@@ -108,8 +108,7 @@ pub(crate) fn track(cx: &mut Context<'_>, overlay: &Overlay) -> Result<Decision,
             if let Some(flags) = tcp_flags {
                 advance(flow, flags, keyed.direction, cx.timeouts);
             }
-            let place = flow.decisions.get_mut(usize::from(keyed.direction));
-            let place = place.ok_or(DropReason::Bug)?;
+            let place = flow.decision_mut(keyed.direction);
             cx.counters.flows_redecided += u64::from(place.action != Action::Undecided);
             *place = decision;
             Ok(decision)

@@ -81,7 +81,7 @@ pub(crate) fn decap<'a, 't>(
 
 /// Edits a packet whose IP header starts `ip_offset` bytes into the frame and takes `length` bytes with its payload.
 ///
-/// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding.
+/// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding. A refused packet is left as it was.
 #[inline]
 pub(crate) fn apply(
     decision: &Decision,
@@ -90,11 +90,10 @@ pub(crate) fn apply(
     ip_offset: usize,
     length: u16,
 ) -> Result<PortId, DropReason> {
-    packet.trim_front(ip_offset - ETHERNET_LEN);
-    packet.truncate(ETHERNET_LEN + usize::from(length));
+    let keep = usize::from(length);
     match decision.action {
         Action::Encap => {
-            if !packet.prepend(ipv6::HEADER_LEN) {
+            if !packet.reframe(ip_offset, TUNNEL_LEN, keep) {
                 return Err(DropReason::NoHeadroom);
             }
             let front = packet
@@ -106,6 +105,9 @@ pub(crate) fn apply(
         }
         Action::Deliver => {
             let port = ports.get(decision.port.index()).ok_or(DropReason::Bug)?;
+            if !packet.reframe(ip_offset, ETHERNET_LEN, keep) {
+                return Err(DropReason::Bug);
+            }
             let front = packet
                 .frame_mut()
                 .first_chunk_mut::<ETHERNET_LEN>()

@@ -26,6 +26,8 @@ mod dhcpv6;
 mod engine;
 mod error;
 mod flow;
+#[doc(hidden)]
+pub mod fuzzing;
 mod graph;
 mod ipip;
 mod ipv6_nd;

@@ -111,6 +111,20 @@ impl PacketBuf {
         }
     }
 
+    /// Replaces the first `remove` bytes by `add` others (whatever was there) and keeps at most `keep` bytes behind them; false
+    /// (and unchanged) if there is no room, or nothing to remove.
+    #[must_use]
+    #[inline]
+    pub fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool {
+        let kept = self.start + remove;
+        if add > kept || kept > self.end {
+            return false;
+        }
+        self.end = self.end.min(kept + keep);
+        self.start = kept - add;
+        true
+    }
+
     /// Removes up to `count` bytes from the front.
     #[inline]
     pub fn trim_front(&mut self, count: usize) {

@@ -20,7 +20,7 @@ use crate::underlay::HostPart;
 use crate::verdict::{DropReason, PortId, Verdict};
 use core::hint::black_box;
 use core::net::Ipv6Addr;
-use net::ethernet::HEADER_LEN as ETHERNET_LEN;
+use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
 use net::{Vni, protocol};
 
 /// Packets handled together; longer slices are cut into such bursts.
@@ -44,8 +44,6 @@ struct Parsed {
     /// The flow it probably belongs to, or [`NONE`].
     flow: u32,
     ingress: Ingress,
-    /// Whether the parser understood the packet; if not, it takes the slow walk.
-    is_plain: bool,
 }
 
 impl Parsed {
@@ -53,7 +51,6 @@ impl Parsed {
         fast: Fast::EMPTY,
         flow: NONE,
         ingress: Ingress::machine(PortId(0)),
-        is_plain: false,
     };
 }
 
@@ -63,6 +60,14 @@ struct Hits {
     total: u64,
     encap: u64,
     decap: u64,
+}
+
+/// A run of packets to the same port, added to its counters once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    to: PortId,
+    packets: u64,
+    bytes: u64,
 }
 
 impl Worker {
@@ -153,35 +158,32 @@ impl Worker {
                 let vni = attached.interface.spec.vni;
                 for (parsed, packet) in parsed {
                     parsed.ingress = Ingress::machine(port);
-                    parsed.accept(machine_fast(hasher, vni, packet.frame()));
+                    let is_plain = machine_fast(hasher, vni, packet.frame(), &mut parsed.fast);
+                    parsed.forget_unless(is_plain);
                 }
             }
             Some((PortKind::Uplink(_), _)) => {
                 for (parsed, packet) in parsed {
-                    let fast = uplink_fast(hasher, tables, packet.frame());
-                    parsed.ingress = Ingress::tunnel(fast.as_ref().map_or(0, |(slot, _)| *slot));
-                    parsed.accept(fast.map(|(_, fast)| fast));
+                    let is_plain = uplink_fast(hasher, tables, packet.frame(), parsed);
+                    parsed.forget_unless(is_plain);
                 }
             }
             Some((PortKind::Machine, None)) | None => {
-                parsed.for_each(|(parsed, _)| parsed.is_plain = false);
+                parsed.for_each(|(parsed, _)| parsed.forget_unless(false));
             }
         }
     }
 
-    /// Finds the probable flows, one kind of memory per pass. The sums only keep the loads from being optimised away.
+    /// Finds the probable flows, one kind of memory per pass. The sum only keeps the loads from being optimised away.
     fn fetch_flows(&mut self, count: usize) {
         let Worker { flows, parsed, .. } = self;
         let Some(parsed) = parsed.get_mut(..count) else {
             return;
         };
-        let mut touched = 0_u64;
-        for parsed in parsed.iter() {
-            touched ^= flows.touch_bucket(parsed.fast.keyed.hash);
-        }
         for parsed in parsed.iter_mut() {
             parsed.flow = flows.guess(parsed.fast.keyed.hash);
         }
+        let mut touched = 0_u64;
         for parsed in parsed.iter() {
             touched ^= flows.touch_flow(parsed.flow, parsed.fast.keyed.direction);
         }
@@ -203,39 +205,47 @@ impl Worker {
             counters,
             parsed,
         } = self;
-        let (mut hits, mut rx_bytes, mut count, mut drops) = (Hits::default(), 0, 0, 0);
+        let timeouts = *timeouts;
+        let (mut hits, mut sent) = (Hits::default(), Sent::default());
+        let (mut rx_bytes, mut count, mut drops) = (0, 0, 0);
         for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
             rx_bytes += packet.len() as u64;
             count += 1;
-            let hit = if parsed.is_plain {
-                answer_hit(flows, tables, *timeouts, parsed, packet, now, &mut hits)
-            } else {
-                None
+            let mut hit = answer_hit(flows, tables, timeouts, parsed, packet, now, &mut hits);
+            if hit.is_none() {
+                // An earlier packet of this burst may have begun the flow.
+                let flow = flows.guess(parsed.fast.keyed.hash);
+                if flow != parsed.flow {
+                    let parsed = Parsed { flow, ..*parsed };
+                    hit = answer_hit(flows, tables, timeouts, &parsed, packet, now, &mut hits);
+                }
+            }
+            if let Some(to) = hit {
+                *verdict = Verdict::Transmit(to);
+                sent.add(counters, to, packet.len());
+                continue;
+            }
+            let mut parts = Parts {
+                flows,
+                counters,
+                hasher,
+                timeouts,
             };
-            let outcome = hit.unwrap_or_else(|| {
-                let mut parts = Parts {
-                    flows,
-                    counters,
-                    hasher,
-                    timeouts: *timeouts,
-                };
-                graph::walk(&mut parts, tables, port, packet, now)
-            });
-            *verdict = match outcome {
-                Ok(verdict) => verdict,
+            *verdict = match graph::walk(&mut parts, tables, port, packet, now) {
+                Ok(verdict) => {
+                    if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
+                        sent.add(counters, to, packet.len());
+                    }
+                    verdict
+                }
                 Err(reason) => {
                     counters.count_drop(reason);
                     drops += 1;
                     Verdict::Drop(reason)
                 }
             };
-            if let Verdict::Transmit(to) | Verdict::Reply(to) = *verdict
-                && let Some(port) = counters.port_mut(to)
-            {
-                port.tx_packets += 1;
-                port.tx_bytes += packet.len() as u64;
-            }
         }
+        sent.flush(counters);
         if let Some(port) = counters.port_mut(port) {
             port.rx_packets += count;
             port.rx_bytes += rx_bytes;
@@ -249,48 +259,76 @@ impl Worker {
 }
 
 impl Parsed {
+    /// A packet that the fast parser did not understand must match no flow.
     #[inline]
-    fn accept(&mut self, fast: Option<Fast>) {
-        self.is_plain = fast.is_some();
-        if let Some(fast) = fast {
-            self.fast = fast;
+    fn forget_unless(&mut self, is_plain: bool) {
+        if !is_plain {
+            self.fast = Fast::EMPTY;
         }
     }
 }
 
-#[inline]
-fn machine_fast(hasher: &Hasher, vni: Vni, frame: &[u8]) -> Option<Fast> {
-    let (header, ip) = frame.split_first_chunk::<ETHERNET_LEN>()?;
-    match [header[12], header[13]] {
-        [0x08, 0x00] => cls::fast_v4(hasher, vni, ip),
-        [0x86, 0xdd] => cls::fast_v6(hasher, vni, ip),
-        _ => None,
+impl Sent {
+    #[inline]
+    fn add(&mut self, counters: &mut Counters, to: PortId, bytes: usize) {
+        if self.to != to {
+            self.flush(counters);
+            self.to = to;
+        }
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+
+    fn flush(&mut self, counters: &mut Counters) {
+        if let Some(port) = counters.port_mut(self.to) {
+            port.tx_packets += self.packets;
+            port.tx_bytes += self.bytes;
+        }
+        (self.packets, self.bytes) = (0, 0);
     }
 }
 
-/// Underlay slot and inner packet of a tunnelled frame.
 #[inline]
-fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8]) -> Option<(u16, Fast)> {
-    let (outer, inner) = frame.split_first_chunk::<TUNNEL_LEN>()?;
-    if [outer[12], outer[13]] != [0x86, 0xdd] || outer[14] >> 4 != 6 {
-        return None;
+fn machine_fast(hasher: &Hasher, vni: Vni, frame: &[u8], fast: &mut Fast) -> bool {
+    let Some((header, ip)) = frame.split_first_chunk::<ETHERNET_LEN>() else {
+        return false;
+    };
+    match u16::from_be_bytes([header[12], header[13]]) {
+        TYPE_IPV4 => cls::fast_v4(hasher, vni, ip, fast),
+        TYPE_IPV6 => cls::fast_v6(hasher, vni, ip, fast),
+        _ => false,
+    }
+}
+
+#[inline]
+fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Parsed) -> bool {
+    let Some((outer, inner)) = frame.split_first_chunk::<TUNNEL_LEN>() else {
+        return false;
+    };
+    if u16::from_be_bytes([outer[12], outer[13]]) != TYPE_IPV6 || outer[14] >> 4 != 6 {
+        return false;
     }
     let length = usize::from(u16::from_be_bytes([outer[18], outer[19]]));
-    let inner = inner.get(..length)?;
-    let destination = Ipv6Addr::from_octets(*outer.last_chunk()?);
-    let (slot, endpoint) = tables.underlay.lookup(HostPart::of(destination))?;
-    if !tables.is_host_prefix(destination) {
-        return None;
-    }
-    let fast = match outer[20] {
-        protocol::IPV4 => cls::fast_v4(hasher, endpoint.vni, inner)?,
-        protocol::IPV6 => cls::fast_v6(hasher, endpoint.vni, inner)?,
-        _ => return None,
+    let Some(inner) = inner.get(..length) else {
+        return false;
     };
-    Some((slot, fast))
+    let Some(destination) = outer.last_chunk() else {
+        return false;
+    };
+    let destination = Ipv6Addr::from_bits(u128::from_be_bytes(*destination));
+    let Some((slot, endpoint)) = tables.underlay.lookup(HostPart::of(destination)) else {
+        return false;
+    };
+    parsed.ingress = Ingress::tunnel(slot);
+    tables.is_host_prefix(destination)
+        && match outer[20] {
+            protocol::IPV4 => cls::fast_v4(hasher, endpoint.vni, inner, &mut parsed.fast),
+            protocol::IPV6 => cls::fast_v6(hasher, endpoint.vni, inner, &mut parsed.fast),
+            _ => false,
+        }
 }
 
-/// The answer of a cached decision that is still valid; `None` sends the packet on the slow walk, untouched.
+/// Applies a cached decision that is still valid; `None` sends the packet on the slow walk, untouched.
 #[inline]
 fn answer_hit(
     flows: &mut FlowTable,
@@ -300,26 +338,17 @@ fn answer_hit(
     packet: &mut PacketBuf,
     now: Coarse,
     hits: &mut Hits,
-) -> Option<Result<Verdict, DropReason>> {
+) -> Option<PortId> {
     let Fast {
         keyed,
         length,
         tcp_flags,
     } = &parsed.fast;
     let flow = flows.get_mut(parsed.flow)?;
-    let decision = flow.decisions.get(usize::from(keyed.direction))?;
-    let is_valid = decision.epoch == tables.epoch
-        && decision.ingress == parsed.ingress
-        && decision.action != Action::Undecided;
-    if flow.key != keyed.key || !is_valid {
+    let decision = flow.decision(keyed.direction);
+    let is_valid = decision.epoch == tables.epoch && decision.ingress == parsed.ingress;
+    if !is_valid || !flow.key.is(&keyed.key) {
         return None;
-    }
-    let decision = *decision;
-    if flow.last_seen != now {
-        flow.last_seen = now;
-    }
-    if conntrack::may_advance(flow.tcp, *tcp_flags) {
-        conntrack::advance(flow, *tcp_flags, keyed.direction, timeouts);
     }
     let is_tunnelled = parsed.ingress.is_tunnel();
     let ip_offset = if is_tunnelled {
@@ -327,9 +356,16 @@ fn answer_hit(
     } else {
         ETHERNET_LEN
     };
+    let is_encap = decision.action == Action::Encap;
+    let to = ipip::apply(decision, &tables.ports, packet, ip_offset, *length).ok()?;
+    if flow.last_seen != now {
+        flow.last_seen = now;
+    }
+    if conntrack::may_advance(flow.tcp, *tcp_flags) {
+        conntrack::advance(flow, *tcp_flags, keyed.direction, timeouts);
+    }
     hits.total += 1;
     hits.decap += u64::from(is_tunnelled);
-    hits.encap += u64::from(decision.action == Action::Encap);
-    let sent = ipip::apply(&decision, &tables.ports, packet, ip_offset, *length);
-    Some(sent.map(Verdict::Transmit))
+    hits.encap += u64::from(is_encap);
+    Some(to)
 }

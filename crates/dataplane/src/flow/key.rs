@@ -30,8 +30,21 @@ pub(crate) struct Tuple {
 /// Identity of a connection: lower endpoint, higher endpoint, and a word of protocol and VNI.
 ///
 /// IPv4 endpoints are address and port in one word; IPv6 ports are in the last word, which has a bit for the family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct FlowKey([u64; 5]);
+
+impl FlowKey {
+    /// No packet has this key.
+    pub(crate) const NONE: FlowKey = FlowKey([0; 5]);
+
+    /// Equality without branches: an array comparison would call `memcmp`, which costs more than the rest of the probe.
+    #[inline]
+    pub(crate) const fn is(&self, other: &FlowKey) -> bool {
+        let FlowKey([a, b, c, d, e]) = *self;
+        let FlowKey([v, w, x, y, z]) = *other;
+        (a ^ v) | (b ^ w) | (c ^ x) | (d ^ y) | (e ^ z) == 0
+    }
+}
 
 /// A key, its hash, and which direction the packet at hand takes: 0 if it comes from the lower endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -43,17 +56,49 @@ pub(crate) struct Keyed {
 
 impl Keyed {
     pub(crate) const EMPTY: Keyed = Keyed {
-        key: FlowKey([0; 5]),
+        key: FlowKey::NONE,
         hash: 0,
         direction: 0,
     };
 }
 
 const IPV6: u64 = 0x80;
-const TCP: u64 = 1;
-const UDP: u64 = 2;
-const ECHO: u64 = 4;
-const FRAGMENT: u64 = 6;
+
+/// A transport as a number, and the bit of it that means "the higher endpoint asks".
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    number: u64,
+    flip: u64,
+}
+
+impl Kind {
+    pub(crate) const TCP: Kind = Kind { number: 1, flip: 0 };
+    pub(crate) const UDP: Kind = Kind { number: 2, flip: 0 };
+    const FRAGMENT: Kind = Kind { number: 6, flip: 0 };
+
+    #[inline]
+    pub(crate) const fn echo(request: bool) -> Kind {
+        Kind {
+            number: 4 | request as u64,
+            flip: 1,
+        }
+    }
+
+    const fn of(transport: Transport) -> Kind {
+        match transport {
+            Transport::Tcp => Kind::TCP,
+            Transport::Udp => Kind::UDP,
+            Transport::Echo { request } => Kind::echo(request),
+            Transport::Fragment => Kind::FRAGMENT,
+        }
+    }
+
+    /// The number as both directions see it, given whether the sender is the higher endpoint.
+    #[inline]
+    const fn seen(self, swapped: bool) -> u64 {
+        self.number ^ (self.flip & swapped as u64)
+    }
+}
 
 /// Makes keys. The secret keeps machines from choosing addresses and ports that share a bucket.
 #[derive(Clone, Copy, Debug)]
@@ -66,17 +111,6 @@ pub(crate) struct Hasher {
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     (product as u64) ^ ((product >> 64) as u64)
-}
-
-/// The number of a transport, given whether the sender is the higher endpoint.
-#[inline]
-fn number(transport: Transport, swapped: bool) -> u64 {
-    match transport {
-        Transport::Tcp => TCP,
-        Transport::Udp => UDP,
-        Transport::Echo { request } => ECHO | u64::from(request ^ swapped),
-        Transport::Fragment => FRAGMENT,
-    }
 }
 
 impl Hasher {
@@ -98,13 +132,13 @@ impl Hasher {
         source: Ipv4Addr,
         destination: Ipv4Addr,
         ports: (u16, u16),
-        transport: Transport,
+        kind: Kind,
     ) -> Keyed {
         let from = u64::from(source.to_bits()) << 16 | u64::from(ports.0);
         let to = u64::from(destination.to_bits()) << 16 | u64::from(ports.1);
         let swapped = from > to;
         let (low, high) = if swapped { (to, from) } else { (from, to) };
-        let meta = number(transport, swapped) << 24 | u64::from(vni.get());
+        let meta = kind.seen(swapped) << 24 | u64::from(vni.get());
         let hash = self.hash_v4(low, high, meta);
         Keyed {
             key: FlowKey([low, 0, high, 0, meta]),
@@ -120,7 +154,7 @@ impl Hasher {
         source: Ipv6Addr,
         destination: Ipv6Addr,
         ports: (u16, u16),
-        transport: Transport,
+        kind: Kind,
     ) -> Keyed {
         let (from, to) = (source.to_bits(), destination.to_bits());
         let swapped = (from, ports.0) > (to, ports.1);
@@ -131,7 +165,7 @@ impl Hasher {
         };
         let meta = u64::from(low_port) << 48
             | u64::from(high_port) << 32
-            | (number(transport, swapped) | IPV6) << 24
+            | (kind.seen(swapped) | IPV6) << 24
             | u64::from(vni.get());
         let words = [
             (low >> 64) as u64,
@@ -185,10 +219,10 @@ impl Hasher {
         let ports = (source_port, destination_port);
         match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                Some(self.v4(vni, source, destination, ports, transport))
+                Some(self.v4(vni, source, destination, ports, Kind::of(transport)))
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                Some(self.v6(vni, source, destination, ports, transport))
+                Some(self.v6(vni, source, destination, ports, Kind::of(transport)))
             }
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
         }

@@ -115,3 +115,16 @@ pub(crate) struct Flow {
     pub origin: u8,
     pub decisions: [Decision; 2],
 }
+
+impl Flow {
+    #[inline]
+    pub(crate) fn decision(&self, direction: u8) -> &Decision {
+        let [low, high] = &self.decisions;
+        if direction == 0 { low } else { high }
+    }
+
+    pub(crate) fn decision_mut(&mut self, direction: u8) -> &mut Decision {
+        let [low, high] = &mut self.decisions;
+        if direction == 0 { low } else { high }
+    }
+}
