@@ -350,6 +350,7 @@ pub(crate) static ROWS: &[KindInfo] = &[
     },
     KindInfo {
         short_names: &["sa"],
+        subresources: &["token"],
         ..row(
             "",
             [

@@ -306,13 +306,21 @@ fn resource_list(group: &str, version: &str, kinds: &[&Arc<Kind>], alias: bool) 
         resources.push(row);
         for (subresource, verbs) in kind.subresources() {
             let verbs: &[&str] = if alias { &[] } else { verbs };
-            resources.push(json!({
+            let mut row = json!({
                 "name": format!("{}/{subresource}", kind.plural),
                 "singularName": "",
                 "namespaced": kind.namespaced,
                 "kind": kind.kind,
                 "verbs": verbs,
-            }));
+            });
+            if let (Some((group, version, kind)), Some(map)) =
+                (foreign_kind(subresource), row.as_object_mut())
+            {
+                map.insert("group".into(), group.into());
+                map.insert("version".into(), version.into());
+                map.insert("kind".into(), kind.into());
+            }
+            resources.push(row);
         }
     }
     json!({
@@ -321,6 +329,11 @@ fn resource_list(group: &str, version: &str, kinds: &[&Arc<Kind>], alias: bool) 
         "groupVersion": group_version,
         "resources": resources,
     })
+}
+
+/// Group, version and kind of a subresource that does not speak its parent's kind.
+fn foreign_kind(subresource: &str) -> Option<(&'static str, &'static str, &'static str)> {
+    (subresource == "token").then_some(("authentication.k8s.io", "v1", "TokenRequest"))
 }
 
 fn aggregated_groups(views: &[GroupView<'_>], api_version: &str) -> Value {
@@ -381,6 +394,12 @@ fn aggregated_resource(view: &GroupView<'_>, version: &str, kind: &Kind) -> Valu
         .subresources()
         .iter()
         .map(|(subresource, verbs)| {
+            let response = match foreign_kind(subresource) {
+                Some((group, version, kind)) => {
+                    json!({ "group": group, "version": version, "kind": kind })
+                }
+                None => response.clone(),
+            };
             json!({ "subresource": subresource, "responseKind": response, "verbs": verbs })
         })
         .collect();

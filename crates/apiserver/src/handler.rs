@@ -1,6 +1,6 @@
 //! From an HTTP request to its answer: authentication, limits, authorization, and the verb.
 
-use crate::auth::{Action, User, reviews};
+use crate::auth::{Action, User, reviews, token};
 use crate::decode::{self, Decoded};
 use crate::filter::Filter;
 use crate::kinds::Kind;
@@ -111,7 +111,12 @@ async fn answer(
     {
         return Ok(reply);
     }
-    let user = impersonated(region, user.ok_or_else(Failure::unauthorized)?, headers)?;
+    // A client certificate goes first, as a token beside it may be meant for somebody behind us.
+    let user = match user {
+        Some(user) => user,
+        None => token::authenticate(region, headers)?.ok_or_else(Failure::unauthorized)?,
+    };
+    let user = impersonated(region, user, headers)?;
     let writes = !matches!(*method, Method::GET | Method::HEAD);
     let slots = if writes {
         &region.limits.writes
@@ -284,6 +289,7 @@ fn verb(method: &Method, path: &ResourcePath, query: &Query) -> Outcome<&'static
         ("GET" | "HEAD", None) if query.flag("watch") => "watch",
         ("GET" | "HEAD", None) => "list",
         ("POST", None) => "create",
+        ("POST", Some(_)) if path.subresource.is_some() => "create",
         ("PUT", Some(_)) => "update",
         ("PATCH", Some(_)) => "patch",
         ("DELETE", Some(_)) => "delete",
@@ -334,6 +340,10 @@ async fn resource(
         ));
     }
     check_place(kind, path, verb)?;
+    if (kind.plural, subresource, verb) == ("serviceaccounts", "token", "create") {
+        let decoded = decode::object(&read_body(body).await?, encoding(call.headers)?)?;
+        return token::request(call, namespace, name, decoded.value).await;
+    }
     let part = part(kind, subresource, verb)?;
     let view = view(call, kind, &path.group, &path.version)?;
     match verb {

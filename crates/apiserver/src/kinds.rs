@@ -37,6 +37,7 @@ pub struct Kind {
 
 const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
 const FINALIZE_VERBS: &[&str] = &["update"];
+const TOKEN_VERBS: &[&str] = &["create"];
 
 impl Kind {
     fn new(
@@ -126,6 +127,7 @@ impl Kind {
         let served = |name: &&'static str| match *name {
             "status" => Some(("status", STATUS_VERBS)),
             "finalize" => Some(("finalize", FINALIZE_VERBS)),
+            "token" => Some(("token", TOKEN_VERBS)),
             _ => None,
         };
         self.info.subresources.iter().filter_map(served).collect()

@@ -144,6 +144,19 @@ impl Ca {
         }
     }
 
+    /// A secret for one purpose, which only holders of the CA key can compute. Stays the same over restarts.
+    pub fn secret(&self, purpose: &str) -> [u8; 32] {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.issuer.key().serialize_der());
+        let mut secret = [0; 32];
+        for (to, from) in secret
+            .iter_mut()
+            .zip(ring::hmac::sign(&key, purpose.as_bytes()).as_ref())
+        {
+            *to = *from;
+        }
+        secret
+    }
+
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }

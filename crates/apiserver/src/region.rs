@@ -40,6 +40,8 @@ pub struct Region {
     pub authorizer: crate::auth::rbac::Authorizer,
     pub documents: crate::discovery::Documents,
     pub limits: Limits,
+    /// Set at start, from the region CA.
+    pub tokens: std::sync::OnceLock<crate::auth::token::Tokens>,
     /// Cancelled when the server stops: ends watches.
     pub stop: CancellationToken,
     loaded: AtomicBool,
@@ -76,6 +78,7 @@ impl Region {
             documents,
             kinds,
             limits: Limits::default(),
+            tokens: std::sync::OnceLock::new(),
             stop,
             loaded: AtomicBool::new(false),
             failed: AtomicBool::new(false),

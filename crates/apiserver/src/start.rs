@@ -57,6 +57,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         names,
     } = config;
     let region = Arc::new(Region::new(store, ranges, CancellationToken::new()));
+    region
+        .tokens
+        .get_or_init(|| crate::auth::token::Tokens::new(&ca.secret("service account tokens")));
     let changes = region.cache.load(region.store.as_ref()).await?;
     let mut tasks = JoinSet::new();
     let follower = Arc::clone(&region);

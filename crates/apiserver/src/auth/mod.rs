@@ -4,6 +4,7 @@ pub mod certificate;
 pub mod node;
 pub mod rbac;
 pub mod reviews;
+pub mod token;
 
 /// Everybody who has shown who he is belongs to this group.
 pub const AUTHENTICATED: &str = "system:authenticated";

@@ -32,9 +32,7 @@ pub(crate) fn answer(
         }
         "selfsubjectrulesreviews" => rules(call, &review),
         "selfsubjectreviews" => json!({ "userInfo": user_info(&call.user) }),
-        "tokenreviews" => {
-            json!({ "authenticated": false, "error": "this server issues no tokens" })
-        }
+        "tokenreviews" => super::token::review(call.region, &review),
         _ => return Err(Failure::method_not_allowed()),
     };
     if let Some(map) = review.as_object_mut() {

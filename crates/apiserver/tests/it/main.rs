@@ -10,3 +10,5 @@ mod protobuf;
 mod selector;
 #[cfg(test)]
 mod store;
+#[cfg(test)]
+mod tokens;
