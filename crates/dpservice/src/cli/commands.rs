@@ -105,8 +105,27 @@ fn underlay_bytes(underlay: Option<std::net::Ipv6Addr>) -> Vec<u8> {
         .unwrap_or_default()
 }
 
+/// A refusal of the service concerns the object and is printed with its name; other errors concern the whole command.
+fn settle(
+    object: Result<Object, CliError>,
+    (kind, name): (&'static str, String),
+    operation: &'static str,
+) -> Result<Printed, CliError> {
+    match object {
+        Ok(object) => Ok(Printed::One { object, operation }),
+        Err(error @ CliError::Server { .. }) => Ok(Printed::Failed { kind, name, error }),
+        Err(error) => Err(error),
+    }
+}
+
 async fn create(client: &mut Client, object: Create) -> Result<Printed, CliError> {
-    let object = match object {
+    let identity = object.identity();
+    let created = create_object(client, object).await;
+    settle(created, identity, "created")
+}
+
+async fn create_object(client: &mut Client, object: Create) -> Result<Object, CliError> {
+    Ok(match object {
         Create::Interface(args) => create_interface(client, args).await?,
         Create::Prefix(args) => create_prefix(client, args).await?,
         Create::Route(args) => create_route(client, args).await?,
@@ -207,7 +226,17 @@ async fn create_route(client: &mut Client, args: CreateRoute) -> Result<Object, 
 }
 
 async fn delete(client: &mut Client, object: Delete) -> Result<Printed, CliError> {
-    let object = match object {
+    let identity = match &object {
+        Delete::Interface { id } => ("Interface", id.clone()),
+        Delete::Prefix { prefix, .. } => ("Prefix", prefix.to_string()),
+        Delete::Route { prefix, .. } => ("Route", prefix.to_string()),
+    };
+    let deleted = delete_object(client, object).await;
+    settle(deleted, identity, "deleted")
+}
+
+async fn delete_object(client: &mut Client, object: Delete) -> Result<Object, CliError> {
+    Ok(match object {
         Delete::Interface { id } => {
             let request = dpdk::DeleteInterfaceRequest {
                 interface_id: id.clone().into_bytes(),

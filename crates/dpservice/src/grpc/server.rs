@@ -13,11 +13,12 @@ trait Reply: Default {
     fn with_status(self, status: Status) -> Self;
 }
 
-/// Turns the outcome of an RPC into its reply and logs it.
+/// Turns the outcome of an RPC into its reply and logs it under the name of its request without the ending.
 fn answer<R: Reply>(
-    rpc: &'static str,
+    request_type: &'static str,
     outcome: Result<R, Failure>,
 ) -> Result<Response<R>, tonic::Status> {
+    let rpc = request_type.trim_end_matches("Request");
     let failure = match outcome {
         Ok(reply) => {
             tracing::info!(grpc_request = rpc, "Request");
@@ -75,7 +76,7 @@ macro_rules! service {
                 &self,
                 request: Request<dpdk::$early_request>,
             ) -> Result<Response<dpdk::$early_reply>, tonic::Status> {
-                answer(stringify!($early), $early_handler(self, request.into_inner()).await)
+                answer(stringify!($early_request), $early_handler(self, request.into_inner()).await)
             })*
 
             $(async fn $rpc(
@@ -86,14 +87,14 @@ macro_rules! service {
                     Ok(()) => $handler(self, request.into_inner()).await,
                     Err(failure) => Err(failure),
                 };
-                answer(stringify!($rpc), outcome)
+                answer(stringify!($request), outcome)
             })*
 
             $(async fn $later(
                 &self,
                 _: Request<dpdk::$later_request>,
             ) -> Result<Response<dpdk::$later_reply>, tonic::Status> {
-                Err(tonic::Status::unimplemented(concat!(stringify!($later), " is not implemented")))
+                Err(tonic::Status::unimplemented(concat!(stringify!($later), " is not implemented yet")))
             })*
         }
     };

@@ -1,1 +1,15 @@
-//! dpservice from outside.
+//! dpservice from outside: the protocol, the configuration, the command line, and two hosts in network namespaces.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed expectation is a failed test"
+)]
+
+mod cli;
+mod config;
+mod conformance;
+mod harness;
+mod health;
+mod hosts;
+mod lifecycle;

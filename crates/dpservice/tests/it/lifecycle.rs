@@ -1,0 +1,156 @@
+//! Bad input, lost devices, metrics, start and end of the process.
+
+use crate::harness::{DEADLINE, Server, interface, outcome};
+use crate::hosts::{Namespace, Process, enter_private_namespace, ip};
+use dpservice::metrics;
+use proto::dpdk;
+use std::net::TcpStream as BlockingStream;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// The start of every HTTP/2 connection (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// xorshift64*: repeatable noise.
+fn noise(state: &mut u64, length: usize) -> Vec<u8> {
+    let mut next = || {
+        *state ^= *state >> 12;
+        *state ^= *state << 25;
+        *state ^= *state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 56) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn random_bytes_on_the_grpc_port_hurt_nobody() {
+    let server = Server::start().await;
+    let mut client = server.initialized().await;
+    let mut seed = 0x9e37_79b9;
+    for round in 0..200 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let mut bytes = if round % 2 == 0 { PREFACE.to_vec() } else { Vec::new() };
+        bytes.extend(noise(&mut seed, 1 + round * 7));
+        // The server may close first: that is its right.
+        let _ = stream.write_all(&bytes).await;
+        if round % 20 == 0 {
+            assert_eq!(outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})), "0 Success");
+        }
+    }
+    assert_eq!(outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})), "0 Success");
+}
+
+/// A broadcast ARP request for the gateway (RFC 826).
+fn arp_request() -> Vec<u8> {
+    let mac = [0x66; 6];
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend([10, 0, 0, 1]);
+    frame.extend([0; 6]);
+    frame.extend([169, 254, 0, 1]);
+    frame
+}
+
+#[tokio::test]
+async fn packets_flow_and_a_lost_device_is_survived() {
+    let server = Server::start().await;
+    let mut client = server.initialized().await;
+    let request = interface("vm1", "net_tap2", "10.0.0.1", "::");
+    assert_eq!(outcome!(client.create_interface(request)), "0 Success");
+    let machine = server.machine(0);
+    assert!(machine.send(&arp_request()));
+    let start = Instant::now();
+    let reply = loop {
+        // Periodic announcements may come in between.
+        if let Some(frame) = machine.receive()
+            && frame.get(20..22) == Some(&[0, 2])
+        {
+            break frame;
+        }
+        assert!(start.elapsed() < DEADLINE, "no answer");
+        tokio::task::yield_now().await;
+    };
+    let gateway = dpservice::devices::gateway_mac(crate::harness::HOST, 0);
+    assert_eq!(reply.get(6..12), Some(&gateway.0[..]));
+    assert_eq!(reply.get(28..32), Some(&[169, 254, 0, 1][..]));
+
+    machine.unplug();
+    let start = Instant::now();
+    while server.worker.call(|plane| plane.counters().devices_lost).await.unwrap() == 0 {
+        assert!(start.elapsed() < DEADLINE, "the loss went unnoticed");
+    }
+    let delete = dpdk::DeleteInterfaceRequest { interface_id: b"vm1".to_vec() };
+    assert_eq!(outcome!(client.delete_interface(delete)), "0 Success");
+    let request = interface("vm1", "net_tap2", "10.0.0.1", "::");
+    assert_eq!(outcome!(client.create_interface(request)), "0 Success");
+    let machine = server.machine(0);
+    assert!(machine.send(&arp_request()));
+    let start = Instant::now();
+    while machine.receive().is_none() {
+        assert!(start.elapsed() < DEADLINE, "no answer after the device came back");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn metrics_show_every_counter() {
+    let server = Server::start().await;
+    let mut client = server.initialized().await;
+    let request = interface("vm1", "net_tap2", "10.0.0.1", "::");
+    assert_eq!(outcome!(client.create_interface(request)), "0 Success");
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let devices = (0..9).map(|number| format!("net_tap{number}")).collect();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(metrics::serve(listener, devices, server.worker.clone(), server.shutdown.clone()));
+    let mut get = async |path: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = get("/metrics").await;
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    for line in [
+        "dpservice_interfaces 1",
+        "dpservice_dropped_packets_total{reason=\"source_spoofed\"} 0",
+        "dpservice_graph_packets_total{graph_node=\"cls\"} ",
+        "dpservice_port_total{device=\"net_tap0\",counter=\"rx_packets\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is missing in {text}");
+    }
+    assert!(get("/other").await.starts_with("HTTP/1.1 404"));
+}
+
+#[test]
+fn starts_within_milliseconds_and_again_after_a_kill() {
+    enter_private_namespace();
+    let _keep = Namespace::own();
+    ip("link set lo up");
+    ip("link add pf0 type veth peer name r0");
+    ip("link set pf0 up");
+    let start = || {
+        let begun = Instant::now();
+        let process = Process::dpservice(None, "fc00:1::1", &[]);
+        while BlockingStream::connect("[::1]:1337").is_err() {
+            assert!(begun.elapsed() < DEADLINE, "does not start");
+            std::thread::yield_now();
+        }
+        (process, begun.elapsed())
+    };
+    let (process, first) = start();
+    process.kill();
+    let (process, second) = start();
+    println!("start {first:?}, after kill -9 {second:?}");
+    // Generous: this machine is shared and the build is not optimised.
+    assert!(second.as_millis() < 2000, "{second:?}");
+    let begun = Instant::now();
+    assert!(process.terminate().success(), "a termination signal is no failure");
+    assert!(begun.elapsed() < DEADLINE);
+}
