@@ -129,10 +129,6 @@ async fn create_object(client: &mut Client, object: Create) -> Result<Object, Cl
         Create::Interface(args) => create_interface(client, args).await?,
         Create::Prefix(args) => create_prefix(client, args).await?,
         Create::Route(args) => create_route(client, args).await?,
-    };
-    Ok(Printed::One {
-        object,
-        operation: "created",
     })
 }
 
@@ -283,10 +279,6 @@ async fn delete_object(client: &mut Client, object: Delete) -> Result<Object, Cl
             object.spec = vec![("prefix", Tree::text(prefix))];
             object
         }
-    };
-    Ok(Printed::One {
-        object,
-        operation: "deleted",
     })
 }
 

@@ -13,7 +13,11 @@ fn load(file: Option<&str>, arguments: &[&str]) -> Result<Args, String> {
         }
         None => OsString::new(),
     };
-    let arguments = ["dpservice"].iter().chain(arguments).map(OsString::from).collect();
+    let arguments = ["dpservice"]
+        .iter()
+        .chain(arguments)
+        .map(OsString::from)
+        .collect();
     Args::load(arguments, Some(path.clone()))
         .map_err(|error| format!("{error:#}").replace(path.to_str().unwrap(), "FILE"))
 }
@@ -22,7 +26,10 @@ fn load(file: Option<&str>, arguments: &[&str]) -> Result<Args, String> {
 fn defaults() {
     let args = load(None, &["--pf0", "pf0", "--ipv6", "fc00::1"]).unwrap();
     args.validate().unwrap();
-    assert_eq!((args.grpc_port, args.dhcp_mtu, args.wcmp, args.tap_count), (1337, 1500, 100, 126));
+    assert_eq!(
+        (args.grpc_port, args.dhcp_mtu, args.wcmp, args.tap_count),
+        (1337, 1500, 100, 126)
+    );
     assert_eq!(args.grpc_bind.to_string(), "::");
     assert!(!args.enable_ipv6_overlay && args.list_ipv6_routes);
 }
@@ -65,14 +72,21 @@ fn mistakes_are_named_with_file_and_line() {
     }
     let missing = Args::load(vec!["dpservice".into()], Some("/nonexistent/file".into()));
     let text = format!("{:#}", missing.unwrap_err());
-    assert!(text.starts_with("cannot read configuration file /nonexistent/file: "), "{text}");
+    assert!(
+        text.starts_with("cannot read configuration file /nonexistent/file: "),
+        "{text}"
+    );
 }
 
 #[test]
 fn what_is_missing_is_named() {
     let check = |arguments: &[&str]| load(None, arguments).unwrap().validate().unwrap_err();
     assert!(check(&[]).to_string().starts_with("--pf0 is missing"));
-    assert!(check(&["--pf0", "a"]).to_string().starts_with("--ipv6 is missing"));
+    assert!(
+        check(&["--pf0", "a"])
+            .to_string()
+            .starts_with("--ipv6 is missing")
+    );
     let same = check(&["--pf0", "a", "--pf1", "a", "--ipv6", "fc00::1"]);
     assert!(same.to_string().starts_with("--pf0 and --pf1 are the same"));
 }

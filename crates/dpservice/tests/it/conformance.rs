@@ -18,16 +18,35 @@ async fn nothing_works_before_initialize() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let aborted = "Aborted not initialized";
-    assert_eq!(outcome!(client.check_initialized(dpdk::CheckInitializedRequest {})), aborted);
-    assert_eq!(outcome!(client.get_version(dpdk::GetVersionRequest::default())), aborted);
-    assert_eq!(outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})), aborted);
-    assert_eq!(outcome!(client.create_interface(interface("", "", "", ""))), aborted);
-    let first = client.initialize(dpdk::InitializeRequest {}).await.unwrap().into_inner();
+    assert_eq!(
+        outcome!(client.check_initialized(dpdk::CheckInitializedRequest {})),
+        aborted
+    );
+    assert_eq!(
+        outcome!(client.get_version(dpdk::GetVersionRequest::default())),
+        aborted
+    );
+    assert_eq!(
+        outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})),
+        aborted
+    );
+    assert_eq!(
+        outcome!(client.create_interface(interface("", "", "", ""))),
+        aborted
+    );
+    let first = client
+        .initialize(dpdk::InitializeRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(first.status.unwrap().code, 0);
     let uuid = first.uuid;
     assert_eq!(uuid.len(), 36);
     assert_eq!(uuid, uuid.to_uppercase());
-    let again = client.check_initialized(dpdk::CheckInitializedRequest {}).await.unwrap();
+    let again = client
+        .check_initialized(dpdk::CheckInitializedRequest {})
+        .await
+        .unwrap();
     assert_eq!(again.into_inner().uuid, uuid);
     let again = client.initialize(dpdk::InitializeRequest {}).await.unwrap();
     assert_eq!(again.into_inner().uuid, uuid, "Initialize may be repeated");
@@ -37,17 +56,42 @@ async fn nothing_works_before_initialize() {
 async fn initialize_again_clears_routes_and_keeps_interfaces() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
-    assert_eq!(outcome!(client.create_interface(interface("a", "net_tap2", "10.0.0.1", "::"))), OK);
-    assert_eq!(outcome!(client.create_interface(interface("b", "net_tap3", "10.0.0.2", "::"))), OK);
-    assert_eq!(outcome!(client.create_prefix(create_prefix("a", "10.9.0.0/16"))), OK);
-    assert_eq!(outcome!(client.create_route(create_route(100, "10.1.0.0/16", "fc00:2::1"))), OK);
+    assert_eq!(
+        outcome!(client.create_interface(interface("a", "net_tap2", "10.0.0.1", "::"))),
+        OK
+    );
+    assert_eq!(
+        outcome!(client.create_interface(interface("b", "net_tap3", "10.0.0.2", "::"))),
+        OK
+    );
+    assert_eq!(
+        outcome!(client.create_prefix(create_prefix("a", "10.9.0.0/16"))),
+        OK
+    );
+    assert_eq!(
+        outcome!(client.create_route(create_route(100, "10.1.0.0/16", "fc00:2::1"))),
+        OK
+    );
     assert_eq!(outcome!(client.initialize(dpdk::InitializeRequest {})), OK);
-    let routes = client.list_routes(dpdk::ListRoutesRequest { vni: 100 }).await.unwrap();
+    let routes = client
+        .list_routes(dpdk::ListRoutesRequest { vni: 100 })
+        .await
+        .unwrap();
     assert_eq!(routes.into_inner().routes, []);
-    let interfaces = client.list_interfaces(dpdk::ListInterfacesRequest {}).await.unwrap();
+    let interfaces = client
+        .list_interfaces(dpdk::ListInterfacesRequest {})
+        .await
+        .unwrap();
     assert_eq!(interfaces.into_inner().interfaces.len(), 2);
-    let request = dpdk::ListPrefixesRequest { interface_id: b"a".to_vec() };
-    let prefixes = client.list_prefixes(request).await.unwrap().into_inner().prefixes;
+    let request = dpdk::ListPrefixesRequest {
+        interface_id: b"a".to_vec(),
+    };
+    let prefixes = client
+        .list_prefixes(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .prefixes;
     assert_eq!(prefixes.len(), 1);
 }
 
@@ -66,11 +110,19 @@ async fn interface_input() {
         (|r| r.ipv4_config = None, "ipv4_config.primary_address"),
         (|r| r.ipv6_config = None, "ipv6_config.primary_address"),
         (
-            |r| r.ipv4_config = Some(dpdk::IpConfig { primary_address: vec![10, 0, 0, 1] }),
+            |r| {
+                r.ipv4_config = Some(dpdk::IpConfig {
+                    primary_address: vec![10, 0, 0, 1],
+                })
+            },
             "ipv4_config.primary_address",
         ),
         (
-            |r| r.ipv6_config = Some(dpdk::IpConfig { primary_address: b"10.0.0.1".to_vec() }),
+            |r| {
+                r.ipv6_config = Some(dpdk::IpConfig {
+                    primary_address: b"10.0.0.1".to_vec(),
+                })
+            },
             "ipv6_config.primary_address",
         ),
         (
@@ -82,24 +134,58 @@ async fn interface_input() {
             },
             combination,
         ),
-        (|r| r.pxe_config = pxe("10.0.0.9", "f"), "pxe_config.next_server"),
-        (|r| r.pxe_config = pxe("nowhere", "f"), "pxe_config.next_server"),
-        (|r| r.pxe_config = pxe("fd00::9", ""), "pxe_config.boot_filename"),
-        (|r| r.pxe_config = pxe("fd00::9", &"f".repeat(32)), "pxe_config.boot_filename"),
+        (
+            |r| r.pxe_config = pxe("10.0.0.9", "f"),
+            "pxe_config.next_server",
+        ),
+        (
+            |r| r.pxe_config = pxe("nowhere", "f"),
+            "pxe_config.next_server",
+        ),
+        (
+            |r| r.pxe_config = pxe("fd00::9", ""),
+            "pxe_config.boot_filename",
+        ),
+        (
+            |r| r.pxe_config = pxe("fd00::9", &"f".repeat(32)),
+            "pxe_config.boot_filename",
+        ),
         (|r| r.device_name = String::new(), "device_name"),
         (|r| r.device_name = "d".repeat(64), "device_name"),
         (|r| r.hostname = "h".repeat(64), "hostname"),
-        (|r| r.preferred_underlay_route = b"nonsense".to_vec(), "preferred_underlay_route"),
-        (|r| r.preferred_underlay_route = b"10.0.0.1".to_vec(), "preferred_underlay_route"),
-        (|r| r.preferred_underlay_route = b"fc00:2::8000:0:1".to_vec(), "preferred_underlay_route"),
-        (|r| r.preferred_underlay_route = b"fc00:1::7fff:0:1".to_vec(), "preferred_underlay_route"),
-        (|r| r.preferred_underlay_route = b"fc00:1::1".to_vec(), "preferred_underlay_route"),
-        (|r| r.preferred_underlay_route = vec![0xfc; 16], "preferred_underlay_route"),
+        (
+            |r| r.preferred_underlay_route = b"nonsense".to_vec(),
+            "preferred_underlay_route",
+        ),
+        (
+            |r| r.preferred_underlay_route = b"10.0.0.1".to_vec(),
+            "preferred_underlay_route",
+        ),
+        (
+            |r| r.preferred_underlay_route = b"fc00:2::8000:0:1".to_vec(),
+            "preferred_underlay_route",
+        ),
+        (
+            |r| r.preferred_underlay_route = b"fc00:1::7fff:0:1".to_vec(),
+            "preferred_underlay_route",
+        ),
+        (
+            |r| r.preferred_underlay_route = b"fc00:1::1".to_vec(),
+            "preferred_underlay_route",
+        ),
+        (
+            |r| r.preferred_underlay_route = vec![0xfc; 16],
+            "preferred_underlay_route",
+        ),
     ];
     for (number, (spoil, what)) in cases.into_iter().enumerate() {
         let mut request = good();
         spoil(&mut request);
-        assert_eq!(outcome!(client.create_interface(request)), invalid(what), "case {number}");
+        assert_eq!(
+            outcome!(client.create_interface(request)),
+            invalid(what),
+            "case {number}"
+        );
     }
     let mut request = good();
     request.vni = 0x0100_0000;
@@ -111,15 +197,23 @@ async fn interface_input() {
     request.preferred_underlay_route = b"::".to_vec();
     assert_eq!(outcome!(client.create_interface(request)), OK);
     for id in [Vec::new(), vec![b'a'; 64]] {
-        let get = dpdk::GetInterfaceRequest { interface_id: id.clone() };
+        let get = dpdk::GetInterfaceRequest {
+            interface_id: id.clone(),
+        };
         assert_eq!(outcome!(client.get_interface(get)), invalid("interface_id"));
         let delete = dpdk::DeleteInterfaceRequest { interface_id: id };
-        assert_eq!(outcome!(client.delete_interface(delete)), invalid("interface_id"));
+        assert_eq!(
+            outcome!(client.delete_interface(delete)),
+            invalid("interface_id")
+        );
     }
 }
 
 fn pxe(server: &str, file: &str) -> Option<dpdk::PxeConfig> {
-    Some(dpdk::PxeConfig { next_server: server.into(), boot_filename: file.into() })
+    Some(dpdk::PxeConfig {
+        next_server: server.into(),
+        boot_filename: file.into(),
+    })
 }
 
 #[tokio::test]
@@ -129,8 +223,15 @@ async fn interface_life() {
     let mut request = interface("vm1", "net_tap2", "10.0.0.1", "fd00::1");
     request.hostname = "host".into();
     request.preferred_underlay_route = b"fc00:1::8000:0:1".to_vec();
-    request.metering_parameters = Some(dpdk::MeteringParams { total_rate: 20, public_rate: 10 });
-    let reply = client.create_interface(request.clone()).await.unwrap().into_inner();
+    request.metering_parameters = Some(dpdk::MeteringParams {
+        total_rate: 20,
+        public_rate: 10,
+    });
+    let reply = client
+        .create_interface(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(reply.underlay_route, b"fc00:1::8000:0:1");
     assert_eq!(reply.vf.unwrap().name, "mem0");
     let expected = dpdk::Interface {
@@ -140,36 +241,72 @@ async fn interface_life() {
         primary_ipv6: b"fd00::1".to_vec(),
         underlay_route: b"fc00:1::8000:0:1".to_vec(),
         pci_name: "net_tap2".into(),
-        metering_params: Some(dpdk::MeteringParams { total_rate: 20, public_rate: 10 }),
+        metering_params: Some(dpdk::MeteringParams {
+            total_rate: 20,
+            public_rate: 10,
+        }),
         hostname: "host".into(),
     };
-    let get = || dpdk::GetInterfaceRequest { interface_id: b"vm1".to_vec() };
+    let get = || dpdk::GetInterfaceRequest {
+        interface_id: b"vm1".to_vec(),
+    };
     let found = client.get_interface(get()).await.unwrap().into_inner();
     assert_eq!(found.interface.as_ref(), Some(&expected));
 
     // The order of checks: device known, device free, underlay address, id, addresses, rates.
     let unknown_device = interface("vm1", "net_tap99", "10.0.0.1", "fd00::1");
-    assert_eq!(outcome!(client.create_interface(unknown_device)), "201 NOT_FOUND");
-    assert_eq!(outcome!(client.create_interface(request.clone())), "202 ALREADY_EXISTS");
+    assert_eq!(
+        outcome!(client.create_interface(unknown_device)),
+        "201 NOT_FOUND"
+    );
+    assert_eq!(
+        outcome!(client.create_interface(request.clone())),
+        "202 ALREADY_EXISTS"
+    );
     let uplink = interface("vm2", "net_tap0", "10.0.0.2", "::");
-    assert_eq!(outcome!(client.create_interface(uplink)), "202 ALREADY_EXISTS");
+    assert_eq!(
+        outcome!(client.create_interface(uplink)),
+        "202 ALREADY_EXISTS"
+    );
     request.device_name = "net_tap3".into();
-    assert_eq!(outcome!(client.create_interface(request.clone())), "401 VNF_INSERT");
+    assert_eq!(
+        outcome!(client.create_interface(request.clone())),
+        "401 VNF_INSERT"
+    );
     request.preferred_underlay_route = Vec::new();
-    assert_eq!(outcome!(client.create_interface(request.clone())), "402 VM_HANDLE");
+    assert_eq!(
+        outcome!(client.create_interface(request.clone())),
+        "402 VM_HANDLE"
+    );
     request.interface_id = b"vm2".to_vec();
-    assert_eq!(outcome!(client.create_interface(request.clone())), "301 ROUTE_EXISTS");
+    assert_eq!(
+        outcome!(client.create_interface(request.clone())),
+        "301 ROUTE_EXISTS"
+    );
     let mut rates = interface("vm2", "net_tap3", "10.0.0.2", "::");
-    rates.metering_parameters = Some(dpdk::MeteringParams { total_rate: 5, public_rate: 6 });
+    rates.metering_parameters = Some(dpdk::MeteringParams {
+        total_rate: 5,
+        public_rate: 6,
+    });
     assert_eq!(outcome!(client.create_interface(rates)), "383 PORT_METER");
     // The same addresses are free in another network.
     request.vni = 200;
     assert_eq!(outcome!(client.create_interface(request)), OK);
 
-    let list = client.list_interfaces(dpdk::ListInterfacesRequest {}).await.unwrap().into_inner();
-    let ids: Vec<_> = list.interfaces.iter().map(|interface| interface.id.as_slice()).collect();
+    let list = client
+        .list_interfaces(dpdk::ListInterfacesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let ids: Vec<_> = list
+        .interfaces
+        .iter()
+        .map(|interface| interface.id.as_slice())
+        .collect();
     assert_eq!(ids, [b"vm1", b"vm2"]);
-    let delete = || dpdk::DeleteInterfaceRequest { interface_id: b"vm1".to_vec() };
+    let delete = || dpdk::DeleteInterfaceRequest {
+        interface_id: b"vm1".to_vec(),
+    };
     assert_eq!(outcome!(client.delete_interface(delete())), OK);
     assert_eq!(outcome!(client.delete_interface(delete())), "201 NOT_FOUND");
     assert_eq!(outcome!(client.get_interface(get())), "201 NOT_FOUND");
@@ -183,8 +320,15 @@ async fn a_device_that_cannot_be_opened_leaves_no_interface() {
     let mut client = server.initialized().await;
     server.devices.broken.store(true, Ordering::Relaxed);
     let request = || interface("vm1", "net_tap2", "10.0.0.1", "::");
-    assert_eq!(outcome!(client.create_interface(request())), "381 PORT_START");
-    let list = client.list_interfaces(dpdk::ListInterfacesRequest {}).await.unwrap().into_inner();
+    assert_eq!(
+        outcome!(client.create_interface(request())),
+        "381 PORT_START"
+    );
+    let list = client
+        .list_interfaces(dpdk::ListInterfacesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(list.interfaces, []);
     server.devices.broken.store(false, Ordering::Relaxed);
     assert_eq!(outcome!(client.create_interface(request())), OK);
@@ -194,9 +338,17 @@ async fn a_device_that_cannot_be_opened_leaves_no_interface() {
 async fn prefixes() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
-    assert_eq!(outcome!(client.create_prefix(create_prefix("a", "10.9.0.0/16"))), "205 NO_VM");
-    assert_eq!(outcome!(client.delete_prefix(delete_prefix("a", "10.9.0.0/16"))), "205 NO_VM");
-    let list = || dpdk::ListPrefixesRequest { interface_id: b"a".to_vec() };
+    assert_eq!(
+        outcome!(client.create_prefix(create_prefix("a", "10.9.0.0/16"))),
+        "205 NO_VM"
+    );
+    assert_eq!(
+        outcome!(client.delete_prefix(delete_prefix("a", "10.9.0.0/16"))),
+        "205 NO_VM"
+    );
+    let list = || dpdk::ListPrefixesRequest {
+        interface_id: b"a".to_vec(),
+    };
     assert_eq!(outcome!(client.list_prefixes(list())), "205 NO_VM");
     let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
     assert_eq!(outcome!(client.create_interface(request)), OK);
@@ -207,7 +359,10 @@ async fn prefixes() {
     chosen.preferred_underlay_route = b"fc00:1::8000:0:7".to_vec();
     let reply = client.create_prefix(chosen).await.unwrap().into_inner();
     assert_eq!(reply.underlay_route, b"fc00:1::8000:0:7");
-    assert_eq!(outcome!(client.create_prefix(create_prefix("a", "fd09::/64"))), OK);
+    assert_eq!(
+        outcome!(client.create_prefix(create_prefix("a", "fd09::/64"))),
+        OK
+    );
     let dup = create_prefix("b", "10.9.0.0/16");
     assert_eq!(outcome!(client.create_prefix(dup)), "301 ROUTE_EXISTS");
     let long = create_prefix("a", "10.8.0.0/33");
@@ -215,30 +370,52 @@ async fn prefixes() {
     let mut taken = create_prefix("a", "10.8.0.0/16");
     taken.preferred_underlay_route = b"fc00:1::8000:0:7".to_vec();
     assert_eq!(outcome!(client.create_prefix(taken)), "401 VNF_INSERT");
-    let found = client.list_prefixes(list()).await.unwrap().into_inner().prefixes;
+    let found = client
+        .list_prefixes(list())
+        .await
+        .unwrap()
+        .into_inner()
+        .prefixes;
     let shown: Vec<String> = found
         .iter()
         .map(|prefix| {
             let ip = prefix.ip.clone().unwrap();
-            format!("{} {}/{}", ip.ipver, String::from_utf8(ip.address).unwrap(), prefix.length)
+            format!(
+                "{} {}/{}",
+                ip.ipver,
+                String::from_utf8(ip.address).unwrap(),
+                prefix.length
+            )
         })
         .collect();
     assert_eq!(shown, ["0 10.9.0.0/16", "1 fd09::/64"]);
 
     // A prefix of another interface, and a route, are not prefixes of this one.
     let foreign = delete_prefix("b", "10.9.0.0/16");
-    assert_eq!(outcome!(client.delete_prefix(foreign)), "304 ROUTE_BAD_PORT");
-    assert_eq!(outcome!(client.create_route(create_route(100, "10.7.0.0/16", "fc00:2::1"))), OK);
+    assert_eq!(
+        outcome!(client.delete_prefix(foreign)),
+        "304 ROUTE_BAD_PORT"
+    );
+    assert_eq!(
+        outcome!(client.create_route(create_route(100, "10.7.0.0/16", "fc00:2::1"))),
+        OK
+    );
     let route = delete_prefix("a", "10.7.0.0/16");
     assert_eq!(outcome!(client.delete_prefix(route)), "304 ROUTE_BAD_PORT");
     let alias = delete_route(100, "10.9.0.0/16");
     assert_eq!(outcome!(client.delete_route(alias)), "304 ROUTE_BAD_PORT");
-    assert_eq!(outcome!(client.delete_prefix(delete_prefix("a", "10.9.0.0/16"))), OK);
+    assert_eq!(
+        outcome!(client.delete_prefix(delete_prefix("a", "10.9.0.0/16"))),
+        OK
+    );
     let gone = delete_prefix("a", "10.9.0.0/16");
     assert_eq!(outcome!(client.delete_prefix(gone)), "302 ROUTE_NOT_FOUND");
 
     let mut bad = create_prefix("a", "10.9.0.0/256");
-    assert_eq!(outcome!(client.create_prefix(bad.clone())), invalid("prefix.length"));
+    assert_eq!(
+        outcome!(client.create_prefix(bad.clone())),
+        invalid("prefix.length")
+    );
     bad.prefix = None;
     assert_eq!(outcome!(client.create_prefix(bad)), invalid("prefix.ip"));
     let mut bad = create_prefix("a", "10.9.0.0/16");
@@ -251,7 +428,10 @@ async fn prefixes() {
     assert_eq!(outcome!(client.create_prefix(bad)), invalid("interface_id"));
     let mut bad = create_prefix("a", "10.9.0.0/16");
     bad.preferred_underlay_route = b"fc00:1::1".to_vec();
-    assert_eq!(outcome!(client.create_prefix(bad)), invalid("preferred_underlay_route"));
+    assert_eq!(
+        outcome!(client.create_prefix(bad)),
+        invalid("preferred_underlay_route")
+    );
 }
 
 #[tokio::test]
@@ -259,8 +439,14 @@ async fn routes() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let hop = "fc00:2::1";
-    assert_eq!(outcome!(client.create_route(create_route(100, "10.1.0.0/16", hop))), "206 NO_VNI");
-    assert_eq!(outcome!(client.delete_route(delete_route(100, "10.1.0.0/16"))), "206 NO_VNI");
+    assert_eq!(
+        outcome!(client.create_route(create_route(100, "10.1.0.0/16", hop))),
+        "206 NO_VNI"
+    );
+    assert_eq!(
+        outcome!(client.delete_route(delete_route(100, "10.1.0.0/16"))),
+        "206 NO_VNI"
+    );
     let list = |vni| dpdk::ListRoutesRequest { vni };
     assert_eq!(outcome!(client.list_routes(list(100))), "206 NO_VNI");
     assert_eq!(outcome!(client.list_routes(list(0))), OK);
@@ -269,10 +455,23 @@ async fn routes() {
         request.vni = vni;
         assert_eq!(outcome!(client.create_interface(request)), OK);
     }
-    for text in ["10.1.0.0/16", "0.0.0.0/0", "::/0", "fd01::/64", "10.1.2.0/24"] {
-        assert_eq!(outcome!(client.create_route(create_route(100, text, hop))), OK, "{text}");
+    for text in [
+        "10.1.0.0/16",
+        "0.0.0.0/0",
+        "::/0",
+        "fd01::/64",
+        "10.1.2.0/24",
+    ] {
+        assert_eq!(
+            outcome!(client.create_route(create_route(100, text, hop))),
+            OK,
+            "{text}"
+        );
     }
-    assert_eq!(outcome!(client.create_route(create_route(200, "10.1.0.0/16", hop))), OK);
+    assert_eq!(
+        outcome!(client.create_route(create_route(200, "10.1.0.0/16", hop))),
+        OK
+    );
     let masked = create_route(100, "10.1.99.99/16", "fc00:3::1");
     assert_eq!(outcome!(client.create_route(masked)), "301 ROUTE_EXISTS");
     let own = create_route(100, "10.0.0.1/32", hop);
@@ -284,25 +483,51 @@ async fn routes() {
     let own = delete_route(100, "10.0.0.1/32");
     assert_eq!(outcome!(client.delete_route(own)), "304 ROUTE_BAD_PORT");
 
-    let mut routes = client.list_routes(list(100)).await.unwrap().into_inner().routes;
+    let mut routes = client
+        .list_routes(list(100))
+        .await
+        .unwrap()
+        .into_inner()
+        .routes;
     assert_eq!(routes.len(), 5);
-    assert!(routes.iter().all(|route| route.weight == 0 && route.nexthop_vni == 100));
+    assert!(
+        routes
+            .iter()
+            .all(|route| route.weight == 0 && route.nexthop_vni == 100)
+    );
     assert!(routes.iter().all(|route| route.nexthop_address == ip(hop)));
     routes.retain(|route| route.prefix == prefix("10.1.0.0/16"));
     assert_eq!(routes.len(), 1);
-    let all = client.list_routes(list(0)).await.unwrap().into_inner().routes;
+    let all = client
+        .list_routes(list(0))
+        .await
+        .unwrap()
+        .into_inner()
+        .routes;
     assert_eq!(all.len(), 6);
-    assert_eq!(outcome!(client.delete_route(delete_route(100, "10.1.7.7/16"))), OK);
+    assert_eq!(
+        outcome!(client.delete_route(delete_route(100, "10.1.7.7/16"))),
+        OK
+    );
     let gone = delete_route(100, "10.1.0.0/16");
     assert_eq!(outcome!(client.delete_route(gone)), "302 ROUTE_NOT_FOUND");
 
     let mut bad = create_route(100, "10.1.0.0/256", hop);
-    assert_eq!(outcome!(client.create_route(bad.clone())), invalid("route.prefix.length"));
+    assert_eq!(
+        outcome!(client.create_route(bad.clone())),
+        invalid("route.prefix.length")
+    );
     bad.route.as_mut().unwrap().prefix = None;
-    assert_eq!(outcome!(client.create_route(bad)), invalid("route.prefix.ip"));
+    assert_eq!(
+        outcome!(client.create_route(bad)),
+        invalid("route.prefix.ip")
+    );
     let mut bad = create_route(100, "10.1.0.0/16", hop);
     bad.route.as_mut().unwrap().nexthop_address = None;
-    assert_eq!(outcome!(client.create_route(bad)), invalid("route.nexthop_address"));
+    assert_eq!(
+        outcome!(client.create_route(bad)),
+        invalid("route.nexthop_address")
+    );
 }
 
 #[tokio::test]
@@ -312,10 +537,21 @@ async fn routes_of_ipv6_can_be_hidden() {
     let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
     assert_eq!(outcome!(client.create_interface(request)), OK);
     for text in ["::/0", "10.1.0.0/16"] {
-        assert_eq!(outcome!(client.create_route(create_route(100, text, "fc00:2::1"))), OK);
+        assert_eq!(
+            outcome!(client.create_route(create_route(100, text, "fc00:2::1"))),
+            OK
+        );
     }
-    let list = client.list_routes(dpdk::ListRoutesRequest { vni: 100 }).await.unwrap();
-    let shown: Vec<_> = list.into_inner().routes.into_iter().map(|route| route.prefix).collect();
+    let list = client
+        .list_routes(dpdk::ListRoutesRequest { vni: 100 })
+        .await
+        .unwrap();
+    let shown: Vec<_> = list
+        .into_inner()
+        .routes
+        .into_iter()
+        .map(|route| route.prefix)
+        .collect();
     assert_eq!(shown, [prefix("10.1.0.0/16")]);
 }
 
@@ -325,7 +561,10 @@ async fn networks() {
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "::");
     assert_eq!(outcome!(client.create_interface(request)), OK);
-    assert_eq!(outcome!(client.create_route(create_route(100, "10.1.0.0/16", "fc00:2::1"))), OK);
+    assert_eq!(
+        outcome!(client.create_route(create_route(100, "10.1.0.0/16", "fc00:2::1"))),
+        OK
+    );
     let (v4, v6, both) = (0, 1, 2);
     for (vni, kind, in_use) in [
         (100, v4, Some(true)),
@@ -337,22 +576,40 @@ async fn networks() {
         let request = dpdk::CheckVniInUseRequest { vni, r#type: kind };
         let reply = client.check_vni_in_use(request).await.unwrap().into_inner();
         let code = reply.status.unwrap().code;
-        assert_eq!((code == 203).then_some(reply.in_use).is_none(), in_use.is_some());
-        assert_eq!((code == 0).then_some(reply.in_use), in_use, "VNI {vni} type {kind}");
+        assert_eq!(
+            (code == 203).then_some(reply.in_use).is_none(),
+            in_use.is_some()
+        );
+        assert_eq!(
+            (code == 0).then_some(reply.in_use),
+            in_use,
+            "VNI {vni} type {kind}"
+        );
     }
-    let request = dpdk::CheckVniInUseRequest { vni: 100, r#type: 3 };
+    let request = dpdk::CheckVniInUseRequest {
+        vni: 100,
+        r#type: 3,
+    };
     assert_eq!(outcome!(client.check_vni_in_use(request)), invalid("type"));
     let reset = |vni, kind| dpdk::ResetVniRequest { vni, r#type: kind };
     assert_eq!(outcome!(client.reset_vni(reset(100, v4))), "203 WRONG_TYPE");
     assert_eq!(outcome!(client.reset_vni(reset(100, 9))), invalid("type"));
     assert_eq!(outcome!(client.reset_vni(reset(7, both))), OK);
     assert_eq!(outcome!(client.reset_vni(reset(100, both))), OK);
-    let routes = client.list_routes(dpdk::ListRoutesRequest { vni: 100 }).await.unwrap();
+    let routes = client
+        .list_routes(dpdk::ListRoutesRequest { vni: 100 })
+        .await
+        .unwrap();
     assert_eq!(routes.into_inner().routes, []);
     // The last interface takes the network with it.
-    let delete = dpdk::DeleteInterfaceRequest { interface_id: b"a".to_vec() };
+    let delete = dpdk::DeleteInterfaceRequest {
+        interface_id: b"a".to_vec(),
+    };
     assert_eq!(outcome!(client.delete_interface(delete)), OK);
-    let request = dpdk::CheckVniInUseRequest { vni: 100, r#type: v4 };
+    let request = dpdk::CheckVniInUseRequest {
+        vni: 100,
+        r#type: v4,
+    };
     let reply = client.check_vni_in_use(request).await.unwrap().into_inner();
     assert!(!reply.in_use);
 }
@@ -393,7 +650,9 @@ async fn calls_of_later_work_are_unimplemented() {
     assert_eq!(nat.map(drop).map_err(code), Err(unimplemented));
     let vip = client.create_vip(dpdk::CreateVipRequest::default()).await;
     assert_eq!(vip.map(drop).map_err(code), Err(unimplemented));
-    let rules = client.list_firewall_rules(dpdk::ListFirewallRulesRequest::default()).await;
+    let rules = client
+        .list_firewall_rules(dpdk::ListFirewallRulesRequest::default())
+        .await;
     assert_eq!(rules.map(drop).map_err(code), Err(unimplemented));
     let capture = client.capture_status(dpdk::CaptureStatusRequest {}).await;
     assert_eq!(capture.map(drop).map_err(code), Err(unimplemented));
@@ -407,8 +666,14 @@ async fn many_routes_are_listed_whole() {
     assert_eq!(outcome!(client.create_interface(request)), OK);
     for number in 0..2000_u32 {
         let text = format!("10.{}.{}.0/24", 1 + number / 256, number % 256);
-        assert_eq!(outcome!(client.create_route(create_route(100, &text, "fc00:2::1"))), OK);
+        assert_eq!(
+            outcome!(client.create_route(create_route(100, &text, "fc00:2::1"))),
+            OK
+        );
     }
-    let routes = client.list_routes(dpdk::ListRoutesRequest { vni: 100 }).await.unwrap();
+    let routes = client
+        .list_routes(dpdk::ListRoutesRequest { vni: 100 })
+        .await
+        .unwrap();
     assert_eq!(routes.into_inner().routes.len(), 2000);
 }

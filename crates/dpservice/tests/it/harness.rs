@@ -41,7 +41,11 @@ impl Devices for MemoryDevices {
     fn open(&self, index: u16) -> Result<Box<dyn Port>, OpenError> {
         if self.broken.load(Ordering::Relaxed) {
             let source = std::io::Error::from_raw_os_error(1);
-            return Err(OpenError { device: self.netdev(index), action: "open", source });
+            return Err(OpenError {
+                device: self.netdev(index),
+                action: "open",
+                source,
+            });
         }
         let mac = Mac([0x02, 0, 0, 0, 0, index as u8]);
         let (port, peer) = memory::pair(&self.netdev(index), mac, 1500)?;
@@ -53,7 +57,6 @@ impl Devices for MemoryDevices {
 pub struct Server {
     pub address: SocketAddr,
     pub devices: Arc<MemoryDevices>,
-    pub uplink: MemoryPeer,
     pub worker: worker::Handle,
     pub shutdown: CancellationToken,
     _tasks: JoinSet<anyhow::Result<()>>,
@@ -65,7 +68,7 @@ impl Server {
     }
 
     pub async fn start_with(list_ipv6_routes: bool) -> Server {
-        let (uplink, peer) = memory::pair("pf0", UPLINK_MAC, 9000).unwrap();
+        let (uplink, _) = memory::pair("pf0", UPLINK_MAC, 9000).unwrap();
         let mut ports = vec![PortConfig {
             name: uplink_device(0),
             kind: PortKind::Uplink(0),
@@ -76,10 +79,17 @@ impl Server {
             kind: PortKind::Machine,
             mac: gateway_mac(HOST, index),
         }));
-        let config = EngineConfig { ipv6_overlay: true, ..EngineConfig::new(HOST, ports) };
+        let config = EngineConfig {
+            ipv6_overlay: true,
+            ..EngineConfig::new(HOST, ports)
+        };
         let (worker, _thread) = service::start_worker(&config, vec![Box::new(uplink)]).unwrap();
         worker
-            .call(|plane| plane.engine.set_next_hop(dataplane::PortId(0), Some(ROUTER_MAC)))
+            .call(|plane| {
+                plane
+                    .engine
+                    .set_next_hop(dataplane::PortId(0), Some(ROUTER_MAC))
+            })
             .await
             .unwrap();
         let devices = Arc::new(MemoryDevices::default());
@@ -90,11 +100,21 @@ impl Server {
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(service::serve(service, listener, shutdown.clone()));
-        Server { address, devices, uplink: peer, worker, shutdown, _tasks: tasks }
+        Server {
+            address,
+            devices,
+            worker,
+            shutdown,
+            _tasks: tasks,
+        }
     }
 
     pub async fn channel(&self) -> Channel {
-        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+        Channel::from_shared(format!("http://{}", self.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 
     pub async fn client(&self) -> Client {
@@ -109,7 +129,13 @@ impl Server {
     }
 
     pub fn machine(&self, index: u16) -> MemoryPeer {
-        self.devices.machines.lock().unwrap().get(&index).expect("interface exists").clone()
+        self.devices
+            .machines
+            .lock()
+            .unwrap()
+            .get(&index)
+            .expect("interface exists")
+            .clone()
     }
 }
 
@@ -128,14 +154,25 @@ macro_rules! outcome {
 pub(crate) use outcome;
 
 pub fn ip(text: &str) -> Option<dpdk::IpAddress> {
-    let ipver = if text.contains(':') { IpVersion::Ipv6 } else { IpVersion::Ipv4 };
-    Some(dpdk::IpAddress { ipver: ipver.into(), address: text.into() })
+    let ipver = if text.contains(':') {
+        IpVersion::Ipv6
+    } else {
+        IpVersion::Ipv4
+    };
+    Some(dpdk::IpAddress {
+        ipver: ipver.into(),
+        address: text.into(),
+    })
 }
 
 pub fn prefix(text: &str) -> Option<dpdk::Prefix> {
     let (address, length) = text.split_once('/').expect("address/length");
     let length = length.parse().expect("length");
-    Some(dpdk::Prefix { ip: ip(address), length, underlay_route: Vec::new() })
+    Some(dpdk::Prefix {
+        ip: ip(address),
+        length,
+        underlay_route: Vec::new(),
+    })
 }
 
 /// A valid request, to be spoiled by the test.
@@ -143,8 +180,12 @@ pub fn interface(id: &str, device: &str, ipv4: &str, ipv6: &str) -> dpdk::Create
     dpdk::CreateInterfaceRequest {
         interface_id: id.into(),
         vni: 100,
-        ipv4_config: Some(dpdk::IpConfig { primary_address: ipv4.into() }),
-        ipv6_config: Some(dpdk::IpConfig { primary_address: ipv6.into() }),
+        ipv4_config: Some(dpdk::IpConfig {
+            primary_address: ipv4.into(),
+        }),
+        ipv6_config: Some(dpdk::IpConfig {
+            primary_address: ipv6.into(),
+        }),
         device_name: device.into(),
         ..Default::default()
     }
@@ -159,7 +200,10 @@ pub fn create_prefix(id: &str, text: &str) -> dpdk::CreatePrefixRequest {
 }
 
 pub fn delete_prefix(id: &str, text: &str) -> dpdk::DeletePrefixRequest {
-    dpdk::DeletePrefixRequest { interface_id: id.into(), prefix: prefix(text) }
+    dpdk::DeletePrefixRequest {
+        interface_id: id.into(),
+        prefix: prefix(text),
+    }
 }
 
 pub fn create_route(vni: u32, text: &str, next_hop: &str) -> dpdk::CreateRouteRequest {
@@ -175,6 +219,12 @@ pub fn create_route(vni: u32, text: &str, next_hop: &str) -> dpdk::CreateRouteRe
 }
 
 pub fn delete_route(vni: u32, text: &str) -> dpdk::DeleteRouteRequest {
-    let route = dpdk::Route { prefix: prefix(text), ..Default::default() };
-    dpdk::DeleteRouteRequest { vni, route: Some(route) }
+    let route = dpdk::Route {
+        prefix: prefix(text),
+        ..Default::default()
+    };
+    dpdk::DeleteRouteRequest {
+        vni,
+        route: Some(route),
+    }
 }

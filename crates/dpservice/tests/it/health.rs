@@ -7,7 +7,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 fn ask(service: &str) -> HealthCheckRequest {
-    HealthCheckRequest { service: service.to_owned() }
+    HealthCheckRequest {
+        service: service.to_owned(),
+    }
 }
 
 #[tokio::test]
@@ -29,13 +31,20 @@ async fn watch_tells_the_end() {
     let server = Server::start().await;
     let mut client = HealthClient::new(server.channel().await);
     let unknown = client.watch(ask("somebody.else")).await.unwrap_err();
-    assert_eq!((unknown.code(), unknown.message()), (Code::NotFound, "Service not found"));
+    assert_eq!(
+        (unknown.code(), unknown.message()),
+        (Code::NotFound, "Service not found")
+    );
     let mut stream = client.watch(ask("")).await.unwrap().into_inner();
     let first = stream.message().await.unwrap().unwrap();
     assert_eq!(first.status(), ServingStatus::Serving);
     server.shutdown.cancel();
-    let next = tokio::time::timeout(DEADLINE, stream.message()).await.expect("a change");
+    let next = tokio::time::timeout(DEADLINE, stream.message())
+        .await
+        .expect("a change");
     assert_eq!(next.unwrap().unwrap().status(), ServingStatus::NotServing);
-    let end = tokio::time::timeout(DEADLINE, stream.message()).await.expect("an end");
+    let end = tokio::time::timeout(DEADLINE, stream.message())
+        .await
+        .expect("an end");
     assert_eq!(end.unwrap_err().code(), Code::Cancelled);
 }

@@ -31,15 +31,25 @@ async fn random_bytes_on_the_grpc_port_hurt_nobody() {
     let mut seed = 0x9e37_79b9;
     for round in 0..200 {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
-        let mut bytes = if round % 2 == 0 { PREFACE.to_vec() } else { Vec::new() };
+        let mut bytes = if round % 2 == 0 {
+            PREFACE.to_vec()
+        } else {
+            Vec::new()
+        };
         bytes.extend(noise(&mut seed, 1 + round * 7));
         // The server may close first: that is its right.
         let _ = stream.write_all(&bytes).await;
         if round % 20 == 0 {
-            assert_eq!(outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})), "0 Success");
+            assert_eq!(
+                outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})),
+                "0 Success"
+            );
         }
     }
-    assert_eq!(outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})), "0 Success");
+    assert_eq!(
+        outcome!(client.list_interfaces(dpdk::ListInterfacesRequest {})),
+        "0 Success"
+    );
 }
 
 /// A broadcast ARP request for the gateway (RFC 826).
@@ -80,10 +90,18 @@ async fn packets_flow_and_a_lost_device_is_survived() {
 
     machine.unplug();
     let start = Instant::now();
-    while server.worker.call(|plane| plane.counters().devices_lost).await.unwrap() == 0 {
+    while server
+        .worker
+        .call(|plane| plane.counters().devices_lost)
+        .await
+        .unwrap()
+        == 0
+    {
         assert!(start.elapsed() < DEADLINE, "the loss went unnoticed");
     }
-    let delete = dpdk::DeleteInterfaceRequest { interface_id: b"vm1".to_vec() };
+    let delete = dpdk::DeleteInterfaceRequest {
+        interface_id: b"vm1".to_vec(),
+    };
     assert_eq!(outcome!(client.delete_interface(delete)), "0 Success");
     let request = interface("vm1", "net_tap2", "10.0.0.1", "::");
     assert_eq!(outcome!(client.create_interface(request)), "0 Success");
@@ -91,7 +109,10 @@ async fn packets_flow_and_a_lost_device_is_survived() {
     assert!(machine.send(&arp_request()));
     let start = Instant::now();
     while machine.receive().is_none() {
-        assert!(start.elapsed() < DEADLINE, "no answer after the device came back");
+        assert!(
+            start.elapsed() < DEADLINE,
+            "no answer after the device came back"
+        );
         tokio::task::yield_now().await;
     }
 }
@@ -106,8 +127,13 @@ async fn metrics_show_every_counter() {
     let address = listener.local_addr().unwrap();
     let devices = (0..9).map(|number| format!("net_tap{number}")).collect();
     let mut tasks = JoinSet::new();
-    tasks.spawn(metrics::serve(listener, devices, server.worker.clone(), server.shutdown.clone()));
-    let mut get = async |path: &str| {
+    tasks.spawn(metrics::serve(
+        listener,
+        devices,
+        server.worker.clone(),
+        server.shutdown.clone(),
+    ));
+    let get = async |path: &str| {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -151,6 +177,9 @@ fn starts_within_milliseconds_and_again_after_a_kill() {
     // Generous: this machine is shared and the build is not optimised.
     assert!(second.as_millis() < 2000, "{second:?}");
     let begun = Instant::now();
-    assert!(process.terminate().success(), "a termination signal is no failure");
+    assert!(
+        process.terminate().success(),
+        "a termination signal is no failure"
+    );
     assert!(begun.elapsed() < DEADLINE);
 }

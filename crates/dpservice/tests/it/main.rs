@@ -3,7 +3,8 @@
     clippy::expect_used,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a failed expectation is a failed test"
+    clippy::print_stdout,
+    reason = "a failed expectation is a failed test; figures are printed for the record"
 )]
 
 mod cli;
