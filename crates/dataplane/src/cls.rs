@@ -343,7 +343,7 @@ impl Fast {
 }
 
 /// The plain cases of [`overlay_v4`], written to `fast`; false for all others.
-#[inline]
+#[inline(always)]
 pub(crate) fn fast_v4(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) -> bool {
     let Some(head) = bytes.first_chunk::<28>() else {
         return false;
@@ -430,7 +430,7 @@ pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) 
 }
 
 /// Whether a TCP header fits into `available` bytes, given its bytes 12 and 13.
-#[inline]
+#[inline(always)]
 fn is_plain_tcp(offset_and_flags: Option<&[u8]>, available: u16, fast: &mut Fast) -> bool {
     let Some(&[offset, flags]) = offset_and_flags else {
         return false;
@@ -440,7 +440,7 @@ fn is_plain_tcp(offset_and_flags: Option<&[u8]>, available: u16, fast: &mut Fast
 }
 
 /// Whether a UDP length fits into `available` bytes.
-#[inline]
+#[inline(always)]
 fn is_plain_udp(length: u16, available: u16, fast: &mut Fast) -> bool {
     fast.tcp_flags = 0;
     8 <= length && length <= available

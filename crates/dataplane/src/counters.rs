@@ -125,6 +125,13 @@ impl Counters {
         }
     }
 
+    pub(crate) fn count_sent(&mut self, to: PortId, bytes: usize) {
+        if let Some(port) = self.port_mut(to) {
+            port.tx_packets += 1;
+            port.tx_bytes += bytes as u64;
+        }
+    }
+
     pub(crate) fn count_drop(&mut self, reason: DropReason) {
         self.count(Node::Drop);
         if let Some(counter) = self.drops.get_mut(reason as usize) {

@@ -82,7 +82,7 @@ pub(crate) fn decap<'a, 't>(
 /// Edits a packet whose IP header starts `ip_offset` bytes into the frame and takes `length` bytes with its payload.
 ///
 /// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding. A refused packet is left as it was.
-#[inline]
+#[inline(always)]
 pub(crate) fn apply(
     decision: &Decision,
     ports: &[Port],

@@ -110,7 +110,7 @@ drop_reasons! {
     DhcpMalformed = "dhcp_malformed",
     /// DHCP message of a type that is not answered (releases, declines, relayed messages, replies).
     DhcpIgnored = "dhcp_ignored",
-    /// DHCPv4 while the interface has no IPv4 address.
+    /// DHCP of a family in which the interface has no address (DHCPv6 SOLICIT and REQUEST are answered with that status instead).
     DhcpNoAddress = "dhcp_no_address",
     /// The DHCP answer does not fit a 1500-byte packet or this buffer.
     DhcpTooLong = "dhcp_too_long",

@@ -14,7 +14,7 @@ use crate::flow::{Action, Coarse, Ingress, NONE};
 use crate::graph::{self, Parts};
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::PacketBuf;
-use crate::tables::Tables;
+use crate::tables::{Port, Tables};
 use crate::time::Instant;
 use crate::underlay::HostPart;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -54,12 +54,17 @@ impl Parsed {
     };
 }
 
-/// Hits of a burst, added to the counters once.
-#[derive(Clone, Copy, Debug, Default)]
-struct Hits {
-    total: u64,
-    encap: u64,
-    decap: u64,
+/// What answering needs and does not change within a burst, and the packets that took the slow walk.
+#[derive(Debug)]
+struct Burst<'w, 't> {
+    parts: Parts<'w>,
+    tables: &'t Tables,
+    ports: &'t [Port],
+    epoch: u32,
+    port: PortId,
+    now: Coarse,
+    ip_offset: usize,
+    slow: u64,
 }
 
 /// A run of packets to the same port, added to its counters once.
@@ -205,56 +210,49 @@ impl Worker {
             counters,
             parsed,
         } = self;
-        let timeouts = *timeouts;
-        let (mut hits, mut sent) = (Hits::default(), Sent::default());
-        let (mut rx_bytes, mut count, mut drops) = (0, 0, 0);
-        for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
-            rx_bytes += packet.len() as u64;
-            count += 1;
-            let mut hit = answer_hit(flows, tables, timeouts, parsed, packet, now, &mut hits);
-            if hit.is_none() {
-                // An earlier packet of this burst may have begun the flow.
-                let flow = flows.guess(parsed.fast.keyed.hash);
-                if flow != parsed.flow {
-                    let parsed = Parsed { flow, ..*parsed };
-                    hit = answer_hit(flows, tables, timeouts, &parsed, packet, now, &mut hits);
-                }
-            }
-            if let Some(to) = hit {
-                *verdict = Verdict::Transmit(to);
-                sent.add(counters, to, packet.len());
-                continue;
-            }
-            let mut parts = Parts {
+        let is_tunnel = matches!(
+            tables.port(port).map(|found| found.kind),
+            Some(PortKind::Uplink(_))
+        );
+        let ip_offset = if is_tunnel { TUNNEL_LEN } else { ETHERNET_LEN };
+        let mut cx = Burst {
+            parts: Parts {
                 flows,
                 counters,
                 hasher,
-                timeouts,
-            };
-            *verdict = match graph::walk(&mut parts, tables, port, packet, now) {
-                Ok(verdict) => {
-                    if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
-                        sent.add(counters, to, packet.len());
-                    }
-                    verdict
+                timeouts: *timeouts,
+            },
+            tables,
+            ports: &tables.ports,
+            epoch: tables.epoch,
+            port,
+            now,
+            ip_offset,
+            slow: 0,
+        };
+        let (mut encap, mut rx_bytes, mut sent) = (0, 0, Sent::default());
+        let count = packets.len() as u64;
+        for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
+            rx_bytes += packet.len() as u64;
+            match answer_hit(&mut cx, parsed, parsed.flow, packet) {
+                Some((to, action)) => {
+                    *verdict = Verdict::Transmit(to);
+                    encap += u64::from(action == Action::Encap);
+                    sent.add(cx.parts.counters, to, packet.len());
                 }
-                Err(reason) => {
-                    counters.count_drop(reason);
-                    drops += 1;
-                    Verdict::Drop(reason)
-                }
-            };
+                None => *verdict = answer_miss(&mut cx, parsed, packet),
+            }
         }
+        let hits = count - cx.slow;
         sent.flush(counters);
         if let Some(port) = counters.port_mut(port) {
             port.rx_packets += count;
             port.rx_bytes += rx_bytes;
-            port.drops += drops;
         }
         counters.count_many(Node::Cls, count);
-        counters.count_many(Node::FlowCache, hits.total);
-        counters.count_many(Node::IpipEncap, hits.encap);
-        counters.count_many(Node::IpipDecap, hits.decap);
+        counters.count_many(Node::FlowCache, hits);
+        counters.count_many(Node::IpipEncap, encap);
+        counters.count_many(Node::IpipDecap, if is_tunnel { hits } else { 0 });
     }
 }
 
@@ -269,7 +267,7 @@ impl Parsed {
 }
 
 impl Sent {
-    #[inline]
+    #[inline(always)]
     fn add(&mut self, counters: &mut Counters, to: PortId, bytes: usize) {
         if self.to != to {
             self.flush(counters);
@@ -279,6 +277,8 @@ impl Sent {
         self.bytes += bytes as u64;
     }
 
+    #[cold]
+    #[inline(never)]
     fn flush(&mut self, counters: &mut Counters) {
         if let Some(port) = counters.port_mut(self.to) {
             port.tx_packets += self.packets;
@@ -329,43 +329,64 @@ fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Pars
 }
 
 /// Applies a cached decision that is still valid; `None` sends the packet on the slow walk, untouched.
-#[inline]
+#[inline(always)]
 fn answer_hit(
-    flows: &mut FlowTable,
-    tables: &Tables,
-    timeouts: Timeouts,
+    cx: &mut Burst<'_, '_>,
     parsed: &Parsed,
+    flow: u32,
     packet: &mut PacketBuf,
-    now: Coarse,
-    hits: &mut Hits,
-) -> Option<PortId> {
+) -> Option<(PortId, Action)> {
     let Fast {
         keyed,
         length,
         tcp_flags,
     } = &parsed.fast;
-    let flow = flows.get_mut(parsed.flow)?;
+    let flow = cx.parts.flows.get_mut(flow)?;
     let decision = flow.decision(keyed.direction);
-    let is_valid = decision.epoch == tables.epoch && decision.ingress == parsed.ingress;
+    let is_valid = decision.epoch == cx.epoch && decision.ingress == parsed.ingress;
     if !is_valid || !flow.key.is(&keyed.key) {
         return None;
     }
-    let is_tunnelled = parsed.ingress.is_tunnel();
-    let ip_offset = if is_tunnelled {
-        TUNNEL_LEN
-    } else {
-        ETHERNET_LEN
-    };
-    let is_encap = decision.action == Action::Encap;
-    let to = ipip::apply(decision, &tables.ports, packet, ip_offset, *length).ok()?;
-    if flow.last_seen != now {
-        flow.last_seen = now;
+    let action = decision.action;
+    let to = ipip::apply(decision, cx.ports, packet, cx.ip_offset, *length).ok()?;
+    if flow.last_seen != cx.now {
+        flow.last_seen = cx.now;
     }
     if conntrack::may_advance(flow.tcp, *tcp_flags) {
-        conntrack::advance(flow, *tcp_flags, keyed.direction, timeouts);
+        conntrack::advance(flow, *tcp_flags, keyed.direction, cx.parts.timeouts);
     }
-    hits.total += 1;
-    hits.decap += u64::from(is_tunnelled);
-    hits.encap += u64::from(is_encap);
-    Some(to)
+    Some((to, action))
+}
+
+/// Everything but a hit. Kept apart so that the loop over hits stays small.
+#[cold]
+#[inline(never)]
+fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut PacketBuf) -> Verdict {
+    // An earlier packet of this burst may have begun the flow.
+    let flow = cx.parts.flows.guess(parsed.fast.keyed.hash);
+    if flow != parsed.flow
+        && let Some((to, action)) = answer_hit(cx, parsed, flow, packet)
+    {
+        cx.parts
+            .counters
+            .count_many(Node::IpipEncap, u64::from(action == Action::Encap));
+        cx.parts.counters.count_sent(to, packet.len());
+        return Verdict::Transmit(to);
+    }
+    cx.slow += 1;
+    match graph::walk(&mut cx.parts, cx.tables, cx.port, packet, cx.now) {
+        Ok(verdict) => {
+            if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
+                cx.parts.counters.count_sent(to, packet.len());
+            }
+            verdict
+        }
+        Err(reason) => {
+            cx.parts.counters.count_drop(reason);
+            if let Some(port) = cx.parts.counters.port_mut(cx.port) {
+                port.drops += 1;
+            }
+            Verdict::Drop(reason)
+        }
+    }
 }

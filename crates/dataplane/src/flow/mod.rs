@@ -52,10 +52,6 @@ impl Ingress {
     pub(crate) const fn tunnel(underlay_slot: u16) -> Ingress {
         Ingress(underlay_slot | Self::TUNNEL)
     }
-
-    pub(crate) const fn is_tunnel(self) -> bool {
-        self.0 & Self::TUNNEL != 0
-    }
 }
 
 /// What is done with a packet.
