@@ -5,7 +5,7 @@
 //! to that state whenever it is up, so no call fails because a server is down. Received routes are merged: the user
 //! hears of a route when its first supplier appears and when its last one is gone, never in between.
 
-mod cli;
+pub mod cli;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
