@@ -142,9 +142,10 @@ const ROLES: &[RoleRow] = &[
             (&[NETWORKING, IPAM, COMPUTE], ALL, READ),
             (
                 &["", "events.k8s.io"],
-                &["configmaps", "serviceaccounts", "events", "namespaces"],
+                &["configmaps", "serviceaccounts", "events"],
                 READ,
             ),
+            (&[""], &["namespaces"], READ),
         ],
         paths: &[],
         group: None,

@@ -27,10 +27,13 @@ pub fn object(body: &[u8], encoding: Encoding) -> Outcome<Decoded> {
         Encoding::Json => json(body)?,
         Encoding::Yaml => yaml(body)?,
         Encoding::Protobuf => {
-            return Err(crate::negotiate::unsupported(
-                "application/vnd.kubernetes.protobuf",
-                "application/json, application/yaml",
-            ));
+            let value = crate::protobuf::decode_object(body).map_err(|error| {
+                Failure::bad_request(format!("cannot decode the protobuf body: {error}"))
+            })?;
+            Decoded {
+                value,
+                duplicates: Vec::new(),
+            }
         }
     };
     if decoded.value.is_object() {

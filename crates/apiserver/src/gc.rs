@@ -21,8 +21,6 @@ use std::time::Duration;
 
 /// Time between two full rounds.
 const FULL_ROUND_EVERY: Duration = Duration::from_secs(30);
-/// A dependent younger than this is not collected for an owner that was never seen: the owner may come from a slower reader.
-const YOUNG: Duration = Duration::from_secs(10);
 /// Objects looked at before new changes are read again.
 const BATCH_MAX: usize = 512;
 
@@ -234,7 +232,7 @@ async fn look(
     if head.owner_references.is_empty() {
         return Ok(());
     }
-    judge_owners(region, &write, &live.value, &head).await
+    judge_owners(region, &write, &head).await
 }
 
 enum Owner {
@@ -278,12 +276,7 @@ async fn owner_state(
     })
 }
 
-async fn judge_owners(
-    region: &Arc<Region>,
-    write: &Write<'_>,
-    live: &Value,
-    head: &Head,
-) -> Outcome<()> {
+async fn judge_owners(region: &Arc<Region>, write: &Write<'_>, head: &Head) -> Outcome<()> {
     let mut states = BTreeMap::new();
     for (at, owner) in head.owner_references.iter().enumerate() {
         states.insert(at, owner_state(region, write.namespace, owner).await?);
@@ -295,10 +288,6 @@ async fn judge_owners(
         return drop_dead_owners(write, head, &states).await;
     }
     let waiting = states.values().any(|state| matches!(state, Owner::Waiting));
-    if !waiting && is_young(live) {
-        // The full round comes back to it.
-        return Ok(());
-    }
     let finalizers = &head.finalizers;
     let propagation = match () {
         () if finalizers.iter().any(|f| f == ORPHAN) => Propagation::Orphan,
@@ -367,12 +356,6 @@ async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Ou
         })
     });
     result.await.map(|_| ())
-}
-
-fn is_young(live: &Value) -> bool {
-    let created = object::metadata_text(live, "creationTimestamp").parse::<jiff::Timestamp>();
-    let age = created.map(|created| jiff::Timestamp::now().as_second() - created.as_second());
-    age.is_ok_and(|age| age < YOUNG.as_secs() as i64)
 }
 
 /// Frees the dependents of an object that is deleted without them, then lets it go.
@@ -458,7 +441,7 @@ async fn foreground(
         };
         blocked |= reference.block_owner_deletion;
         if dependent.deletion_timestamp.is_none() {
-            judge_owners(region, &one, &live.value, &dependent).await?;
+            judge_owners(region, &one, &dependent).await?;
         }
     }
     // Dependents without finalizers are gone by now; the rest wake us when they go.

@@ -363,8 +363,10 @@ async fn resource(
         }
         "watch" => {
             let namespace = path.namespace.as_deref();
-            let watcher = read::watch(region, kind, namespace, filter, view, &call.query).await?;
-            Ok(Reply::stream(JSON, watcher.into_chunks()))
+            match read::watch(region, kind, namespace, filter, view, &call.query).await {
+                Ok(watcher) => Ok(Reply::stream(JSON, watcher.into_chunks())),
+                Err(failure) => watch_failure(failure),
+            }
         }
         _ => {
             let agent = call
@@ -384,6 +386,22 @@ async fn resource(
             change(call, &write, verb, view, &filter, body).await
         }
     }
+}
+
+/// A revision that this server cannot continue from, too old or from another history, is told inside the stream: kube-rs lists
+/// again for an ERROR event only, and repeats a request that failed as such for ever.
+fn watch_failure(failure: Failure) -> Outcome<Reply> {
+    let unknown = failure.reason == Reason::Timeout;
+    if failure.reason != Reason::Expired && !unknown {
+        return Err(failure);
+    }
+    let status = Failure::expired(failure.message).to_status();
+    let line = format!(
+        "{}\n",
+        serde_json::json!({ "type": "ERROR", "object": status })
+    );
+    let chunks = futures::stream::once(std::future::ready(Bytes::from(line)));
+    Ok(Reply::stream(JSON, Box::pin(chunks)))
 }
 
 /// Namespaced kinds need a namespace to write, cluster-scoped ones have none.

@@ -12,6 +12,8 @@ enum Place<'a> {
     Metalnet(&'a str),
     Partition(&'a str),
     Provider(&'a str),
+    /// An apinetlet, tied to a namespace of the OpenKCM-net group.
+    Namespace(&'a str),
 }
 
 fn place(user: &str) -> Option<Place<'_>> {
@@ -30,7 +32,14 @@ fn place(user: &str) -> Option<Place<'_>> {
         user.strip_prefix("networking.openkcm.dev:system:networkplugin:")
             .map(Place::Provider)
     };
-    pool.or_else(metalnet).or_else(partition).or_else(provider)
+    let apinetlet = || {
+        user.strip_prefix("apinet.openkcm.dev:system:apinetlet:")
+            .map(Place::Namespace)
+    };
+    pool.or_else(metalnet)
+        .or_else(partition)
+        .or_else(provider)
+        .or_else(apinetlet)
 }
 
 /// Whether the user may turn `old` into `new`. The error says why not.
@@ -80,6 +89,7 @@ pub fn check(
         (Place::Provider(node), APINET, "networkinterfaces") => all("/spec/nodeRef/name", &|is| {
             is == node || is.split_once('.').is_some_and(|(_, host)| host == node)
         }),
+        (Place::Namespace(own), APINET, _) => namespace == own,
         _ => true,
     };
     if fine {
