@@ -226,7 +226,10 @@ fn completion_and_lack_of_a_server() {
         )
     };
     let (code, text) = run(&["completion", "bash"]);
-    assert!(code == Some(0) && text.contains("complete -F _dpservice__cli"), "no completion");
+    assert!(
+        code == Some(0) && text.contains("complete -F _dpservice__cli"),
+        "no completion"
+    );
     // Port 9 (discard) of this host: nobody listens.
     let (code, text) = run(&["--address", "[::1]:9", "list", "interfaces", "-o", "json"]);
     assert_eq!(code, Some(1));
