@@ -10,7 +10,7 @@ use std::{
     fs,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -96,7 +96,12 @@ struct Identity {
     scope: String,
     pid: u32,
     started: String,
+    /// Electors of one process are different candidates.
+    elector: u32,
 }
+
+/// Electors made by this process so far.
+static ELECTORS: AtomicU32 = AtomicU32::new(0);
 
 impl Identity {
     fn own() -> Identity {
@@ -124,22 +129,21 @@ impl Identity {
             scope: format!("{host}_{boot}_{pid_namespace}"),
             pid,
             started: start_time(pid).unwrap_or_default(),
+            elector: ELECTORS.fetch_add(1, Ordering::Relaxed),
         }
     }
 
     fn parse(text: &str) -> Option<Identity> {
-        let mut parts = text.rsplitn(3, '_');
+        let mut parts = text.rsplitn(4, '_');
+        let elector = parts.next()?.parse().ok()?;
         let started = parts.next()?.to_owned();
         let pid = parts.next()?.parse().ok()?;
-        Some(Identity {
-            scope: parts.next()?.to_owned(),
-            pid,
-            started,
-        })
+        Some(Identity { scope: parts.next()?.to_owned(), pid, started, elector })
     }
 
     fn text(&self) -> String {
-        format!("{}_{}_{}", self.scope, self.pid, self.started)
+        let Identity { scope, pid, started, elector } = self;
+        format!("{scope}_{pid}_{started}_{elector}")
     }
 
     /// True only if `holder` provably no longer runs.

@@ -1,5 +1,7 @@
 //! The collectors free what nobody holds, and never what somebody does.
 
+#![expect(clippy::expect_used, reason = "helpers of tests: a failure is the message")]
+
 use std::sync::Arc;
 
 use api::{

@@ -1,8 +1,11 @@
 //! Plans of the user API's controllers against the simulated API.
 
+#![expect(clippy::expect_used, reason = "helpers of tests: a failure is the message")]
+
 mod claims;
 mod ephemeral;
 mod pools;
+mod region;
 mod scheduler;
 
 use controller::{Object, sim::Sim};
