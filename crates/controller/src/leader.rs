@@ -138,11 +138,21 @@ impl Identity {
         let elector = parts.next()?.parse().ok()?;
         let started = parts.next()?.to_owned();
         let pid = parts.next()?.parse().ok()?;
-        Some(Identity { scope: parts.next()?.to_owned(), pid, started, elector })
+        Some(Identity {
+            scope: parts.next()?.to_owned(),
+            pid,
+            started,
+            elector,
+        })
     }
 
     fn text(&self) -> String {
-        let Identity { scope, pid, started, elector } = self;
+        let Identity {
+            scope,
+            pid,
+            started,
+            elector,
+        } = self;
         format!("{scope}_{pid}_{started}_{elector}")
     }
 

@@ -1,6 +1,9 @@
 //! The collectors free what nobody holds, and never what somebody does.
 
-#![expect(clippy::expect_used, reason = "helpers of tests: a failure is the message")]
+#![expect(
+    clippy::expect_used,
+    reason = "helpers of tests: a failure is the message"
+)]
 
 use std::sync::Arc;
 

@@ -1,6 +1,9 @@
 //! Plans of apinetlet against the simulated API. The API server's reservations are played by a small controller.
 
-#![expect(clippy::expect_used, reason = "helpers of tests: a failure is the message")]
+#![expect(
+    clippy::expect_used,
+    reason = "helpers of tests: a failure is the message"
+)]
 
 mod network;
 mod network_interface;

@@ -66,7 +66,9 @@ impl Controller for Copier {
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let mut plan = Plan::none();
-        let Some(source) = world.by_key::<ConfigMap>(key) else { return plan };
+        let Some(source) = world.by_key::<ConfigMap>(key) else {
+            return plan;
+        };
         let copy = world.by_key::<Secret>(key);
         if object::is_deleting(&*source) {
             match copy {
@@ -103,13 +105,18 @@ fn config_map(name: &str, value: &str) -> ConfigMap {
 }
 
 async fn copy(client: &Client, name: &str) -> Option<String> {
-    let secret = Api::<Secret>::namespaced(client.clone(), "default").get_opt(name).await.ok()??;
+    let secret = Api::<Secret>::namespaced(client.clone(), "default")
+        .get_opt(name)
+        .await
+        .ok()??;
     secret.metadata.annotations?.get("value").cloned()
 }
 
 async fn create(client: &Client, name: &str, value: &str) {
     let api = Api::<ConfigMap>::namespaced(client.clone(), "default");
-    api.create(&PostParams::default(), &config_map(name, value)).await.expect("created");
+    api.create(&PostParams::default(), &config_map(name, value))
+        .await
+        .expect("created");
 }
 
 struct Running {
@@ -126,7 +133,11 @@ fn start(client: &Client) -> Running {
     let mut tasks = JoinSet::new();
     let run = runner.run(stop.clone());
     tasks.spawn(async move { run.await.expect("the runner ends well") });
-    Running { copier, tasks, stop }
+    Running {
+        copier,
+        tasks,
+        stop,
+    }
 }
 
 impl Running {
@@ -148,14 +159,27 @@ async fn objects_are_followed_through_their_life_with_as_few_writes_as_possible(
         create(&client, &format!("c{number}"), "1").await;
     }
     for name in ["before", "c0", "c19"] {
-        eventually("the copy", || async { copy(&client, name).await.as_deref() == Some("1") }).await;
+        eventually("the copy", || async {
+            copy(&client, name).await.as_deref() == Some("1")
+        })
+        .await;
     }
     let api = Api::<ConfigMap>::namespaced(client.clone(), "default");
     let change = json!({ "data": { "value": "2" } });
-    api.patch("c0", &PatchParams::default(), &Patch::Merge(&change)).await.expect("patched");
-    eventually("the change", || async { copy(&client, "c0").await.as_deref() == Some("2") }).await;
-    api.delete("c0", &DeleteParams::default()).await.expect("deleted");
-    eventually("the end", || async { api.get_opt("c0").await.expect("answer").is_none() }).await;
+    api.patch("c0", &PatchParams::default(), &Patch::Merge(&change))
+        .await
+        .expect("patched");
+    eventually("the change", || async {
+        copy(&client, "c0").await.as_deref() == Some("2")
+    })
+    .await;
+    api.delete("c0", &DeleteParams::default())
+        .await
+        .expect("deleted");
+    eventually("the end", || async {
+        api.get_opt("c0").await.expect("answer").is_none()
+    })
+    .await;
     assert_eq!(copy(&client, "c0").await, None);
     // 21 objects once each; one change; two steps of deletion. A second plan from a stale cache would show up here.
     assert_eq!(running.copier.writing_plans.load(Ordering::Relaxed), 24);
@@ -167,7 +191,9 @@ async fn work_goes_on_promptly_after_the_server_was_killed() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let (ca, _) = Ca::create(std::time::SystemTime::now()).expect("CA");
     let ca = Arc::new(ca);
-    let server = spawn_at(store.clone(), ranges(), ca.clone(), 0).await.expect("server");
+    let server = spawn_at(store.clone(), ranges(), ca.clone(), 0)
+        .await
+        .expect("server");
     let port = server.running.address.port();
     let client = client(&server).await;
     let running = start(&client);
@@ -187,7 +213,10 @@ async fn work_goes_on_promptly_after_the_server_was_killed() {
     create(&client, "b", "1").await;
     eventually("the copy", || async { copy(&client, "b").await.is_some() }).await;
     let resumed = back.elapsed();
-    println!("resumed {} ms after the server's return", resumed.as_millis());
+    println!(
+        "resumed {} ms after the server's return",
+        resumed.as_millis()
+    );
     assert!(resumed < Duration::from_secs(2), "{resumed:?}");
     running.stop().await;
     drop(server);
@@ -201,24 +230,23 @@ async fn one_replica_leads_and_hands_over_when_it_stops() {
     let leading = Arc::new(AtomicUsize::new(0));
     let mut replicas = Vec::new();
     for _ in 0..2 {
-        let (client, election, leading) = (client.clone(), election.clone(), leading.clone());
+        let (client, election, led) = (client.clone(), election.clone(), leading.clone());
         let stop = CancellationToken::new();
         let mut task = JoinSet::new();
         let shutdown = stop.clone();
         task.spawn(async move {
             leader::run(client, election, shutdown, |fence, stop| async move {
                 assert!(fence.is_held());
-                leading.fetch_add(1, Ordering::SeqCst);
+                led.fetch_add(1, Ordering::SeqCst);
                 stop.cancelled().await;
-                leading.fetch_sub(1, Ordering::SeqCst);
+                led.fetch_sub(1, Ordering::SeqCst);
                 Ok(())
             })
             .await
             .expect("ends well");
         });
-        let led = leading.clone();
         replicas.push((task, stop));
-        eventually("a leader", || async { led.load(Ordering::SeqCst) == 1 }).await;
+        eventually("a leader", || async { leading.load(Ordering::SeqCst) == 1 }).await;
     }
     // Both electors live in one process, and still only one may lead.
     assert_eq!(leading.load(Ordering::SeqCst), 1);
@@ -227,5 +255,8 @@ async fn one_replica_leads_and_hands_over_when_it_stops() {
     while let Some(ended) = first.join_next().await {
         ended.expect("no panic");
     }
-    eventually("the next leader", || async { leading.load(Ordering::SeqCst) == 1 }).await;
+    eventually("the next leader", || async {
+        leading.load(Ordering::SeqCst) == 1
+    })
+    .await;
 }

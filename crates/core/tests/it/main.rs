@@ -1,6 +1,9 @@
 //! Plans of the user API's controllers against the simulated API.
 
-#![expect(clippy::expect_used, reason = "helpers of tests: a failure is the message")]
+#![expect(
+    clippy::expect_used,
+    reason = "helpers of tests: a failure is the message"
+)]
 
 mod claims;
 mod ephemeral;

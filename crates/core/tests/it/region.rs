@@ -20,7 +20,8 @@ use apiserver::{
 };
 use clap::{Args, FromArgMatches};
 use controller::{
-    Cluster, Controller, Key, Object, Op, Options, Plan, Runner, Source, Target, Watch, World, object,
+    Cluster, Controller, Key, Object, Op, Options, Plan, Runner, Source, Target, Watch, World,
+    object,
 };
 use kube::{
     Api, Client,
@@ -45,17 +46,23 @@ impl Controller for FakeMetalnet {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let networks = Watch::<metalnet::Network>::new().namespace(METALNET_NS).keys(|_, world| {
-            let nics = world.list::<metalnet::NetworkInterface>();
-            nics.iter().map(|nic| Key::of(&**nic)).collect()
-        });
-        let nics = Watch::<metalnet::NetworkInterface>::new().namespace(METALNET_NS).own_key();
+        let networks = Watch::<metalnet::Network>::new()
+            .namespace(METALNET_NS)
+            .keys(|_, world| {
+                let nics = world.list::<metalnet::NetworkInterface>();
+                nics.iter().map(|nic| Key::of(&**nic)).collect()
+            });
+        let nics = Watch::<metalnet::NetworkInterface>::new()
+            .namespace(METALNET_NS)
+            .own_key();
         vec![nics.build(), networks.build()]
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let mut plan = Plan::none();
-        let Some(nic) = world.by_key::<metalnet::NetworkInterface>(key) else { return plan };
+        let Some(nic) = world.by_key::<metalnet::NetworkInterface>(key) else {
+            return plan;
+        };
         if object::is_deleting(&*nic) {
             plan.extend(Op::remove_finalizer(&*nic, METALNET_NETWORK_INTERFACE));
             return plan;
@@ -92,12 +99,19 @@ impl Controller for FakeHypervisor {
         };
         vec![
             Watch::<NetworkInterface>::new().own_key().build(),
-            Watch::<Machine>::new().keys(move |_, world| all(world)).build(),
-            Watch::<Network>::new().keys(move |_, world| all(world)).build(),
+            Watch::<Machine>::new()
+                .keys(move |_, world| all(world))
+                .build(),
+            Watch::<Network>::new()
+                .keys(move |_, world| all(world))
+                .build(),
             Watch::<apinet::NetworkInterface>::new()
                 .keys(|nic, _| {
-                    let key = object::annotation(nic, "test/for").and_then(|for_| for_.split_once('/'));
-                    key.map(|(namespace, name)| Key::new(namespace, name)).into_iter().collect()
+                    let key =
+                        object::annotation(nic, "test/for").and_then(|for_| for_.split_once('/'));
+                    key.map(|(namespace, name)| Key::new(namespace, name))
+                        .into_iter()
+                        .collect()
                 })
                 .build(),
         ]
@@ -107,16 +121,27 @@ impl Controller for FakeHypervisor {
         let mut plan = Plan::none();
         let name = ids::apinet_nic_name(&key.namespace, &key.name);
         let made = world.get::<apinet::NetworkInterface>(APINET_NS, &name);
-        let user = world.by_key::<NetworkInterface>(key).filter(|nic| !object::is_deleting(&**nic));
+        let user = world
+            .by_key::<NetworkInterface>(key)
+            .filter(|nic| !object::is_deleting(&**nic));
         let claim = user.as_ref().and_then(|user| user.spec.machine_ref.clone());
         let machine = claim.and_then(|claim| world.get::<Machine>(&key.namespace, &claim.name));
         let placed = machine.is_some_and(|machine| machine.spec.machine_pool_ref.is_some());
         let Some(user) = user.filter(|_| placed) else {
-            plan.extend(made.filter(|made| !object::is_deleting(&**made)).map(|made| Op::delete(&*made)));
+            plan.extend(
+                made.filter(|made| !object::is_deleting(&**made))
+                    .map(|made| Op::delete(&*made)),
+            );
             return plan;
         };
         let network = world.get::<Network>(&key.namespace, &user.spec.network_ref.name);
-        let id = network.and_then(|network| network.spec.provider_id.parse::<ids::NetworkProviderId>().ok());
+        let id = network.and_then(|network| {
+            network
+                .spec
+                .provider_id
+                .parse::<ids::NetworkProviderId>()
+                .ok()
+        });
         let Some(id) = id else { return plan };
         match made {
             None => {
@@ -175,15 +200,30 @@ impl Region {
         let server = spawn().await.expect("server");
         let client = client_of(&server.kubeconfig().expect("kubeconfig")).await;
         let folder = tempfile::tempdir().expect("folder");
-        let mut region =
-            Region { server, client, folder, tasks: JoinSet::new(), stop: CancellationToken::new() };
-        region.put("", json!({ "metadata": { "name": "n1" } }), "v1", "Node", "nodes").await;
+        let mut region = Region {
+            server,
+            client,
+            folder,
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        };
+        region
+            .put(
+                "",
+                json!({ "metadata": { "name": "n1" } }),
+                "v1",
+                "Node",
+                "nodes",
+            )
+            .await;
         let (user, group) = identity::CONTROLLER_MANAGER;
         let file = region.kubeconfig(user, group);
         let manager = args(&[format!("--kubeconfig={file}"), "--leader-elect".to_owned()]);
         let stop = region.stop.clone();
         region.tasks.spawn(async move {
-            core_controllers::manager::run(manager, stop).await.expect("controller manager");
+            core_controllers::manager::run(manager, stop)
+                .await
+                .expect("controller manager");
         });
         let file = region.kubeconfig(&identity::apinetlet(APINET_NS), identity::APINETLETS);
         let apinetlet = args(&[
@@ -192,7 +232,9 @@ impl Region {
             format!("--api-net-namespace={APINET_NS}"),
         ]);
         let stop = region.stop.clone();
-        region.tasks.spawn(async move { apinetlet::run(apinetlet, stop).await.expect("apinetlet") });
+        region
+            .tasks
+            .spawn(async move { apinetlet::run(apinetlet, stop).await.expect("apinetlet") });
         let file = region.kubeconfig(&identity::metalnetlet("lab"), identity::METALNETLETS);
         let metalnetlet = args(&[
             "--name=lab".to_owned(),
@@ -201,7 +243,11 @@ impl Region {
             format!("--metalnet-namespace={METALNET_NS}"),
         ]);
         let stop = region.stop.clone();
-        region.tasks.spawn(async move { metalnetlet::run(metalnetlet, stop).await.expect("metalnetlet") });
+        region.tasks.spawn(async move {
+            metalnetlet::run(metalnetlet, stop)
+                .await
+                .expect("metalnetlet")
+        });
         region.fakes().await;
         region
     }
@@ -212,18 +258,24 @@ impl Region {
             groups: vec![identity::METALNETS.to_owned()],
         };
         let metalnet = client_of(&self.server.kubeconfig_for(&metalnet).expect("kubeconfig")).await;
-        let fakes: [(Client, Arc<dyn Controller>); 2] =
-            [(metalnet, Arc::new(FakeMetalnet)), (self.client.clone(), Arc::new(FakeHypervisor))];
+        let fakes: [(Client, Arc<dyn Controller>); 2] = [
+            (metalnet, Arc::new(FakeMetalnet)),
+            (self.client.clone(), Arc::new(FakeHypervisor)),
+        ];
         for (client, fake) in fakes {
             let mut runner = Runner::new(fake.name(), Cluster::new(client));
             runner.controller(fake, Options::default());
             let stop = self.stop.clone();
-            self.tasks.spawn(async move { runner.run(stop).await.expect("fake") });
+            self.tasks
+                .spawn(async move { runner.run(stop).await.expect("fake") });
         }
     }
 
     fn kubeconfig(&self, user: &str, group: &str) -> String {
-        let identity = Identity { user: user.to_owned(), groups: vec![group.to_owned()] };
+        let identity = Identity {
+            user: user.to_owned(),
+            groups: vec![group.to_owned()],
+        };
         let path: PathBuf = self.folder.path().join(user.replace([':', '.'], "-"));
         let text = self.server.kubeconfig_for(&identity).expect("kubeconfig");
         std::fs::write(&path, text).expect("written");
@@ -240,20 +292,32 @@ impl Region {
             kind: kind.to_owned(),
             plural: plural.to_owned(),
         };
-        let mut object: kube::core::DynamicObject = serde_json::from_value(body).expect("an object");
-        object.types =
-            Some(kube::core::TypeMeta { api_version: api_version.to_owned(), kind: kind.to_owned() });
+        let mut object: kube::core::DynamicObject =
+            serde_json::from_value(body).expect("an object");
+        object.types = Some(kube::core::TypeMeta {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+        });
         let api: Api<kube::core::DynamicObject> = match namespace {
             "" => Api::all_with(self.client.clone(), &resource),
             namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
         };
-        api.create(&PostParams::default(), &object).await.expect("created");
+        api.create(&PostParams::default(), &object)
+            .await
+            .expect("created");
     }
 
     async fn create<K: Object>(&self, namespace: &str, mut body: Value) {
         let kind = controller::Kind::of::<K>();
         body["kind"] = json!(kind.kind);
-        self.put(namespace, body, &kind.api_version(), &kind.kind, &kind.plural).await;
+        self.put(
+            namespace,
+            body,
+            &kind.api_version(),
+            &kind.kind,
+            &kind.plural,
+        )
+        .await;
     }
 
     fn api<K>(&self, namespace: &str) -> Api<K>
@@ -281,7 +345,10 @@ impl Region {
             if let Some(object) = found.clone().filter(|object| holds(object)) {
                 return object;
             }
-            assert!(Instant::now() < deadline, "{name} did not get there: {found:#?}");
+            assert!(
+                Instant::now() < deadline,
+                "{name} did not get there: {found:#?}"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -292,7 +359,12 @@ impl Region {
     {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let left = self.api::<K>(namespace).list(&ListParams::default()).await.expect("a list").items;
+            let left = self
+                .api::<K>(namespace)
+                .list(&ListParams::default())
+                .await
+                .expect("a list")
+                .items;
             if left.is_empty() {
                 return;
             }
@@ -302,7 +374,8 @@ impl Region {
     }
 
     async fn network(&self) -> Network {
-        self.create::<Network>(NS, json!({ "metadata": { "name": "blue" }, "spec": {} })).await;
+        self.create::<Network>(NS, json!({ "metadata": { "name": "blue" }, "spec": {} }))
+            .await;
         self.until::<Network>("blue", |network| {
             network.status.as_ref().and_then(|s| s.state) == Some(NetworkState::Available)
         })
@@ -318,7 +391,10 @@ impl Region {
             "spec": { "providerID": "test://n1" },
         });
         let params = PatchParams::apply("test").force();
-        pools.patch("n1", &params, &Patch::Apply(&pool)).await.expect("pool");
+        pools
+            .patch("n1", &params, &Patch::Apply(&pool))
+            .await
+            .expect("pool");
         let count = slots.to_string();
         let status = json!({ "status": {
             "state": "Ready",
@@ -327,7 +403,10 @@ impl Region {
             "capacity": { "class/machine.small": count },
             "allocatable": { "class/machine.small": count },
         } });
-        pools.patch_status("n1", &PatchParams::default(), &Patch::Merge(&status)).await.expect("status");
+        pools
+            .patch_status("n1", &PatchParams::default(), &Patch::Merge(&status))
+            .await
+            .expect("status");
         self.put(
             "",
             json!({ "metadata": { "name": "small" }, "capabilities": { "cpu": "1", "memory": "1Gi" } }),
@@ -379,12 +458,24 @@ async fn a_network_becomes_available_with_a_vni_and_frees_it_when_deleted() {
     let network = region.network().await;
     let id: ids::NetworkProviderId = network.spec.provider_id.parse().expect("a provider id");
     let ids: Api<apinet::NetworkID> = Api::all(region.client.clone());
-    assert!(ids.get_opt(&id.id).await.expect("an answer").is_some(), "VNI {} is locked", id.id);
-    region.api::<Network>(NS).delete("blue", &DeleteParams::default()).await.expect("deleted");
+    assert!(
+        ids.get_opt(&id.id).await.expect("an answer").is_some(),
+        "VNI {} is locked",
+        id.id
+    );
+    region
+        .api::<Network>(NS)
+        .delete("blue", &DeleteParams::default())
+        .await
+        .expect("deleted");
     region.until_gone::<Network>(NS).await;
     region.until_gone::<apinet::Network>(APINET_NS).await;
     region.until_gone::<metalnet::Network>(METALNET_NS).await;
-    assert!(ids.get_opt(&id.id).await.expect("an answer").is_none(), "VNI {} is free", id.id);
+    assert!(
+        ids.get_opt(&id.id).await.expect("an answer").is_none(),
+        "VNI {} is free",
+        id.id
+    );
     region.stop().await;
 }
 
@@ -397,20 +488,32 @@ async fn a_machine_gets_a_connected_interface_quickly_and_leaves_nothing() {
     for number in 0..20 {
         let name = format!("vm{number}");
         let started = Instant::now();
-        region.machine(&name, &format!("10.0.0.{}", number + 1), json!({})).await;
+        region
+            .machine(&name, &format!("10.0.0.{}", number + 1), json!({}))
+            .await;
         region.available(&format!("{name}-nic")).await;
         taken.push(started.elapsed());
     }
     taken.sort();
-    println!("machine to available interface: median {:?}, worst {:?}", taken[10], taken[19]);
+    println!(
+        "machine to available interface: median {:?}, worst {:?}",
+        taken[10], taken[19]
+    );
     assert!(taken[10] < Duration::from_millis(1500), "{taken:?}");
     let nic = region.available("vm0-nic").await;
     assert_eq!(json!(nic.status.expect("status").ips), json!(["10.0.0.1"]));
     let machines = region.api::<Machine>(NS);
-    machines.delete_collection(&DeleteParams::default(), &ListParams::default()).await.expect("deleted");
+    machines
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await
+        .expect("deleted");
     region.until_gone::<NetworkInterface>(NS).await;
-    region.until_gone::<apinet::NetworkInterface>(APINET_NS).await;
-    region.until_gone::<metalnet::NetworkInterface>(METALNET_NS).await;
+    region
+        .until_gone::<apinet::NetworkInterface>(APINET_NS)
+        .await;
+    region
+        .until_gone::<metalnet::NetworkInterface>(METALNET_NS)
+        .await;
     region.stop().await;
 }
 
@@ -419,10 +522,13 @@ async fn a_virtual_ip_reaches_the_interface_and_its_address_is_freed_last() {
     let region = Region::start().await;
     region.network().await;
     region.pool(1).await;
-    let spec = json!({ "metadata": { "name": "www" }, "spec": { "type": "Public", "ipFamily": "IPv4" } });
+    let spec =
+        json!({ "metadata": { "name": "www" }, "spec": { "type": "Public", "ipFamily": "IPv4" } });
     region.create::<VirtualIP>(NS, spec).await;
     let shown = |vip: &VirtualIP| vip.status.as_ref().and_then(|status| status.ip);
-    let vip = region.until::<VirtualIP>("www", |vip| shown(vip).is_some()).await;
+    let vip = region
+        .until::<VirtualIP>("www", |vip| shown(vip).is_some())
+        .await;
     let address = shown(&vip).expect("an address");
     let extra = json!({ "virtualIP": { "virtualIPRef": { "name": "www" } } });
     region.machine("vm", "10.0.0.1", extra).await;
@@ -431,12 +537,21 @@ async fn a_virtual_ip_reaches_the_interface_and_its_address_is_freed_last() {
             nic.status.as_ref().and_then(|status| status.virtual_ip) == Some(address)
         })
         .await;
-    region.api::<VirtualIP>(NS).delete("www", &DeleteParams::default()).await.expect("deleted");
+    region
+        .api::<VirtualIP>(NS)
+        .delete("www", &DeleteParams::default())
+        .await
+        .expect("deleted");
     region.until_gone::<VirtualIP>(NS).await;
     region.until_gone::<apinet::IP>(APINET_NS).await;
     let locks: Api<apinet::IPAddress> = Api::all(region.client.clone());
     let deadline = Instant::now() + DEADLINE;
-    while locks.get_opt(&address.to_string()).await.expect("an answer").is_some() {
+    while locks
+        .get_opt(&address.to_string())
+        .await
+        .expect("an answer")
+        .is_some()
+    {
         assert!(Instant::now() < deadline, "{address} is still locked");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
