@@ -36,6 +36,8 @@ const NS: &str = "default";
 const APINET_NS: &str = "openkcm-net-system";
 const METALNET_NS: &str = "metalnet-system";
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Two full rounds of the server's garbage collector, should it need them.
+const GONE_DEADLINE: Duration = Duration::from_secs(70);
 
 /// metalnet of node `n1`: holds its interfaces, gives each a device once its Network is there.
 struct FakeMetalnet;
@@ -357,7 +359,7 @@ impl Region {
     where
         K: Object + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
     {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + GONE_DEADLINE;
         loop {
             let left = self
                 .api::<K>(namespace)
