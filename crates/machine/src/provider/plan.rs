@@ -164,7 +164,7 @@ fn stop(inputs: &Inputs<'_>, record: &Record, plan: &mut Plan) {
             .devices
             .get(interface)
             .map(|device| device.tap.clone());
-        let tap = tap.or_else(|| live(inputs, record, interface).and_then(|live| tap_of(live)));
+        let tap = tap.or_else(|| live(inputs, record, interface).and_then(tap_of));
         plan.push(step(Step::Release {
             interface: interface.clone(),
             tap,

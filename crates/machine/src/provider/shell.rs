@@ -22,7 +22,7 @@ use super::record::{Known, Record, Store, StoreError, device_name};
 use super::{dhcp4, dhcp6};
 
 /// Devices that are configured at a time; each needs a few short-lived processes.
-pub const CONFIGURING_MAX: usize = 16;
+pub const CONFIGURING_MAX: usize = 128;
 /// Keys waiting for the runner.
 pub const KEYS_MAX: usize = 4096;
 
