@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{API_INFLIGHT_MAX, Actions, Agent, Input, Phase};
-use crate::bond;
+use crate::bond::{self, Hearing};
 use crate::claims::Folder;
 use crate::dpservice::Service;
 use crate::metrics::Metrics;
-use crate::plan::ops::{ApiOp, DpOp};
+use crate::plan::ops::{ApiOp, BondOp, DpOp};
 
 /// Inputs waiting for the agent.
 pub const INPUTS_MAX: usize = 4096;
@@ -39,9 +39,25 @@ pub async fn drive(mut agent: Agent, mut ports: Ports, shutdown: CancellationTok
     let mut inputs = Vec::with_capacity(BATCH_MAX);
     let mut events = Vec::with_capacity(BATCH_MAX);
     let mut routes_open = true;
+    let mut hearing = Hearing::default();
+    let mut looks = tokio::time::interval(bond::LOOK_INTERVAL);
+    let mut look = true;
     loop {
-        let actions = agent.poll(Instant::now());
+        let now = Instant::now();
+        if std::mem::take(&mut look) {
+            for input in hearing.look(bond::link(&ports.bond), now) {
+                take(&mut agent, input, &ports.metrics, now);
+            }
+        }
+        let actions = agent.poll(now);
+        for op in &actions.bond {
+            look |= matches!(op, BondOp::Subscribe(_));
+            hearing.note(op, now);
+        }
         perform(actions, &ports, &mut tasks);
+        if look {
+            continue;
+        }
         ports.metrics.observe(&agent);
         let wake = agent.deadline().map(tokio::time::Instant::from_std);
         tokio::select! {
@@ -59,6 +75,7 @@ pub async fn drive(mut agent: Agent, mut ports: Ports, shutdown: CancellationTok
                     return;
                 }
             },
+            _ = looks.tick() => look = true,
             () = sleep_until(wake) => {}
             () = shutdown.cancelled() => return,
         }
@@ -70,6 +87,9 @@ pub async fn drive(mut agent: Agent, mut ports: Ports, shutdown: CancellationTok
             inputs.push(input);
         }
         for input in inputs.drain(..) {
+            if let Input::Learned { vni, .. } = &input {
+                hearing.event(*vni, now);
+            }
             take(&mut agent, input, &ports.metrics, now);
         }
     }

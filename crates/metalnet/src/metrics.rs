@@ -43,7 +43,7 @@ impl Metrics {
             | Input::NicGone(_)
             | Input::Network(_)
             | Input::NetworkGone(_)
-            | Input::Complete { .. }
+            | Input::Heard { .. }
             | Input::DpUp { .. }
             | Input::DpDown
             | Input::Claim { .. } => {}

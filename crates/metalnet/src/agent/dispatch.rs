@@ -10,6 +10,7 @@ use crate::plan::desired;
 use crate::plan::network;
 use crate::plan::nic::{self, ClaimStep};
 use crate::plan::ops::{ApiOp, ClaimOp, DpOp, RouteKey};
+use crate::plan::rib::Heard;
 use crate::plan::route;
 
 impl Agent {
@@ -205,9 +206,9 @@ impl Agent {
             } else {
                 known.then_some(false)
             },
-            decided: peers
+            heard: peers
                 .into_iter()
-                .all(|vni| !self.subscribed.contains(vni) || self.rib.is_complete(*vni)),
+                .all(|vni| !self.subscribed.contains(vni) || self.rib.heard(*vni) >= Heard::Dumped),
         });
         let meta = Box::new(network.meta.clone());
         let op = match (plan.finalizers, plan.peerings) {
@@ -240,10 +241,12 @@ impl Agent {
             wanted: desired::route(world, key),
             installed: self.observed.route(key.vni, &key.prefix),
             own: self.own.contains_key(&key),
-            decided: desired::is_decided(world, key),
+            heard: desired::heard(world, key),
+            withdrawn: self.withdrawn.contains(&key),
         });
         let Some(op) = plan else {
             self.routes_failed.remove(&key);
+            self.withdrawn.remove(&key);
             return;
         };
         self.routes_busy.insert(key);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Agent, Input, Lane, Phase};
 use crate::model::{Network, Nic, ObjectKey, Prefix, Uid, Vni};
 use crate::plan::ops::RouteKey;
-use crate::plan::rib::Learned;
+use crate::plan::rib::{Heard, Learned};
 
 impl Agent {
     /// Takes in one input. [`Agent::poll`] then says what follows from it.
@@ -22,7 +22,7 @@ impl Agent {
                 hop,
                 present,
             } => self.learned(vni, prefix, hop, present),
-            Input::Complete { vni, complete } => self.complete(vni, complete),
+            Input::Heard { vni, heard } => self.heard(vni, heard),
             Input::DpUp { instance } => self.dp_up(instance),
             Input::DpDown => self.phase = Phase::Down,
             Input::Dp { op, result } => self.dp_outcome(op, result, now),
@@ -142,27 +142,34 @@ impl Agent {
             self.rib.remove(vni, &prefix, hop)
         };
         if changed {
-            self.touch_source(vni, prefix);
+            let withdrawn = !present && self.rib.heard(vni) > Heard::Silent;
+            self.touch_source(vni, prefix, withdrawn);
         }
     }
 
     /// Marks what a learned route decides: its own place, imports of it and, for the default router, every table.
-    fn touch_source(&mut self, vni: Vni, prefix: Prefix) {
-        self.touch_route(RouteKey { vni, prefix });
+    fn touch_source(&mut self, vni: Vni, prefix: Prefix, withdrawn: bool) {
+        let importers = self.exports.get(&vni).into_iter().flatten().copied();
+        let mut tables: Vec<Vni> = importers.chain([vni]).collect();
         if vni == self.settings.public_vni && prefix.len() == 0 {
-            let keys: Vec<RouteKey> = self
-                .observed
-                .vnis()
-                .map(|vni| RouteKey { vni, prefix })
-                .collect();
-            for key in keys {
-                self.route_queue.push(key);
+            tables.extend(self.observed.vnis());
+        }
+        for vni in tables {
+            let key = RouteKey { vni, prefix };
+            if withdrawn && self.observed.route(vni, &prefix).is_some() {
+                self.withdrawn.insert(key);
             }
+            self.route_queue.push(key);
         }
     }
 
-    fn complete(&mut self, vni: Vni, complete: bool) {
-        if !self.subscribed.contains(&vni) || !self.rib.set_complete(vni, complete) || !complete {
+    fn heard(&mut self, vni: Vni, heard: Heard) {
+        if !self.subscribed.contains(&vni) || self.rib.heard(vni) == heard {
+            return;
+        }
+        let more = heard > self.rib.heard(vni);
+        self.rib.set_heard(vni, heard);
+        if !more || heard < Heard::Dumped {
             return;
         }
         if vni == self.settings.public_vni {

@@ -17,7 +17,7 @@ use crate::plan::desired::{self, Imports, Own, Routing, Settings, Share, Want};
 use crate::plan::nic::{Claim, Device, Warning};
 use crate::plan::observed::Observed;
 use crate::plan::ops::{ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp, RouteKey};
-use crate::plan::rib::{Learned, Rib};
+use crate::plan::rib::{Heard, Learned, Rib};
 use crate::queue::{Backoff, Queue};
 
 /// Most calls to dpservice in flight. It works on one at a time, so more would only queue there.
@@ -67,10 +67,10 @@ pub enum Input {
         hop: Learned,
         present: bool,
     },
-    /// The initial dump of a VNI is over, or (false) what is known may be incomplete again.
-    Complete {
+    /// How far the routes of a VNI are known.
+    Heard {
         vni: Vni,
-        complete: bool,
+        heard: Heard,
     },
     /// A dpservice answers: with the id of its instance, or `None` if it waits for Initialize.
     DpUp {
@@ -223,6 +223,8 @@ pub struct Agent {
     network_lanes: BTreeMap<ObjectKey, Lane>,
     routes_busy: HashSet<RouteKey>,
     routes_failed: HashMap<RouteKey, Lane>,
+    /// Routes whose last announcer took them back while a server was there.
+    withdrawn: HashSet<RouteKey>,
     nic_queue: Queue<Uid>,
     network_queue: Queue<ObjectKey>,
     route_queue: Queue<RouteKey>,
@@ -273,6 +275,7 @@ impl Agent {
             network_lanes: BTreeMap::new(),
             routes_busy: HashSet::new(),
             routes_failed: HashMap::new(),
+            withdrawn: HashSet::new(),
             nic_queue,
             network_queue: Queue::default(),
             route_queue: Queue::default(),

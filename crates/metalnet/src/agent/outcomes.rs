@@ -91,6 +91,7 @@ impl Agent {
         self.list_wanted = false;
         self.listed_at = Some(now);
         self.routes_failed.clear();
+        self.withdrawn.clear();
         for track in self.tracks.values_mut() {
             track.dp.reopen();
             track.failure = None;
@@ -276,6 +277,7 @@ impl Agent {
     fn route_done(&mut self, key: RouteKey, installed: Option<Installed>) {
         self.routes_busy.remove(&key);
         self.routes_failed.remove(&key);
+        self.withdrawn.remove(&key);
         // The table may have gone with its last interface while the call was under way.
         if self.observed.uses_vni(key.vni) || installed.is_none() {
             self.observed.set_route(key.vni, key.prefix, installed);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::observed::{Hop, Interface, Observed};
 use super::ops::{Announcement, RouteKey};
-use super::rib::Rib;
+use super::rib::{Heard, Rib};
 use crate::model::{Filter, Network, Nic, NicSpec, ObjectKey, Prefix, Uid, Vni};
 
 /// What the operator set.
@@ -238,18 +238,20 @@ pub fn route(world: Routing<'_>, key: RouteKey) -> Option<Hop> {
     })
 }
 
-/// Whether everything that could want a route at `key` has been heard, so that a route nobody wants may be deleted.
-pub fn is_decided(world: Routing<'_>, key: RouteKey) -> bool {
+/// How far everything that could want a route at `key` has been heard.
+pub fn heard(world: Routing<'_>, key: RouteKey) -> Heard {
     let RouteKey { vni, prefix } = key;
-    let is_default = prefix.len() == 0;
-    let mut sources = world
+    let exporters = world
         .imports
         .get(&vni)
         .into_iter()
-        .flat_map(|exporters| exporters.keys());
-    world.rib.is_complete(vni)
-        && (!is_default || world.rib.is_complete(world.settings.public_vni))
-        && sources.all(|exporter| world.rib.is_complete(*exporter))
+        .flat_map(|exporters| exporters.keys().copied());
+    let public = (prefix.len() == 0).then_some(world.settings.public_vni);
+    let sources = exporters.chain(public).chain([vni]);
+    sources
+        .map(|source| world.rib.heard(source))
+        .min()
+        .unwrap_or_default()
 }
 
 /// Every VNI whose routes are needed.

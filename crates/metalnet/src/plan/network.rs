@@ -14,7 +14,7 @@ pub struct View<'a> {
     /// Whether this node uses the network; `None` while that is not known.
     pub used: Option<bool>,
     /// Whether the routes of the network and of its peers have been heard.
-    pub decided: bool,
+    pub heard: bool,
 }
 
 /// Writes to make.
@@ -30,7 +30,7 @@ pub fn plan(view: View<'_>) -> Plan {
         network,
         node,
         used,
-        decided,
+        heard,
     } = view;
     let mine = finalizer(node);
     let mut plan = Plan::default();
@@ -53,7 +53,7 @@ pub fn plan(view: View<'_>) -> Plan {
         }
         Some(_) | None => {}
     }
-    if used == Some(true) && decided && !network.meta.deleting {
+    if used == Some(true) && heard && !network.meta.deleting {
         let wanted: BTreeMap<u32, State> = network
             .peers
             .keys()

@@ -5,7 +5,7 @@
 //! (a moved machine, a restarted data plane); among hops that came with the initial dump, whose order says nothing,
 //! the one already installed wins, so that a restart of metalnet disturbs no flow; then the lowest address.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use net::Prefix;
@@ -29,12 +29,25 @@ struct Candidate {
     arrival: u64,
 }
 
+/// How far the routes of a VNI are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Heard {
+    /// No server is there: nothing that is missing, and nothing that disappears, means anything.
+    #[default]
+    Silent,
+    /// A server is there and may be in the middle of its initial dump: only what it says counts.
+    Listening,
+    /// The dump has gone quiet: what it shows is newer than what is installed.
+    Dumped,
+    /// Every announcer has had the time to be heard: what is missing does not exist.
+    All,
+}
+
 /// Learned routes of the subscribed VNIs.
 #[derive(Debug, Default)]
 pub struct Rib {
     tables: BTreeMap<Vni, BTreeMap<Prefix, Vec<Candidate>>>,
-    /// VNIs whose initial dump is known to be over.
-    complete: BTreeSet<Vni>,
+    heard: BTreeMap<Vni, Heard>,
     arrivals: u64,
     len: usize,
     /// Routes dropped because [`LEARNED_MAX`] was reached.
@@ -44,6 +57,7 @@ pub struct Rib {
 impl Rib {
     /// Adds a candidate. Returns whether anything changed.
     pub fn add(&mut self, vni: Vni, prefix: Prefix, hop: Learned) -> bool {
+        let settled = self.heard(vni) >= Heard::Dumped;
         let candidates = self
             .tables
             .entry(vni)
@@ -57,12 +71,8 @@ impl Rib {
             self.dropped += 1;
             return false;
         }
-        let arrival = if self.complete.contains(&vni) {
-            self.arrivals += 1;
-            self.arrivals
-        } else {
-            0
-        };
+        self.arrivals += u64::from(settled);
+        let arrival = if settled { self.arrivals } else { 0 };
         candidates.push(Candidate { hop, arrival });
         self.len += 1;
         true
@@ -88,24 +98,20 @@ impl Rib {
 
     /// Forgets everything about a VNI that is no longer subscribed.
     pub fn forget(&mut self, vni: Vni) {
-        self.complete.remove(&vni);
+        self.heard.remove(&vni);
         if let Some(table) = self.tables.remove(&vni) {
             self.len -= table.values().map(Vec::len).sum::<usize>();
         }
     }
 
-    /// Says whether the initial dump of `vni` is over, so that a route which is not here really does not exist.
-    pub fn set_complete(&mut self, vni: Vni, complete: bool) -> bool {
-        if complete {
-            self.complete.insert(vni)
-        } else {
-            self.complete.remove(&vni)
-        }
+    /// Says how far the routes of `vni` are known.
+    pub fn set_heard(&mut self, vni: Vni, heard: Heard) {
+        self.heard.insert(vni, heard);
     }
 
-    /// Whether absence of a route in `vni` means anything.
-    pub fn is_complete(&self, vni: Vni) -> bool {
-        self.complete.contains(&vni)
+    /// How far the routes of `vni` are known.
+    pub fn heard(&self, vni: Vni) -> Heard {
+        self.heard.get(&vni).copied().unwrap_or_default()
     }
 
     /// The address that counts for `prefix`; see the head of this file for the rule.

@@ -1,0 +1,573 @@
+//! The agent in a closed world: model dpservice, model API, model disk and metalbond, and a clock that only waits move.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use metalnet::agent::{Actions, Agent, Input, Written};
+use metalnet::device;
+use metalnet::model::{
+    Filter, Meta, NIC_FINALIZER, Network, Nic, NicSpec, NicStatus, ObjectKey, Prefix, State, Uid,
+    Vni,
+};
+use metalnet::plan::desired::Settings;
+use metalnet::plan::ops::{Announcement, ApiError, ApiOp, BondOp, ClaimOp, DpError, DpOp};
+use metalnet::plan::rib::{Heard, Learned};
+
+use crate::model::Model;
+
+pub const NODE: &str = "h1";
+pub const PUBLIC: u32 = 100;
+/// Longest wait that [`Sim::settle`] sits out: longer than any back-off.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
+pub fn vni(id: u32) -> Vni {
+    Vni::new(id).unwrap()
+}
+
+pub fn uid(text: &str) -> Uid {
+    Uid::new(text).unwrap()
+}
+
+pub fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+pub fn hop(text: &str) -> Learned {
+    Learned {
+        address: text.parse().unwrap(),
+        target_vni: 0,
+    }
+}
+
+pub fn key(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: "metalnet-system".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+pub fn spec(ipv4: &str, ipv6: &str, prefixes: &[&str]) -> NicSpec {
+    NicSpec {
+        ipv4: ipv4.parse().ok(),
+        ipv6: ipv6.parse().ok(),
+        prefixes: prefixes.iter().map(|p| prefix(p)).collect(),
+        total_rate: 0,
+        public_rate: 0,
+        hostname: String::new(),
+    }
+}
+
+pub type Fault = Box<dyn FnMut(&DpOp) -> Option<DpError>>;
+
+pub struct Sim {
+    pub agent: Agent,
+    pub model: Model,
+    pub now: Instant,
+    pub nics: BTreeMap<Uid, Nic>,
+    pub networks: BTreeMap<ObjectKey, Network>,
+    pub claims: BTreeMap<Uid, String>,
+    pub announced: BTreeSet<Announcement>,
+    pub subscribed: BTreeSet<Vni>,
+    pub warnings: Vec<(&'static str, String)>,
+    /// Refuses calls to dpservice instead of carrying them out.
+    pub fault: Option<Fault>,
+    /// Refuses writes to the API.
+    pub api_down: bool,
+    pub log: Vec<String>,
+    version: u64,
+    devices: u32,
+}
+
+impl Sim {
+    /// A node with `devices` TAPs; nothing is connected yet.
+    pub fn new(devices: u32) -> Self {
+        let mut sim = Self {
+            agent: agent(devices, BTreeMap::new()),
+            model: Model::new(devices),
+            now: Instant::now(),
+            nics: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            subscribed: BTreeSet::new(),
+            warnings: Vec::new(),
+            fault: None,
+            api_down: false,
+            log: Vec::new(),
+            version: 0,
+            devices,
+        };
+        sim.model.initialized = false;
+        sim
+    }
+
+    /// Everything connected, all routes heard, and nothing to do.
+    pub fn started(devices: u32) -> Self {
+        let mut sim = Self::new(devices);
+        sim.connect();
+        sim.sync();
+        sim.settle();
+        sim.hear(Heard::All);
+        sim.settle();
+        sim
+    }
+
+    /// `kill -9` and a new start: only disk, API and dpservice survive.
+    pub fn restart_agent(&mut self) {
+        self.agent = agent(self.devices, self.claims.clone());
+        self.announced.clear();
+        self.subscribed.clear();
+        self.log.clear();
+    }
+
+    pub fn connect(&mut self) {
+        let instance = self.model.initialized.then(|| self.model.uuid());
+        self.input(Input::DpUp { instance });
+    }
+
+    /// The agent reads the API for the first time.
+    pub fn sync(&mut self) {
+        for network in self.networks.values().cloned().collect::<Vec<_>>() {
+            self.input(Input::Network(Box::new(network)));
+        }
+        for nic in self.nics.values().cloned().collect::<Vec<_>>() {
+            self.input(Input::Nic(Box::new(nic)));
+        }
+        self.input(Input::ApiSynced);
+    }
+
+    pub fn hear(&mut self, heard: Heard) {
+        for vni in self.subscribed.clone() {
+            self.input(Input::Heard { vni, heard });
+        }
+    }
+
+    pub fn input(&mut self, input: Input) {
+        self.agent.apply(input, self.now);
+    }
+
+    pub fn learn(&mut self, table: u32, destination: &str, via: &str, present: bool) {
+        self.input(Input::Learned {
+            vni: vni(table),
+            prefix: prefix(destination),
+            hop: hop(via),
+            present,
+        });
+    }
+
+    fn meta(&mut self, name: &str) -> Meta {
+        self.version += 1;
+        Meta {
+            key: key(name),
+            uid: uid(name),
+            generation: 1,
+            resource_version: self.version.to_string(),
+            finalizers: Vec::new(),
+            deleting: false,
+        }
+    }
+
+    pub fn add_network(&mut self, name: &str, id: u32, peers: &[(u32, Filter)]) {
+        let meta = match self.networks.get(&key(name)).cloned() {
+            Some(network) => self.bump(network.meta),
+            None => self.meta(name),
+        };
+        let peers = peers
+            .iter()
+            .map(|(id, filter)| (vni(*id), filter.clone()))
+            .collect();
+        let peerings = self
+            .networks
+            .get(&key(name))
+            .map(|n| n.peerings.clone())
+            .unwrap_or_default();
+        let network = Network {
+            meta,
+            vni: Vni::new(id),
+            peers,
+            peerings,
+        };
+        self.networks.insert(key(name), network.clone());
+        self.input(Input::Network(Box::new(network)));
+    }
+
+    fn bump(&mut self, mut meta: Meta) -> Meta {
+        self.version += 1;
+        meta.resource_version = self.version.to_string();
+        meta
+    }
+
+    pub fn set_nic(&mut self, name: &str, network: &str, spec: NicSpec) {
+        let (meta, status) = match self.nics.get(&uid(name)).cloned() {
+            Some(nic) => (self.bump(nic.meta), nic.status),
+            None => (self.meta(name), NicStatus::default()),
+        };
+        let nic = Nic {
+            meta,
+            network: key(network),
+            spec: Ok(spec),
+            status,
+        };
+        self.put_nic(nic);
+    }
+
+    pub fn put_nic(&mut self, nic: Nic) {
+        self.nics.insert(nic.meta.uid.clone(), nic.clone());
+        self.input(Input::Nic(Box::new(nic)));
+    }
+
+    pub fn delete_nic(&mut self, name: &str) {
+        let Some(mut nic) = self.nics.get(&uid(name)).cloned() else {
+            return;
+        };
+        nic.meta = self.bump(nic.meta);
+        nic.meta.deleting = true;
+        self.finish_nic(nic);
+    }
+
+    pub fn delete_network(&mut self, name: &str) {
+        let Some(mut network) = self.networks.get(&key(name)).cloned() else {
+            return;
+        };
+        network.meta = self.bump(network.meta);
+        network.meta.deleting = true;
+        self.finish_network(network);
+    }
+
+    fn finish_nic(&mut self, nic: Nic) {
+        if nic.meta.deleting && nic.meta.finalizers.is_empty() {
+            self.nics.remove(&nic.meta.uid);
+            self.input(Input::NicGone(nic.meta.uid));
+        } else {
+            self.put_nic(nic);
+        }
+    }
+
+    fn finish_network(&mut self, network: Network) {
+        let key = network.meta.key.clone();
+        if network.meta.deleting && network.meta.finalizers.is_empty() {
+            self.networks.remove(&key);
+            self.input(Input::NetworkGone(key));
+        } else {
+            self.networks.insert(key, network.clone());
+            self.input(Input::Network(Box::new(network)));
+        }
+    }
+
+    /// dpservice dies and comes back empty.
+    pub fn restart_dpservice(&mut self) {
+        self.input(Input::DpDown);
+        self.model.restart();
+        self.connect();
+    }
+
+    /// Runs until nothing is left to do, sitting out waits. Returns the number of actions.
+    pub fn settle(&mut self) -> usize {
+        let mut done = 0;
+        let mut waited = Duration::ZERO;
+        for _ in 0..100_000 {
+            let actions = self.agent.poll(self.now);
+            let count = self.perform(actions);
+            done += count;
+            if count > 0 {
+                continue;
+            }
+            let Some(at) = self.agent.deadline() else {
+                return done;
+            };
+            waited += at.saturating_duration_since(self.now);
+            if waited > WAIT_MAX {
+                return done;
+            }
+            self.now = self.now.max(at);
+        }
+        panic!(
+            "the agent does not come to rest; last: {:?}",
+            self.log.iter().rev().take(20).collect::<Vec<_>>()
+        );
+    }
+
+    /// One poll and what follows from it.
+    pub fn step(&mut self) -> usize {
+        let actions = self.agent.poll(self.now);
+        self.perform(actions)
+    }
+
+    fn perform(&mut self, actions: Actions) -> usize {
+        let Actions {
+            bond,
+            dp,
+            api,
+            claims,
+            recheck,
+        } = actions;
+        let count = bond.len() + dp.len() + api.len() + claims.len();
+        for op in bond {
+            self.log.push(format!("{op:?}"));
+            self.bond(op);
+        }
+        for op in claims {
+            self.log.push(format!("{op:?}"));
+            match &op {
+                ClaimOp::Take { uid, claim } => {
+                    let taken = self
+                        .claims
+                        .iter()
+                        .any(|(other, text)| other != uid && text == claim);
+                    assert!(!taken, "{claim} was claimed twice");
+                    self.claims.insert(uid.clone(), claim.clone());
+                }
+                ClaimOp::Release { uid } => {
+                    assert!(
+                        !self.model.interfaces.contains_key(uid),
+                        "{uid} lost its claim while it exists"
+                    );
+                    self.claims.remove(uid);
+                }
+            }
+            self.input(Input::Claim { op, result: Ok(()) });
+        }
+        for op in dp {
+            self.log.push(format!("{op:?}"));
+            let refused = self.fault.as_mut().and_then(|fault| fault(&op));
+            let result = match refused {
+                Some(error) => Err(error),
+                None => self.model.execute(&op),
+            };
+            self.input(Input::Dp { op, result });
+        }
+        for op in api {
+            self.log.push(format!("{op:?}"));
+            let result = if self.api_down {
+                Err(ApiError::Unavailable("down".to_owned()))
+            } else {
+                self.write(&op)
+            };
+            self.input(Input::Api { op, result });
+        }
+        if recheck {
+            self.connect();
+        }
+        count
+    }
+
+    fn bond(&mut self, op: BondOp) {
+        match op {
+            BondOp::Subscribe(vni) => {
+                assert!(self.subscribed.insert(vni), "{vni} was subscribed twice");
+            }
+            BondOp::Unsubscribe(vni) => {
+                assert!(self.subscribed.remove(&vni), "{vni} was not subscribed");
+            }
+            BondOp::Announce(announcement) => {
+                assert!(
+                    self.announced.insert(announcement),
+                    "{announcement:?} was announced twice"
+                );
+            }
+            BondOp::Withdraw(announcement) => {
+                assert!(
+                    self.announced.remove(&announcement),
+                    "{announcement:?} was not announced"
+                );
+            }
+        }
+    }
+
+    fn write(&mut self, op: &ApiOp) -> Result<Written, ApiError> {
+        match op {
+            ApiOp::NicFinalizers { meta, finalizers } => {
+                let mut nic = self
+                    .nics
+                    .get(&meta.uid)
+                    .cloned()
+                    .ok_or(ApiError::NotFound)?;
+                if nic.meta.resource_version != meta.resource_version {
+                    return Err(ApiError::Conflict);
+                }
+                if finalizers.is_empty() {
+                    assert!(
+                        !self.model.interfaces.contains_key(&meta.uid),
+                        "let go of too early"
+                    );
+                }
+                nic.meta = self.bump(nic.meta);
+                nic.meta.finalizers.clone_from(finalizers);
+                self.finish_nic(nic.clone());
+                Ok(Written::Nic(Box::new(nic)))
+            }
+            ApiOp::NicStatus { meta, status } => {
+                let mut nic = self
+                    .nics
+                    .get(&meta.uid)
+                    .cloned()
+                    .ok_or(ApiError::NotFound)?;
+                assert_ne!(
+                    nic.status, *status,
+                    "a status was written that is there already"
+                );
+                if status.state == Some(State::Ready) {
+                    assert!(status.device.is_some(), "Ready without a device");
+                }
+                nic.meta = self.bump(nic.meta);
+                nic.status = status.clone();
+                self.put_nic(nic.clone());
+                Ok(Written::Nic(Box::new(nic)))
+            }
+            ApiOp::NetworkFinalizers { meta, finalizers } => {
+                let mut network = self
+                    .networks
+                    .get(&meta.key)
+                    .cloned()
+                    .ok_or(ApiError::NotFound)?;
+                if network.meta.resource_version != meta.resource_version {
+                    return Err(ApiError::Conflict);
+                }
+                network.meta = self.bump(network.meta);
+                network.meta.finalizers.clone_from(finalizers);
+                self.finish_network(network.clone());
+                Ok(Written::Network(Box::new(network)))
+            }
+            ApiOp::NetworkPeerings { meta, peerings } => {
+                let mut network = self
+                    .networks
+                    .get(&meta.key)
+                    .cloned()
+                    .ok_or(ApiError::NotFound)?;
+                network.meta = self.bump(network.meta);
+                network.peerings = peerings
+                    .iter()
+                    .map(|(id, state)| (*id, Some(*state)))
+                    .collect();
+                self.finish_network(network.clone());
+                Ok(Written::Network(Box::new(network)))
+            }
+            ApiOp::Warn { reason, note, .. } => {
+                self.warnings.push((reason, note.clone()));
+                Ok(Written::Nothing)
+            }
+        }
+    }
+
+    pub fn state(&self, name: &str) -> Option<State> {
+        self.nics.get(&uid(name)).and_then(|nic| nic.status.state)
+    }
+
+    pub fn route(&self, table: u32, destination: &str) -> Option<(u32, Ipv6Addr)> {
+        let routes = self.model.remote_routes();
+        routes
+            .get(&(vni(table), prefix(destination)))
+            .map(|hop| (hop.vni.get(), hop.address))
+    }
+
+    /// Announcements as readable lines: VNI, destination, and the name of the NIC that is reached.
+    pub fn announcements(&self) -> Vec<String> {
+        let name = |underlay: Ipv6Addr| {
+            let mut interfaces = self.model.interfaces.iter();
+            let found = interfaces.find(|(_, i)| {
+                i.underlay == underlay || i.prefixes.values().any(|u| *u == underlay)
+            });
+            found.map_or_else(|| format!("stale {underlay}"), |(uid, _)| uid.to_string())
+        };
+        self.announced
+            .iter()
+            .map(|a| format!("{} {} {}", a.vni, a.prefix, name(a.underlay)))
+            .collect()
+    }
+
+    /// Asserts that everything is as objects and learned routes want it, and that nothing is left to do.
+    pub fn check(&mut self) {
+        let active: BTreeMap<&Uid, &Nic> = self
+            .nics
+            .iter()
+            .filter(|(_, nic)| !nic.meta.deleting)
+            .collect();
+        let ids: Vec<&Uid> = self.model.interfaces.keys().collect();
+        assert_eq!(
+            ids,
+            active.keys().copied().collect::<Vec<_>>(),
+            "interfaces"
+        );
+        assert_eq!(self.claims.keys().collect::<Vec<_>>(), ids, "claims");
+        let mut wanted = BTreeSet::new();
+        let mut vnis = BTreeSet::from([vni(PUBLIC)]);
+        for (uid, nic) in &active {
+            let spec = nic.spec.as_ref().unwrap();
+            let network = self.networks[&nic.network].vni.unwrap();
+            let interface = &self.model.interfaces[*uid];
+            let claim = self.claims[*uid]
+                .strip_prefix("dtapvf_")
+                .unwrap()
+                .parse::<u32>()
+                .unwrap();
+            assert!(
+                interface.matches(spec, network, &format!("net_tap{}", claim + 2)),
+                "{interface:?} {spec:?}"
+            );
+            let alias: BTreeSet<Prefix> = spec
+                .prefixes
+                .iter()
+                .copied()
+                .filter(|p| !spec.host_prefixes().any(|host| host == *p))
+                .collect();
+            assert_eq!(
+                interface.prefixes.keys().copied().collect::<BTreeSet<_>>(),
+                alias,
+                "prefixes of {uid}"
+            );
+            assert_eq!(nic.status.state, Some(State::Ready), "{uid}");
+            assert_eq!(nic.meta.finalizers, [NIC_FINALIZER]);
+            vnis.insert(network);
+            for (prefix, underlay) in interface.owned() {
+                wanted.insert(Announcement {
+                    vni: network,
+                    prefix,
+                    underlay,
+                });
+                if prefix == Prefix::host(prefix.address())
+                    && interface.ipv6.is_some_and(|a| prefix.address() == a)
+                {
+                    wanted.insert(Announcement {
+                        vni: vni(PUBLIC),
+                        prefix,
+                        underlay: interface.underlay,
+                    });
+                }
+            }
+        }
+        assert_eq!(self.announced, wanted, "announcements");
+        assert!(
+            vnis.is_subset(&self.subscribed),
+            "subscriptions {:?}",
+            self.subscribed
+        );
+        assert_eq!(
+            self.agent.observed(),
+            &self.model.inventory(),
+            "inventory in memory"
+        );
+        let uses = |key: &ObjectKey| self.nics.values().any(|nic| nic.network == *key);
+        for (key, network) in &self.networks {
+            assert_eq!(
+                !network.meta.finalizers.is_empty(),
+                uses(key),
+                "finalizers of {key}"
+            );
+        }
+        self.log.clear();
+        // Looking again at everything changes nothing.
+        self.connect();
+        assert_eq!(self.settle(), 1, "only the listing: {:?}", self.log);
+    }
+}
+
+fn agent(devices: u32, claims: BTreeMap<Uid, String>) -> Agent {
+    let settings = Settings {
+        node: NODE.to_owned(),
+        ipv6: true,
+        public_vni: vni(PUBLIC),
+        router: None,
+    };
+    Agent::new(settings, device::taps(devices), claims)
+}
