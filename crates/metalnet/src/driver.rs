@@ -103,7 +103,11 @@ fn take(agent: &mut Agent, input: Input, metrics: &Metrics, now: Instant) {
         result: Err(error),
     } = &input
     {
-        tracing::info!(?op, err = %error, "dpservice call failed");
+        if error.is_transient() {
+            tracing::debug!(?op, err = %error, "dpservice call lost");
+        } else {
+            tracing::info!(?op, err = %error, "dpservice refused");
+        }
     }
     if let Input::Api {
         op,

@@ -107,6 +107,8 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let (bond, routes) = metalbond::Client::start(metalbond::Config {
         peers: args.metalbond_peer.clone(),
         keepalive: KEEPALIVE,
+        // Under this name servers keep our routes while metalnet restarts.
+        node: settings.node.clone(),
         ..metalbond::Config::default()
     });
     let (current, service) = dpservice::channel();

@@ -225,7 +225,9 @@ impl Agent {
     }
 
     fn look_at_route(&mut self, key: RouteKey, now: Instant, actions: &mut Actions) {
-        if self.routes_busy.contains(&key) || !self.observed.uses_vni(key.vni) {
+        let installed = self.observed.route(key.vni, &key.prefix);
+        let tables = self.observed.uses_vni(key.vni);
+        if self.routes_busy.contains(&key) || (!tables && installed.is_none()) {
             return;
         }
         if self
@@ -239,7 +241,7 @@ impl Agent {
         let plan = route::plan(route::View {
             key,
             wanted: desired::route(world, key),
-            installed: self.observed.route(key.vni, &key.prefix),
+            installed,
             own: self.own.contains_key(&key),
             heard: desired::heard(world, key),
             withdrawn: self.withdrawn.contains(&key),

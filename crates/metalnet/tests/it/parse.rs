@@ -121,7 +121,7 @@ fn the_unspecified_address_switches_a_family_off() {
 
 #[test]
 fn ipv6_needs_a_node_that_does_it() {
-    let spec = json!({ "nodeName": "h1", "networkRef": {}, "ipFamilies": ["IPv4"], "ips": ["10.0.0.1"], "prefixes": ["2001:db8::/64"] });
+    let spec = json!({ "nodeName": "h1", "networkRef": { "name": "net" }, "ipFamilies": ["IPv4"], "ips": ["10.0.0.1"], "prefixes": ["2001:db8::/64"] });
     let Seen::Local(nic) = reader(false).nic(object(json!({ "spec": spec }))) else {
         panic!()
     };
@@ -135,7 +135,7 @@ fn ipv6_needs_a_node_that_does_it() {
 fn whose_interface_it_is() {
     let spec = |node: Option<&str>| match node {
         Some(node) => {
-            json!({ "spec": { "nodeName": node, "networkRef": {}, "ipFamilies": [], "ips": [] } })
+            json!({ "spec": { "nodeName": node, "networkRef": { "name": "net" }, "ipFamilies": [], "ips": [] } })
         }
         None => json!({ "spec": { "networkRef": {}, "ipFamilies": [], "ips": [] } }),
     };

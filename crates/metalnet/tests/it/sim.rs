@@ -302,7 +302,7 @@ impl Sim {
             claims,
             recheck,
         } = actions;
-        let count = bond.len() + dp.len() + api.len() + claims.len();
+        let count = bond.len() + dp.len() + api.len() + claims.len() + usize::from(recheck);
         for op in bond {
             self.log.push(format!("{op:?}"));
             self.bond(op);
