@@ -1,4 +1,4 @@
-//! Tests of metalnet at its boundary: plans and agent against models, then the whole part against a fake dpservice.
+//! Tests of metalnet at its boundary: plans and agent against models of dpservice, API and metalbond.
 
 #![expect(
     clippy::unwrap_used,
@@ -9,10 +9,7 @@
 mod agent;
 mod claims;
 mod device;
-mod fake_dpservice;
 mod hearing;
 mod model;
 mod parse;
-mod property;
-mod region;
 mod sim;

@@ -1,4 +1,4 @@
-//! A model of dpservice: its tables and refusals, without packets. The gRPC fake and the simulation share it.
+//! A model of dpservice: its tables and refusals, without packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
