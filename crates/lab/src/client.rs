@@ -1,0 +1,157 @@
+//! The lab as a user of its own region: a kube client with the administrator's kubeconfig, manifests, waiting.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::Value;
+use tokio::time::sleep;
+
+/// Between two looks at an object whose state is awaited.
+const POLL: Duration = Duration::from_millis(20);
+
+/// A kind as the lab addresses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    pub api_version: &'static str,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    pub namespaced: bool,
+}
+
+const fn kind(api_version: &'static str, kind: &'static str, plural: &'static str, namespaced: bool) -> Kind {
+    Kind { api_version, kind, plural, namespaced }
+}
+
+pub const NODE: Kind = kind("v1", "Node", "nodes", false);
+pub const NETWORK: Kind = kind("networking.openkcm.dev/v1alpha1", "Network", "networks", true);
+pub const NETWORK_INTERFACE: Kind = kind("networking.openkcm.dev/v1alpha1", "NetworkInterface", "networkinterfaces", true);
+pub const MACHINE: Kind = kind("compute.openkcm.dev/v1alpha1", "Machine", "machines", true);
+pub const MACHINE_POOL: Kind = kind("compute.openkcm.dev/v1alpha1", "MachinePool", "machinepools", false);
+pub const MACHINE_CLASS: Kind = kind("compute.openkcm.dev/v1alpha1", "MachineClass", "machineclasses", false);
+pub const APINET_NETWORK: Kind = kind("core.apinet.openkcm.dev/v1alpha1", "Network", "networks", true);
+pub const APINET_INTERFACE: Kind = kind("core.apinet.openkcm.dev/v1alpha1", "NetworkInterface", "networkinterfaces", true);
+const KINDS: &[Kind] = &[NODE, NETWORK, NETWORK_INTERFACE, MACHINE, MACHINE_POOL, MACHINE_CLASS];
+
+/// # Errors
+/// The kubeconfig cannot be read.
+pub async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let file = Kubeconfig::read_from(kubeconfig).with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+pub fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+    let (group, version) = kind.api_version.split_once('/').unwrap_or(("", kind.api_version));
+    let resource = ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: kind.api_version.to_owned(),
+        kind: kind.kind.to_owned(),
+        plural: kind.plural.to_owned(),
+    };
+    if kind.namespaced { Api::namespaced_with(client.clone(), namespace, &resource) } else { Api::all_with(client.clone(), &resource) }
+}
+
+/// Every document of a manifest as JSON.
+///
+/// # Errors
+/// The text is not YAML.
+pub fn documents(manifest: &str) -> Result<Vec<Value>> {
+    let parts = manifest.split("\n---").map(str::trim).filter(|d| d.lines().any(|l| !l.is_empty() && !l.starts_with('#') && l != "---"));
+    parts.map(|d| serde_saphyr::from_str(d).context("the manifest is not valid YAML")).collect()
+}
+
+fn kind_of(object: &Value) -> Result<Kind> {
+    let name = object["kind"].as_str().unwrap_or_default();
+    let api_version = object["apiVersion"].as_str().unwrap_or_default();
+    let found = KINDS.iter().find(|k| k.kind == name && k.api_version.eq_ignore_ascii_case(api_version));
+    found.copied().with_context(|| format!("the lab does not know {api_version} {name}"))
+}
+
+/// Server-side apply of every document, in the namespace `default`.
+///
+/// # Errors
+/// The server refused one; the error names it.
+pub async fn apply(client: &Client, manifest: &str) -> Result<()> {
+    for object in documents(manifest)? {
+        let name = object["metadata"]["name"].as_str().context("an object has no metadata.name")?.to_owned();
+        let kind = kind_of(&object)?;
+        let params = PatchParams::apply("openkcm-lab").force();
+        api(client, kind, "default").patch(&name, &params, &Patch::Apply(&object)).await.with_context(|| format!("cannot apply {} {name}", kind.kind))?;
+    }
+    Ok(())
+}
+
+/// Deletes every document of a manifest, the last first, and waits until all are gone.
+///
+/// # Errors
+/// An object is still there after `limit`; the error names it.
+pub async fn delete(client: &Client, manifest: &str, limit: Duration) -> Result<()> {
+    let objects = documents(manifest)?;
+    for object in objects.iter().rev() {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        match api(client, kind_of(object)?, "default").delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            result => drop(result.with_context(|| format!("cannot delete {name}"))?),
+        }
+    }
+    let deadline = Instant::now() + limit;
+    for object in &objects {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let kind = kind_of(object)?;
+        while api(client, kind, "default").get_opt(name).await?.is_some() {
+            if Instant::now() > deadline {
+                bail!("{} {name} is still there {} s after its deletion", kind.kind, limit.as_secs());
+            }
+            sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until `count` objects of a kind satisfy a predicate and returns them.
+///
+/// # Errors
+/// Not within `limit`; the error says how many did and shows one that does not.
+pub async fn wait(client: &Client, kind: Kind, namespace: &str, count: usize, limit: Duration, ready: impl Fn(&Value) -> bool) -> Result<Vec<Value>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let (good, last) = match api(client, kind, namespace).list(&ListParams::default()).await {
+            Ok(list) => {
+                let values: Vec<Value> = list.items.into_iter().filter_map(|o| serde_json::to_value(o).ok()).collect();
+                let (good, bad): (Vec<Value>, Vec<Value>) = values.into_iter().partition(&ready);
+                (good, bad.first().map_or_else(String::new, |b| format!("; not ready: {} with status {}", b["metadata"]["name"], b["status"])))
+            }
+            // The server may be starting or restarting; the deadline decides.
+            Err(err) => (Vec::new(), format!("; {err}")),
+        };
+        if good.len() >= count {
+            return Ok(good);
+        }
+        if Instant::now() > deadline {
+            bail!("{} of {count} {} ready after {} s{last}", good.len(), kind.plural, limit.as_secs());
+        }
+        sleep(POLL).await;
+    }
+}
+
+pub fn has_state(object: &Value, state: &str) -> bool {
+    object["status"]["state"] == state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_examples_hold_what_the_demo_expects() {
+        let all = documents(include_str!("../../../examples/two-hosts.yaml")).unwrap();
+        let count = |kind: &str| all.iter().filter(|d| d["kind"] == kind).count();
+        assert_eq!((count("Network"), count("Machine"), count("NetworkInterface"), count("MachineClass")), (2, 4, 1, 1));
+        assert!(all.iter().all(|d| kind_of(d).is_ok()));
+    }
+}
