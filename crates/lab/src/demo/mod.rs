@@ -80,11 +80,14 @@ async fn show(region: &Region, args: &DemoArgs, report: &mut Report) -> Result<(
     report.chapter("Two tenants with overlapping addresses: kubectl apply -f examples/two-hosts.yaml");
     objects(region, report).await?;
     report.chapter("Where the packets go");
-    report.check("underlay addresses", underlay(region, report).await);
-    report.check("routes at the metalbond servers", routes(region, report).await);
+    let seen = underlay(region, report).await;
+    report.check("underlay addresses", seen);
+    let seen = routes(region, report).await;
+    report.check("routes at the metalbond servers", seen);
     report.chapter("Reachability");
     reachability(region, report).await;
-    report.check("underlay packet", captured(region, report).await);
+    let seen = captured(region, report).await;
+    report.check("underlay packet", seen);
     report.check("TCP throughput", throughput(region).await);
     if !args.no_faults {
         report.chapter("Kill one part after the other (SIGKILL) while red-1 pings red-2");
