@@ -2,6 +2,8 @@
 //!
 //! A link named like a part (`metalnet`, `metalbond`, `apinetlet` …) runs that part without naming it.
 
+mod pki;
+
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -53,7 +55,7 @@ enum Part {
     #[command(subcommand)]
     MachineProvider(Provider),
     /// Issue certificates and kubeconfigs from the region CA.
-    Pki(apiserver::pki::cli::Args),
+    Pki(pki::Args),
     /// Print a completion script: source <(openkcm completion bash)
     Completion {
         shell: clap_complete::Shell,
@@ -123,7 +125,7 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
         Part::Metalbond(args) => metalbond::cli::run(args, shutdown).await,
         Part::Machinepoollet(args) => machine::poollet::run(args, shutdown).await,
         Part::MachineProvider(Provider::Namespace(args)) => machine::provider::run(args, shutdown).await,
-        Part::Pki(args) => apiserver::pki::cli::run(args),
+        Part::Pki(args) => pki::run(args),
         Part::Lab(_) | Part::Completion { .. } => Ok(()),
     }
 }
