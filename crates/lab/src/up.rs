@@ -39,7 +39,7 @@ capabilities:
   memory: 1Gi
 "#;
 /// The same class as the machine runtime offers it: CPU in millicores, memory in bytes.
-const RUNTIME_CLASSES: &str = r#"[{"name": "small", "capabilities": {"cpu": 1000, "memory": 1073741824}}]"#;
+const RUNTIME_CLASSES: &str = r#"[{"name": "small", "capabilities": {"cpu": 1000, "memory": 1073741824}, "quantity": 126}]"#;
 
 /// # Errors
 /// This executable cannot find itself.

@@ -2,6 +2,7 @@
 //!
 //! A link named like a part (`metalnet`, `metalbond`, `apinetlet` …) runs that part without naming it.
 
+mod bond;
 mod pki;
 
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ enum Part {
     /// The agent of one hypervisor: metalnet objects to dpservice and routes.
     Metalnet(metalnet::Args),
     /// Distribute routes between hypervisors: server, client, inspection.
-    Metalbond(metalbond::cli::Args),
+    Metalbond(bond::Args),
     /// Run the Machines of one pool on a machine runtime.
     Machinepoollet(machine::poollet::Args),
     /// Serve a machine runtime.
@@ -122,7 +123,7 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
         Part::Apinetlet(args) => apinetlet::run(args, shutdown).await,
         Part::Metalnetlet(args) => metalnetlet::run(args, shutdown).await,
         Part::Metalnet(args) => metalnet::run(args, shutdown).await,
-        Part::Metalbond(args) => metalbond::cli::run(args, shutdown).await,
+        Part::Metalbond(args) => bond::run(args, shutdown).await,
         Part::Machinepoollet(args) => machine::poollet::run(args, shutdown).await,
         Part::MachineProvider(Provider::Namespace(args)) => machine::provider::run(args, shutdown).await,
         Part::Pki(args) => pki::run(args),
