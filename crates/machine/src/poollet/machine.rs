@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::compute::{Machine, MachineClass, Power};
 use api::ipam::Prefix;
@@ -30,6 +31,8 @@ use super::pool::runtime_class;
 use super::runtime::{Call, Runtime, Snapshot, label_of as runtime_label};
 use super::status::status;
 
+/// When to look again at what sends no event: the runtime, and classes.
+const RETRY_PERIOD: Duration = Duration::from_secs(1);
 const BY_NIC: &str = "nic";
 const BY_NETWORK: &str = "network";
 
@@ -216,6 +219,7 @@ fn create(
             "Reconcile",
             note,
         ));
+        plan.requeue_after(RETRY_PERIOD);
         return;
     };
     if let Some(volume) = machine
@@ -510,10 +514,12 @@ impl Controller for Machines {
         }
         let runtime = self.runtime.snapshot();
         if runtime.healthy {
-            plan(world, key, &runtime)
-        } else {
-            Plan::none()
+            return plan(world, key, &runtime);
         }
+        // What the runtime has is unknown: look again once it answers.
+        let mut later = Plan::none();
+        later.requeue_after(RETRY_PERIOD);
+        later
     }
 
     async fn act(&self, _: &World, _: &Key, act: Act) -> Result<(), Error> {

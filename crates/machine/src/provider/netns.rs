@@ -146,7 +146,8 @@ pub async fn release(netns: &str, device: &str, tap: &str) -> Result<(), NetErro
     if !path(netns).exists() {
         return Ok(());
     }
-    let own = std::process::id();
+    // The thread and not the process, so that it also holds for a thread that entered another namespace.
+    let own = nix::unistd::gettid();
     let lines = [
         format!("link set dev {device} down"),
         format!("link set dev {device} netns {own} name {tap}"),

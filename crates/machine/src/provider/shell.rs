@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use api::apinet::NetworkInterface;
 use api::meta::IpFamily;
@@ -26,6 +27,9 @@ pub const CONFIGURING_MAX: usize = 128;
 /// Keys waiting for the runner.
 pub const KEYS_MAX: usize = 4096;
 
+/// First pause after a step that failed although the device is there; doubled up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 const BY_MACHINE: &str = "machine";
 
 /// A device in work or done, and the task that does it.
@@ -238,16 +242,20 @@ impl Shell {
             return;
         };
         let started = tokio::time::Instant::now();
-        let progress = match self.move_and_configure(&record, &take).await {
-            Ok(()) => Progress::Attached,
-            Err(NetError::NoDevice(device)) => {
-                tracing::info!(machine = record.id, device, "device is not there yet");
-                Progress::Missing
+        let mut pause = RETRY_MIN;
+        let progress = loop {
+            match self.move_and_configure(&record, &take).await {
+                Ok(()) => break Progress::Attached,
+                Err(NetError::NoDevice(device)) => {
+                    tracing::info!(machine = record.id, device, "device is not there yet");
+                    break Progress::Missing;
+                }
+                Err(error) => {
+                    tracing::warn!(machine = record.id, err = %error, "device not configured yet");
+                }
             }
-            Err(error) => {
-                tracing::warn!(machine = record.id, err = %error, "device not configured");
-                Progress::Missing
-            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
         };
         if progress == Progress::Attached {
             let took = started.elapsed();

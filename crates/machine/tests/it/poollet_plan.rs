@@ -1,0 +1,362 @@
+//! What the poollet decides for a Machine, without doing it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::compute::{Machine, MachineClass};
+use api::names::{annotation, finalizer, label};
+use api::networking::{Network, NetworkInterface};
+use controller::sim::Sim;
+use controller::{Key, Op, Plan};
+use machine::poollet::machine::{Machines, plan};
+use machine::poollet::pool::{self, Pool, Settings};
+use machine::poollet::runtime::{Call, Runtime, Snapshot};
+use proto::machine::{
+    MachineClass as RuntimeClass, MachineClassCapabilities, MachineClassStatus, MachineStatus,
+    NetworkInterfaceStatus,
+};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+fn object<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        pool: "n1".into(),
+        provider_id: "namespace://lab/n1".into(),
+        region: String::new(),
+        zone: String::new(),
+        heartbeat: Duration::from_secs(10),
+        lease_duration: Duration::from_secs(40),
+    }
+}
+
+/// A region with a network, a class, an interface of its own and a machine that uses it.
+fn region() -> (Sim, Snapshot) {
+    let (keys, _) = mpsc::channel(1);
+    let runtime = Runtime::new(
+        "unix:///nowhere",
+        Duration::from_secs(1),
+        keys,
+        Key::default(),
+    )
+    .unwrap();
+    let runtime = Arc::new(runtime);
+    let machines = Machines {
+        runtime: runtime.clone(),
+        pool: "n1".into(),
+        watch_filter: None,
+    };
+    let pool = Pool {
+        runtime,
+        settings: settings(),
+    };
+    let mut sim = Sim::new(vec![Arc::new(machines), Arc::new(pool)]);
+    sim.now_ms = 1_000_000;
+    sim.put::<MachineClass>(&object(
+        json!({"metadata": {"name": "small"}, "capabilities": {"cpu": "1", "memory": "1Gi"}}),
+    ));
+    sim.put::<Network>(&object(json!({"metadata": {"namespace": "shop", "name": "net"}, "spec": {"providerID": "openkcm-net://ns/net/200/uid"},
+        "status": {"state": "Available"}})));
+    sim.put::<NetworkInterface>(&object(json!({"metadata": {"namespace": "shop", "name": "web-1"},
+        "spec": {"networkRef": {"name": "net"}, "ipFamilies": ["IPv4"], "ips": [{"value": "10.0.0.1"}]}})));
+    sim.put::<Machine>(&object(json!({"metadata": {"namespace": "shop", "name": "web", "generation": 1},
+        "spec": {"machineClassRef": {"name": "small"}, "machinePoolRef": {"name": "n1"}, "power": "On",
+            "networkInterfaces": [{"name": "front", "networkInterfaceRef": {"name": "web-1"}}]}})));
+    let class = RuntimeClass {
+        name: "small".into(),
+        capabilities: Some(MachineClassCapabilities {
+            resources: [("cpu".to_owned(), 1000), ("memory".to_owned(), 1 << 30)].into(),
+        }),
+    };
+    let offer = MachineClassStatus {
+        machine_class: Some(class),
+        quantity: 5,
+    };
+    let snapshot = Snapshot {
+        classes: vec![offer],
+        name: "namespace".into(),
+        healthy: true,
+        ..Snapshot::default()
+    };
+    (sim, snapshot)
+}
+
+fn planned(sim: &Sim, runtime: &Snapshot) -> Plan {
+    plan(&sim.world(), &Key::new("shop", "web"), runtime)
+}
+
+fn calls(plan: &Plan) -> Vec<Call> {
+    let call = |op: &Op| match op {
+        Op::Act(act) => act.payload::<Call>().cloned(),
+        _ => None,
+    };
+    plan.ops.iter().filter_map(call).collect()
+}
+
+fn patches(plan: &Plan) -> Vec<String> {
+    let patch = |op: &Op| match op {
+        Op::Patch { target, body, .. } => {
+            let mut body = body.clone();
+            if let Some(meta) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+                meta.remove("resourceVersion");
+            }
+            Some(format!("{target} {body}"))
+        }
+        Op::Event { reason, note, .. } => Some(format!("{reason} {note}")),
+        _ => None,
+    };
+    plan.ops.iter().filter_map(patch).collect()
+}
+
+/// Plays the runtime: carries out a create, gives the machine an id and attaches everything.
+fn made(runtime: &mut Snapshot, call: &Call, attached: bool) {
+    let Call::Create(machine) = call else {
+        panic!("not a create: {call:?}")
+    };
+    let mut machine = (**machine).clone();
+    let metadata = machine.metadata.as_mut().unwrap();
+    metadata.id = "id1".into();
+    metadata.generation = 1;
+    let nics = machine.spec.as_ref().unwrap().network_interfaces.iter();
+    let status = nics.filter(|_| attached).map(|nic| NetworkInterfaceStatus {
+        name: nic.name.clone(),
+        handle: "handle".into(),
+        state: 1,
+    });
+    machine.status = Some(MachineStatus {
+        observed_generation: 1,
+        state: i32::from(attached),
+        network_interfaces: status.collect(),
+        ..MachineStatus::default()
+    });
+    runtime.machines.insert("id1".into(), Arc::new(machine));
+}
+
+/// Marks the interface as claimed, as the poollet's own patch would.
+fn claim(sim: &mut Sim) {
+    let uid = sim
+        .get::<Machine>("shop", "web")
+        .unwrap()
+        .metadata
+        .uid
+        .unwrap();
+    sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+        nic.spec.machine_ref = Some(api::meta::LocalUidReference::new("web", uid));
+    });
+}
+
+#[tokio::test]
+async fn a_new_machine_is_claimed_for_and_made_in_one_go() {
+    let (sim, runtime) = region();
+    let plan = planned(&sim, &runtime);
+    let patches = patches(&plan);
+    assert!(patches[0].contains(finalizer::MACHINE), "{patches:?}");
+    assert!(
+        patches[1].contains(r#""machineRef":{"name":"web""#),
+        "{patches:?}"
+    );
+    let calls = calls(&plan);
+    let [Call::Create(machine)] = calls.as_slice() else {
+        panic!("{calls:?}")
+    };
+    let spec = machine.spec.as_ref().unwrap();
+    assert_eq!(spec.class, "small");
+    let nic = &spec.network_interfaces[0];
+    assert_eq!(
+        (nic.name.as_str(), nic.network_id.as_str()),
+        ("front", "openkcm-net://ns/net/200/uid")
+    );
+    assert_eq!(nic.ips, ["10.0.0.1"]);
+    assert!(nic.attributes["rawNICLabels"].contains(label::POOLLET_NIC_UID));
+    let annotations = &machine.metadata.as_ref().unwrap().annotations;
+    assert_eq!(annotations[annotation::POOLLET_IRI_GENERATION], "0");
+}
+
+#[tokio::test]
+async fn a_machine_waits_for_its_network_and_says_so() {
+    let (mut sim, runtime) = region();
+    let check = |sim: &Sim, want: &str| {
+        let plan = planned(sim, &runtime);
+        assert_eq!(calls(&plan), []);
+        assert_eq!(patches(&plan).last().unwrap(), want);
+    };
+    sim.edit::<Network>("shop", "net", |network| network.status = None);
+    check(
+        &sim,
+        "NetworkInterfaceNotReady front: network net is not available",
+    );
+    sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+        nic.spec.machine_ref = Some(api::meta::LocalUidReference::new("other", "x"));
+    });
+    check(
+        &sim,
+        "NetworkInterfaceNotReady front: network interface web-1 belongs to another machine",
+    );
+    sim.delete::<NetworkInterface>("shop", "web-1");
+    check(
+        &sim,
+        "NetworkInterfaceNotReady front: network interface web-1 does not exist",
+    );
+}
+
+#[tokio::test]
+async fn status_and_handles_are_taken_over_once() {
+    let (mut sim, mut runtime) = region();
+    let create = calls(&planned(&sim, &runtime)).remove(0);
+    claim(&mut sim);
+    made(&mut runtime, &create, true);
+    let plan = planned(&sim, &runtime);
+    let all = patches(&plan).join("\n");
+    assert!(all.contains(r#"{"spec":{"providerID":"handle"}}"#), "{all}");
+    assert!(
+        all.contains(r#""state":"Running""#) && all.contains(r#""machineID":"namespace://id1""#),
+        "{all}"
+    );
+    // The first annotation carries the runtime's generation; then nothing is left to do.
+    let [Call::Annotate { annotations, .. }] = &calls(&plan)[..] else {
+        panic!("{plan:?}")
+    };
+    let machine = Arc::make_mut(runtime.machines.get_mut("id1").unwrap());
+    machine.metadata.as_mut().unwrap().annotations = annotations.clone().into_iter().collect();
+    for op in &plan.ops {
+        if let Op::Patch { target, body, .. } = op {
+            match (target.kind.kind.as_str(), body.get("status")) {
+                ("Machine", Some(status)) => {
+                    let status = object(status.clone());
+                    sim.edit::<Machine>("shop", "web", |machine| machine.status = Some(status));
+                }
+                ("NetworkInterface", _) => {
+                    sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+                        nic.spec.provider_id = "handle".into()
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+    sim.edit::<Machine>("shop", "web", |machine| {
+        machine.metadata.finalizers = Some(vec![finalizer::MACHINE.into()])
+    });
+    sim.now_ms += 60_000;
+    assert_eq!(planned(&sim, &runtime), Plan::none());
+}
+
+#[tokio::test]
+async fn only_what_the_user_took_out_is_detached() {
+    let (mut sim, mut runtime) = region();
+    let create = calls(&planned(&sim, &runtime)).remove(0);
+    claim(&mut sim);
+    made(&mut runtime, &create, true);
+    let changes = |sim: &Sim| {
+        let all = calls(&planned(sim, &runtime)).into_iter();
+        all.filter(|call| !matches!(call, Call::Annotate { .. }))
+            .collect::<Vec<_>>()
+    };
+    // The network is momentarily not available: the interface stays.
+    sim.edit::<Network>("shop", "net", |network| network.status = None);
+    assert_eq!(changes(&sim), []);
+    sim.edit::<Network>("shop", "net", |network| {
+        network.status = object(json!({"state": "Available"}));
+    });
+    // Another address replaces it.
+    sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+        nic.spec.ips[0].value = "10.0.0.2".parse().ok()
+    });
+    let replaced = changes(&sim);
+    assert!(
+        matches!(&replaced[..], [Call::Detach { name, .. }, Call::Attach { .. }] if name == "front"),
+        "{replaced:?}"
+    );
+    // Taken out of the machine: detached and released.
+    sim.edit::<Machine>("shop", "web", |machine| {
+        machine.spec.network_interfaces.clear()
+    });
+    assert!(matches!(&changes(&sim)[..], [Call::Detach { .. }]));
+    let all = patches(&planned(&sim, &runtime)).join("\n");
+    assert!(
+        all.contains(r#"{"metadata":{},"spec":{"machineRef":null,"providerID":null}}"#),
+        "{all}"
+    );
+}
+
+#[tokio::test]
+async fn a_machine_goes_only_after_the_runtime_let_go() {
+    let (mut sim, mut runtime) = region();
+    let create = calls(&planned(&sim, &runtime)).remove(0);
+    made(&mut runtime, &create, true);
+    sim.edit::<Machine>("shop", "web", |machine| {
+        machine.metadata.finalizers = Some(vec![finalizer::MACHINE.into()])
+    });
+    sim.delete::<Machine>("shop", "web");
+    assert_eq!(
+        calls(&planned(&sim, &runtime)),
+        [Call::Delete { id: "id1".into() }]
+    );
+    assert_eq!(patches(&planned(&sim, &runtime)), Vec::<String>::new());
+    Arc::make_mut(runtime.machines.get_mut("id1").unwrap())
+        .metadata
+        .as_mut()
+        .unwrap()
+        .deleted_at = 1;
+    assert_eq!(
+        planned(&sim, &runtime),
+        Plan::none(),
+        "the runtime is at it"
+    );
+    runtime.machines.clear();
+    let last = patches(&planned(&sim, &runtime));
+    assert_eq!(last, [r#"Machine shop/web {"metadata":{"finalizers":[]}}"#]);
+}
+
+#[tokio::test]
+async fn orphans_of_an_earlier_machine_are_removed() {
+    let (mut sim, mut runtime) = region();
+    let create = calls(&planned(&sim, &runtime)).remove(0);
+    made(&mut runtime, &create, true);
+    sim.delete::<Machine>("shop", "web");
+    assert_eq!(
+        calls(&planned(&sim, &runtime)),
+        [Call::Delete { id: "id1".into() }]
+    );
+}
+
+#[tokio::test]
+async fn the_pool_says_what_it_can_run_and_beats() {
+    let (sim, runtime) = region();
+    let plan = pool::plan(&sim.world(), &settings(), &runtime);
+    let Op::Apply { body, .. } = &plan.ops[0] else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(body["spec"]["providerID"], "namespace://lab/n1");
+    let Op::Patch {
+        body, status: true, ..
+    } = &plan.ops[1]
+    else {
+        panic!("{plan:?}")
+    };
+    let status: api::compute::MachinePoolStatus = object(body["status"].clone());
+    assert_eq!(status.available_machine_classes[0].name, "small");
+    assert_eq!(status.capacity["class/machine.small"].0, "5");
+    assert_eq!(
+        status.allocatable["class/machine.small"].0, "4",
+        "one machine is bound"
+    );
+    assert_eq!(status.conditions[0].status, "True");
+    let Op::Apply { target, body, .. } = &plan.ops[2] else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(target.key.to_string(), "openkcm-machinepool-lease/n1");
+    assert_eq!(body["spec"]["leaseDurationSeconds"], 40);
+    assert_eq!(plan.requeue, Some(Duration::from_secs(10)));
+    let sick = Snapshot {
+        healthy: false,
+        ..runtime
+    };
+    let Op::Patch { body, .. } = &pool::plan(&sim.world(), &settings(), &sick).ops[1] else {
+        panic!()
+    };
+    assert_eq!(body["status"]["conditions"][0]["status"], "False");
+}
