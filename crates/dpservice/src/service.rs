@@ -2,7 +2,7 @@
 
 use crate::args::{Args, UplinkDriver};
 use crate::devices::{self, Devices, Taps};
-use crate::grpc::{Health, Service, Serving};
+use crate::grpc::{self, Health, Service, Serving};
 use crate::metrics;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Plane};
@@ -14,9 +14,10 @@ use ports::{AfPacket, ETHERNET_LEN, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use tonic_health::pb::health_server::HealthServer;
 
 /// Interval of HTTP/2 pings on idle connections.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Requests and watches of one connection at the same time.
+const STREAMS_MAX: u32 = 256;
 /// How long requests may take to finish after a shutdown was asked for.
 const GRACE: Duration = Duration::from_secs(2);
 /// Bytes that encapsulation adds.
@@ -80,7 +83,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         devices: Arc::new(taps),
         list_ipv6_routes: args.list_ipv6_routes,
     };
-    let (handle, thread) = start_worker(&parts.engine, parts.uplinks)?;
+    let (handle, thread, lost) = start_worker(&parts.engine, parts.uplinks)?;
     let mut tasks = JoinSet::new();
     watch_uplinks(&args, names, &handle, &mut tasks, &shutdown).await?;
     if let Some(address) = args.metrics_bind_address {
@@ -106,7 +109,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         parts.list_ipv6_routes,
         handle.clone(),
     );
-    tasks.spawn(serve(service, listener, shutdown.clone()));
+    tasks.spawn(serve(service, lost, listener, shutdown.clone()));
     let result = supervise(&mut tasks, &shutdown).await;
     thread.stop(handle);
     result
@@ -188,6 +191,9 @@ fn engine_config(args: &Args, uplinks: &[Mac]) -> EngineConfig {
     }
 }
 
+/// Ports whose device disappeared.
+pub type Lost = mpsc::Receiver<PortId>;
+
 /// Starts the packet thread with its uplinks.
 ///
 /// # Errors
@@ -195,18 +201,20 @@ fn engine_config(args: &Args, uplinks: &[Mac]) -> EngineConfig {
 pub fn start_worker(
     config: &EngineConfig,
     uplinks: Vec<Box<dyn Port>>,
-) -> anyhow::Result<(Handle, worker::Thread)> {
+) -> anyhow::Result<(Handle, worker::Thread, Lost)> {
     let frame_max = uplinks
         .iter()
         .map(|uplink| uplink.mtu() + ETHERNET_LEN)
         .max()
         .unwrap_or(0);
     let engine = Engine::new(config.clone());
-    let mut plane = Plane::new(engine, config.ports.len(), frame_max)?;
+    let (lost, lost_ports) = mpsc::channel(worker::LOST_MAX);
+    let mut plane = Plane::new(engine, config.ports.len(), frame_max, lost)?;
     for (number, uplink) in (0..).zip(uplinks) {
         plane.attach(PortId(number), uplink)?;
     }
-    worker::start(plane).context("cannot start the packet thread")
+    let (handle, thread) = worker::start(plane).context("cannot start the packet thread")?;
+    Ok((handle, thread, lost_ports))
 }
 
 /// The gRPC service over a running packet thread.
@@ -226,6 +234,7 @@ pub fn service(
         host: config.host,
         uuid: uuid::Uuid::new_v4().hyphenated().to_string().to_uppercase(),
         list_ipv6_routes,
+        initialized: AtomicBool::new(false),
     }
 }
 
@@ -267,12 +276,13 @@ async fn watch_uplinks(
     Ok(())
 }
 
-/// Serves gRPC and health on `listener` until `shutdown`.
+/// Serves gRPC and health on `listener` until `shutdown`, and restores `lost` machine devices.
 ///
 /// # Errors
 /// If the server fails.
 pub async fn serve(
     service: Service,
+    mut lost: Lost,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -296,10 +306,20 @@ pub async fn serve(
             serving.send_replace(Serving::Stopping);
         }
     };
+    let service = Arc::new(service);
+    let restoring = {
+        let service = Arc::clone(&service);
+        async move {
+            while let Some(port) = lost.recv().await {
+                grpc::restore(&service, port).await;
+            }
+        }
+    };
     let server = async {
         tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .add_service(DpdKironcoreServer::new(service))
+            .max_concurrent_streams(STREAMS_MAX)
+            .add_service(DpdKironcoreServer::from_arc(service))
             .add_service(HealthServer::new(Health(health)))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping)
             .await
@@ -311,6 +331,8 @@ pub async fn serve(
     };
     tokio::select! {
         result = server => result,
+        // Ends only with the packet thread.
+        () = restoring => Ok(()),
         () = deadline => Ok(()),
     }
 }

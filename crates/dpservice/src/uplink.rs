@@ -22,8 +22,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How long after a notification the look is taken: they come in bunches.
-const SETTLE: Duration = Duration::from_millis(10);
+/// How long after a notification the look is taken: they come in bunches, most of them about machine devices.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Interval of looks while a next hop is missing.
 const UNRESOLVED_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of looks otherwise.

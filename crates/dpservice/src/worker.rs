@@ -21,6 +21,9 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Periodic packets per tick at most: three for each of 126 machines, with room to spare.
 const PERIODIC_MAX: usize = 1024;
 
+/// Ports whose device disappeared and which nobody has looked at yet; more than a host has ports.
+pub const LOST_MAX: usize = 256;
+
 type Job = Box<dyn FnOnce(&mut Plane) + Send>;
 
 /// The packet thread has ended.
@@ -76,6 +79,7 @@ pub struct Plane {
     poller: Poller,
     packets: Vec<PacketBuf>,
     counters: Counters,
+    lost: mpsc::Sender<PortId>,
     origin: std::time::Instant,
 }
 
@@ -94,11 +98,17 @@ impl std::fmt::Debug for Plane {
 }
 
 impl Plane {
-    /// A plane for `engine` with `ports` ports, none of which has a driver yet. `frame_max` is the largest frame, in bytes.
+    /// A plane for `engine` with `ports` ports, none of which has a driver yet. `frame_max` is the largest frame, in bytes. Ports whose
+    /// device disappears are told to `lost`.
     ///
     /// # Errors
     /// If the process has no file descriptor left.
-    pub fn new(engine: Engine, ports: usize, frame_max: usize) -> io::Result<Plane> {
+    pub fn new(
+        engine: Engine,
+        ports: usize,
+        frame_max: usize,
+        lost: mpsc::Sender<PortId>,
+    ) -> io::Result<Plane> {
         let worker = engine.worker();
         let frame_max = frame_max.max(PacketBuf::FRAME_MAX);
         Ok(Plane {
@@ -110,6 +120,7 @@ impl Plane {
                 .map(|_| PacketBuf::with_frame_max(frame_max))
                 .collect(),
             counters: Counters::default(),
+            lost,
             origin: std::time::Instant::now(),
         })
     }
@@ -228,6 +239,8 @@ impl Plane {
                 port_id = port.0,
                 "Device disappeared"
             );
+            // Full means that the other side does not keep up; the interface stays without device until it is created anew.
+            let _ = self.lost.try_send(port);
         }
     }
 

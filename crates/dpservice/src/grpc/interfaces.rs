@@ -104,6 +104,36 @@ async fn close(driver: Option<Box<dyn Port>>) {
     }
 }
 
+/// Creates the device of a machine port anew after it disappeared: its namespace may have been deleted, but the interface stays until it
+/// is deleted here, and whoever runs the machine can fetch the device again. Uplinks are not this module's business.
+pub async fn restore(service: &Service, port: PortId) {
+    let Some(index) = port.0.checked_sub(service.machine_ports_start) else {
+        return;
+    };
+    let find = |plane: &mut Plane, port| {
+        plane
+            .engine
+            .interface_at(port)
+            .map(|interface| interface.spec.id.clone())
+    };
+    let Ok(Some(id)) = service.worker.call(move |plane| find(plane, port)).await else {
+        return;
+    };
+    match attach(service, &id, port, index).await {
+        Ok(Ok(())) => tracing::info!(interface_id = id, port_id = port.0, "Device restored"),
+        Ok(Err(error)) => {
+            tracing::warn!(
+                interface_id = id,
+                port_id = port.0,
+                error,
+                "Cannot restore device"
+            );
+        }
+        // The packet thread has ended: so will this process.
+        Err(_) => {}
+    }
+}
+
 fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) -> Option<Box<dyn Port>> {
     if plane
         .engine

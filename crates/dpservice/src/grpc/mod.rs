@@ -12,6 +12,7 @@ mod routes;
 mod server;
 
 pub use health::{Health, Serving};
+pub use interfaces::restore;
 
 use crate::devices::Devices;
 use crate::worker::{Handle, Stopped};
@@ -23,6 +24,7 @@ use proto::dpdk::{
 };
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Full name of the service.
 pub const SERVICE: &str = proto::dpdk::dpd_kironcore_server::SERVICE_NAME;
@@ -41,6 +43,8 @@ pub struct Service {
     pub uuid: String,
     /// Whether ListRoutes reports IPv6 routes.
     pub list_ipv6_routes: bool,
+    /// Initialize has succeeded; it never becomes false again.
+    pub initialized: AtomicBool,
 }
 
 /// Why a request was not carried out.
@@ -89,14 +93,11 @@ fn refusal(value: u32) -> Status {
 }
 
 impl Service {
-    async fn require_initialized(&self) -> Result<(), Failure> {
-        match self
-            .worker
-            .call(|plane| plane.engine.is_initialized())
-            .await?
-        {
-            true => Ok(()),
-            false => Err(Failure::NotInitialized),
+    fn require_initialized(&self) -> Result<(), Failure> {
+        if self.initialized.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(Failure::NotInitialized)
         }
     }
 }
@@ -109,6 +110,7 @@ async fn initialize(
         .worker
         .call(|plane| plane.engine.initialize())
         .await?;
+    service.initialized.store(true, Ordering::Release);
     Ok(InitializeResponse {
         status: None,
         uuid: service.uuid.clone(),

@@ -83,7 +83,7 @@ macro_rules! service {
                 &self,
                 request: Request<dpdk::$request>,
             ) -> Result<Response<dpdk::$reply>, tonic::Status> {
-                let outcome = match self.require_initialized().await {
+                let outcome = match self.require_initialized() {
                     Ok(()) => $handler(self, request.into_inner()).await,
                     Err(failure) => Err(failure),
                 };

@@ -83,7 +83,8 @@ impl Server {
             ipv6_overlay: true,
             ..EngineConfig::new(HOST, ports)
         };
-        let (worker, _thread) = service::start_worker(&config, vec![Box::new(uplink)]).unwrap();
+        let (worker, _thread, lost) =
+            service::start_worker(&config, vec![Box::new(uplink)]).unwrap();
         worker
             .call(|plane| {
                 plane
@@ -99,7 +100,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(service::serve(service, listener, shutdown.clone()));
+        tasks.spawn(service::serve(service, lost, listener, shutdown.clone()));
         Server {
             address,
             devices,
