@@ -80,8 +80,11 @@ pub fn remove(topology: &Topology) -> Result<()> {
         }
         ip(&["netns", "del", &namespace])?;
     }
-    if ip_output(&["-o", "link", "show", &topology.host_device()]).is_ok() {
-        ip(&["link", "del", &topology.host_device()])?;
+    // It vanishes with its peer's namespace, but only some time after the namespace is deleted.
+    if let Err(err) = ip(&["link", "del", &topology.host_device()])
+        && ip_output(&["-o", "link", "show", &topology.host_device()]).is_ok()
+    {
+        return Err(err);
     }
     Ok(())
 }

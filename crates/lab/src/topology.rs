@@ -208,7 +208,7 @@ impl Topology {
     pub fn underlay_batches(&self) -> Vec<(String, Vec<String>)> {
         let mut batches = Vec::new();
         for i in 1..=self.hypervisors {
-            let mut lines = vec![format!("addr add {}/128 dev lo", self.underlay_address(i))];
+            let mut lines = vec![format!("addr add {}/128 dev lo nodad", self.underlay_address(i))];
             let mut hops = String::new();
             for j in 1..=self.routers {
                 let device = format!("pf{}", j - 1);
@@ -222,7 +222,7 @@ impl Topology {
             batches.push((self.netns(&format!("hv{i}")), lines));
         }
         for j in 1..=self.routers {
-            let mut lines = vec![format!("addr add {}/128 dev lo", self.router_address(j))];
+            let mut lines = vec![format!("addr add {}/128 dev lo nodad", self.router_address(j))];
             for i in 1..=self.hypervisors {
                 lines.push(format!("neigh replace fe80::{i:x} lladdr {} dev hv{i} nud permanent", self.mac(2, i, j)));
                 lines.push(format!("route add fd4c:{:x}:{i:x}::/64 via fe80::{i:x} dev hv{i} src {}", self.id, self.router_address(j)));
