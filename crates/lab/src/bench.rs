@@ -32,7 +32,14 @@ pub struct BenchArgs {
 /// # Errors
 /// The region did not come up or an object did not become ready.
 pub async fn bench(args: &BenchArgs) -> Result<()> {
-    let up = UpArgs { name: Name { name: args.name.clone() }, hypervisors: 2, routers: 2, state: None };
+    let up = UpArgs {
+        name: Name {
+            name: args.name.clone(),
+        },
+        hypervisors: 2,
+        routers: 2,
+        state: None,
+    };
     let region = demo::start(&up).await?;
     let result = measure(&region, args).await;
     if !args.keep {
@@ -44,9 +51,15 @@ pub async fn bench(args: &BenchArgs) -> Result<()> {
 async fn measure(region: &Region, args: &BenchArgs) -> Result<()> {
     let network = json!({"apiVersion": NETWORK.api_version, "kind": "Network", "metadata": {"name": "bench"}});
     client::apply(&region.client, &network.to_string()).await?;
-    client::wait(&region.client, NETWORK, "default", 1, LIMIT, |o| has_state(o, "Available")).await?;
+    client::wait(&region.client, NETWORK, "default", 1, LIMIT, |o| {
+        has_state(o, "Available")
+    })
+    .await?;
     client::apply(&region.client, &machine(0, Some("hv1")).to_string()).await?;
-    client::wait(&region.client, MACHINE, "default", 1, LIMIT, |o| has_state(o, "Running")).await?;
+    client::wait(&region.client, MACHINE, "default", 1, LIMIT, |o| {
+        has_state(o, "Running")
+    })
+    .await?;
     singles(region, args.singles).await?;
     many(region, 1 + args.singles, args.many).await?;
     memory(region)
@@ -81,12 +94,23 @@ async fn singles(region: &Region, count: u32) -> Result<()> {
         let begun = Instant::now();
         let pool = if n % 2 == 0 { "hv1" } else { "hv2" };
         client::apply(&region.client, &machine(n, Some(pool)).to_string()).await?;
-        probe::first_reply(&observer, &ipv4(n), LIMIT).await.with_context(|| format!("machine m{n}"))?;
+        probe::first_reply(&observer, &ipv4(n), LIMIT)
+            .await
+            .with_context(|| format!("machine m{n}"))?;
         times.push(begun.elapsed());
     }
     times.sort_unstable();
-    let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1))).map_or(0, Duration::as_millis);
-    say(&format!("apply to first ping, one more machine, {count} times: median {} ms, p90 {} ms, worst {} ms", at(50), at(90), at(100)));
+    let at = |percent: usize| {
+        times
+            .get((times.len() * percent / 100).min(times.len().saturating_sub(1)))
+            .map_or(0, Duration::as_millis)
+    };
+    say(&format!(
+        "apply to first ping, one more machine, {count} times: median {} ms, p90 {} ms, worst {} ms",
+        at(50),
+        at(90),
+        at(100)
+    ));
     Ok(())
 }
 
@@ -99,16 +123,29 @@ async fn many(region: &Region, first: u32, count: u32) -> Result<()> {
     for n in first..first + count {
         let client = region.client.clone();
         let pool = if n % 2 == 0 { "hv1" } else { "hv2" };
-        requests.spawn(async move { client::apply(&client, &machine(n, Some(pool)).to_string()).await });
+        requests.spawn(
+            async move { client::apply(&client, &machine(n, Some(pool)).to_string()).await },
+        );
     }
     while let Some(done) = requests.join_next().await {
         done??;
     }
     let accepted = begun.elapsed();
     let all = usize::try_from(first + count)?;
-    client::wait(&region.client, NETWORK_INTERFACE, "default", all, LIMIT, |o| has_state(o, "Available")).await?;
+    client::wait(
+        &region.client,
+        NETWORK_INTERFACE,
+        "default",
+        all,
+        LIMIT,
+        |o| has_state(o, "Available"),
+    )
+    .await?;
     let ready = begun.elapsed();
-    client::wait(&region.client, MACHINE, "default", all, LIMIT, |o| has_state(o, "Running")).await?;
+    client::wait(&region.client, MACHINE, "default", all, LIMIT, |o| {
+        has_state(o, "Running")
+    })
+    .await?;
     say(&format!(
         "{count} machines at once: accepted after {} ms, all NetworkInterfaces Available after {} ms ({:.0}/s), all Machines Running after {} ms",
         accepted.as_millis(),
@@ -121,30 +158,56 @@ async fn many(region: &Region, first: u32, count: u32) -> Result<()> {
 
 /// All pairs of every tenth machine.
 async fn sample(region: &Region, first: u32, count: u32) -> Result<()> {
-    let chosen: Vec<u32> = (first..first + count).step_by(usize::try_from((count / 10).max(1))?).collect();
+    let chosen: Vec<u32> = (first..first + count)
+        .step_by(usize::try_from((count / 10).max(1))?)
+        .collect();
     let mut pairs = 0;
     for from in &chosen {
         let netns = machines::netns(&region.record, &format!("m{from}"))?;
         for to in chosen.iter().filter(|to| *to != from) {
-            probe::first_reply(&netns, &ipv4(*to), Duration::from_secs(5)).await.with_context(|| format!("m{from} -> m{to}"))?;
+            probe::first_reply(&netns, &ipv4(*to), Duration::from_secs(5))
+                .await
+                .with_context(|| format!("m{from} -> m{to}"))?;
             pairs += 1;
         }
     }
-    say(&format!("all {pairs} ordered pairs of {} sampled machines reach each other", chosen.len()));
+    say(&format!(
+        "all {pairs} ordered pairs of {} sampled machines reach each other",
+        chosen.len()
+    ));
     Ok(())
 }
 
 fn memory(region: &Region) -> Result<()> {
     say(&format!("{:<22} {:>10} {:>12}", "PART", "RSS MiB", "CPU s"));
     for part in state::read_status(&region.record.state)?.parts.values() {
-        let Some(pid) = part.pid else { bail!("{} is not running", part.name) };
+        let Some(pid) = part.pid else {
+            bail!("{} is not running", part.name)
+        };
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss: f64 = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0.0);
+        let rss: f64 = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .and_then(|l| l.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0.0);
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // Fields 14 and 15 (user and system ticks of 10 ms), counted after the command name in parentheses.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks: f64 = [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<f64>().ok()).sum();
-        say(&format!("{:<22} {:>10.1} {:>12.2}", part.name, rss / 1024.0, ticks / 100.0));
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let ticks: f64 = [11, 12]
+            .iter()
+            .filter_map(|i| fields.get(*i)?.parse::<f64>().ok())
+            .sum();
+        say(&format!(
+            "{:<22} {:>10.1} {:>12.2}",
+            part.name,
+            rss / 1024.0,
+            ticks / 100.0
+        ));
     }
     Ok(())
 }

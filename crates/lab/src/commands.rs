@@ -29,7 +29,10 @@ pub fn status(name: Option<&str>, output: Output) -> Result<ExitCode> {
             let supervised = state::is_locked(&r.state);
             let mut status = state::read_status(&r.state).unwrap_or_default();
             if !supervised {
-                status.parts.values_mut().for_each(|p| (p.state, p.pid) = (PartState::Stopped, None));
+                status
+                    .parts
+                    .values_mut()
+                    .for_each(|p| (p.state, p.pid) = (PartState::Stopped, None));
             }
             (r, supervised, status)
         })
@@ -37,10 +40,18 @@ pub fn status(name: Option<&str>, output: Output) -> Result<ExitCode> {
     match output {
         Output::Json => print_json(&labs)?,
         Output::Table if labs.is_empty() => say("no lab is up; start one with: openkcm lab up"),
-        Output::Table => labs.iter().for_each(|(record, supervised, status)| print_table(record, *supervised, status)),
+        Output::Table => labs
+            .iter()
+            .for_each(|(record, supervised, status)| print_table(record, *supervised, status)),
     }
-    let healthy = labs.iter().all(|(_, supervised, s)| *supervised && s.parts.values().all(|p| p.state == PartState::Running));
-    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let healthy = labs.iter().all(|(_, supervised, s)| {
+        *supervised && s.parts.values().all(|p| p.state == PartState::Running)
+    });
+    Ok(if healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn print_json(labs: &[(Record, bool, LabStatus)]) -> Result<()> {
@@ -60,27 +71,53 @@ fn print_json(labs: &[(Record, bool, LabStatus)]) -> Result<()> {
             })
         })
         .collect();
-    say(&serde_json::to_string_pretty(&serde_json::json!({ "labs": labs }))?);
+    say(&serde_json::to_string_pretty(
+        &serde_json::json!({ "labs": labs }),
+    )?);
     Ok(())
 }
 
 fn print_table(record: &Record, supervised: bool, status: &LabStatus) {
-    let supervisor = if supervised { "running" } else { "NOT RUNNING; clean up with: openkcm lab down" };
-    say(&format!("lab {}: {} hypervisors, {} routers, supervisor {supervisor}", record.name, record.hypervisors, record.routers));
-    say(&format!("  {:<22} {:<11} {:>8} {:>9} {:>8}  LAST EXIT", "PART", "STATE", "PID", "RESTARTS", "UP"));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let supervisor = if supervised {
+        "running"
+    } else {
+        "NOT RUNNING; clean up with: openkcm lab down"
+    };
+    say(&format!(
+        "lab {}: {} hypervisors, {} routers, supervisor {supervisor}",
+        record.name, record.hypervisors, record.routers
+    ));
+    say(&format!(
+        "  {:<22} {:<11} {:>8} {:>9} {:>8}  LAST EXIT",
+        "PART", "STATE", "PID", "RESTARTS", "UP"
+    ));
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     for p in status.parts.values() {
         let pid = p.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-        let up = if p.pid.is_some() { format!("{} s", now.saturating_sub(p.started_at)) } else { "-".into() };
+        let up = if p.pid.is_some() {
+            format!("{} s", now.saturating_sub(p.started_at))
+        } else {
+            "-".into()
+        };
         let state = format!("{:?}", p.state);
-        say(&format!("  {:<22} {state:<11} {pid:>8} {:>9} {up:>8}  {}", p.name, p.restarts, p.last_exit.as_deref().unwrap_or("-")));
+        say(&format!(
+            "  {:<22} {state:<11} {pid:>8} {:>9} {up:>8}  {}",
+            p.name,
+            p.restarts,
+            p.last_exit.as_deref().unwrap_or("-")
+        ));
     }
 }
 
 /// # Errors
 /// No such lab.
 pub fn kubeconfig(name: &str) -> Result<()> {
-    say(&up::layout(&state::find(name)?)?.admin_kubeconfig().display().to_string());
+    say(&up::layout(&state::find(name)?)?
+        .admin_kubeconfig()
+        .display()
+        .to_string());
     Ok(())
 }
 
@@ -104,7 +141,10 @@ pub fn capture(name: &str, target: &str, tcpdump: &[String]) -> Result<ExitCode>
     } else {
         machines::netns(&record, target)?
     };
-    let err = network::inside(&netns, "tcpdump").args(["-n", "-l", "-i", "any"]).args(tcpdump).exec();
+    let err = network::inside(&netns, "tcpdump")
+        .args(["-n", "-l", "-i", "any"])
+        .args(tcpdump)
+        .exec();
     Err(err).context("cannot run tcpdump (package tcpdump)")
 }
 
@@ -128,7 +168,11 @@ fn known(record: &Record, part: &str) -> Result<PartStatus> {
         Some(p) => Ok(p.clone()),
         None => {
             let names: Vec<&str> = status.parts.keys().map(String::as_str).collect();
-            bail!("lab {} has no part {part:?}; its parts are: {}", record.name, names.join(", "))
+            bail!(
+                "lab {} has no part {part:?}; its parts are: {}",
+                record.name,
+                names.join(", ")
+            )
         }
     }
 }
@@ -139,10 +183,19 @@ pub fn kill(name: &str, part: &str, signal: &str) -> Result<()> {
     let record = state::find(name)?;
     let status = known(&record, part)?;
     let upper = signal.to_ascii_uppercase();
-    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    let signal = Signal::from_str(&full).map_err(|_| anyhow::anyhow!("--signal {signal:?}: no such signal; use KILL, TERM, STOP, CONT, HUP …"))?;
-    let Some(pid) = status.pid else { bail!("{part} is not running right now; see: openkcm lab status") };
-    send(Pid::from_raw(pid), signal).with_context(|| format!("cannot signal {part} (pid {pid})"))?;
+    let full = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    let signal = Signal::from_str(&full).map_err(|_| {
+        anyhow::anyhow!("--signal {signal:?}: no such signal; use KILL, TERM, STOP, CONT, HUP …")
+    })?;
+    let Some(pid) = status.pid else {
+        bail!("{part} is not running right now; see: openkcm lab status")
+    };
+    send(Pid::from_raw(pid), signal)
+        .with_context(|| format!("cannot signal {part} (pid {pid})"))?;
     say(&format!("sent {signal} to {part} (pid {pid})"));
     Ok(())
 }
@@ -201,7 +254,10 @@ fn stop_supervisor(record: &Record) -> Result<()> {
 }
 
 /// Between two looks at the lock file of a process that is not our child.
-#[expect(clippy::disallowed_methods, reason = "synchronous command that polls a file lock; there is no event to wait for")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "synchronous command that polls a file lock; there is no event to wait for"
+)]
 fn wait_a_little() {
     std::thread::sleep(Duration::from_millis(20));
 }

@@ -140,14 +140,24 @@ pub enum Output {
 /// # Errors
 /// What the command could not do and what to do about it.
 pub fn main(args: Args) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let ok = |result: Result<()>| result.map(|()| ExitCode::SUCCESS);
     match args.command {
         Command::Up(args) => ok(runtime.block_on(up::up(&args)).map(drop)),
         Command::Status { name, output } => commands::status(name.as_deref(), output),
         Command::Kubeconfig { name } => ok(commands::kubeconfig(&name.name)),
-        Command::Exec { name, machine, command } => commands::exec(&name.name, &machine, &command),
-        Command::Capture { name, target, tcpdump } => commands::capture(&name.name, &target, &tcpdump),
+        Command::Exec {
+            name,
+            machine,
+            command,
+        } => commands::exec(&name.name, &machine, &command),
+        Command::Capture {
+            name,
+            target,
+            tcpdump,
+        } => commands::capture(&name.name, &target, &tcpdump),
         Command::Logs { name, part, follow } => commands::logs(&name.name, &part, follow),
         Command::Kill { name, part, signal } => ok(commands::kill(&name.name, &part, &signal)),
         Command::Down { name, keep_state } => ok(commands::down(&name.name, keep_state)),

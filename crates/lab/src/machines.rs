@@ -22,6 +22,13 @@ pub fn netns(record: &Record, name: &str) -> Result<String> {
         }
     }
     known.sort();
-    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-    bail!("lab {} runs no machine {namespace}/{short}; it runs: {known}", record.name)
+    let known = if known.is_empty() {
+        "none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    bail!(
+        "lab {} runs no machine {namespace}/{short}; it runs: {known}",
+        record.name
+    )
 }

@@ -12,12 +12,23 @@ use crate::topology::{End, Link, Topology};
 /// iproute2 is missing or refuses a command; its own message is part of the error.
 pub fn create(topology: &Topology) -> Result<()> {
     remove(topology)?;
-    let namespaces: Vec<String> = topology.netns_all().iter().map(|n| format!("netns add {n}")).collect();
+    let namespaces: Vec<String> = topology
+        .netns_all()
+        .iter()
+        .map(|n| format!("netns add {n}"))
+        .collect();
     batch(None, &namespaces)?;
     for namespace in topology.netns_all() {
         prepare(topology, &namespace)?;
     }
-    batch(Some(&topology.netns("mgmt")), &["link add br0 type bridge".into(), "link set br0 up".into(), topology.api_address_line()])?;
+    batch(
+        Some(&topology.netns("mgmt")),
+        &[
+            "link add br0 type bridge".into(),
+            "link set br0 up".into(),
+            topology.api_address_line(),
+        ],
+    )?;
     for link in topology.links() {
         create_link(&link)?;
     }
@@ -30,11 +41,23 @@ pub fn create(topology: &Topology) -> Result<()> {
 /// Loopback up, no duplicate address detection (every address is ours alone), forwarding only on routers.
 fn prepare(topology: &Topology, namespace: &str) -> Result<()> {
     batch(Some(namespace), &["link set lo up".into()])?;
-    let mut settings = vec!["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.default.accept_ra=0"];
-    if topology.router_names().any(|r| topology.netns(&r) == namespace) {
+    let mut settings = vec![
+        "net.ipv6.conf.all.accept_dad=0",
+        "net.ipv6.conf.default.accept_dad=0",
+        "net.ipv6.conf.default.accept_ra=0",
+    ];
+    if topology
+        .router_names()
+        .any(|r| topology.netns(&r) == namespace)
+    {
         settings.push("net.ipv6.conf.all.forwarding=1");
     }
-    let status = inside(namespace, "sysctl").arg("-q").arg("-w").args(settings).stdin(Stdio::null()).status();
+    let status = inside(namespace, "sysctl")
+        .arg("-q")
+        .arg("-w")
+        .args(settings)
+        .stdin(Stdio::null())
+        .status();
     match status.context("cannot run sysctl (package procps)")? {
         s if s.success() => Ok(()),
         s => bail!("sysctl in namespace {namespace} failed: {s}"),
@@ -58,7 +81,11 @@ fn create_link(link: &Link) -> Result<()> {
     );
     batch(None, &[line])?;
     for end in [&link.left, &link.right] {
-        let mut lines: Vec<String> = end.addresses.iter().map(|a| format!("addr add {a} dev {} nodad", end.name)).collect();
+        let mut lines: Vec<String> = end
+            .addresses
+            .iter()
+            .map(|a| format!("addr add {a} dev {} nodad", end.name))
+            .collect();
         if let Some(bridge) = end.bridge {
             lines.push(format!("link set {} master {bridge}", end.name));
         }
@@ -76,7 +103,10 @@ pub fn remove(topology: &Topology) -> Result<()> {
     for namespace in existing(topology)? {
         for pid in pids(&namespace)? {
             // The process may have ended since it was listed; that is the goal anyway.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
         }
         ip(&["netns", "del", &namespace])?;
     }
@@ -95,23 +125,38 @@ pub fn remove(topology: &Topology) -> Result<()> {
 /// iproute2 is missing.
 pub fn existing(topology: &Topology) -> Result<Vec<String>> {
     let listed = ip_output(&["netns", "list"])?;
-    let names: Vec<&str> = listed.lines().filter_map(|l| l.split_whitespace().next()).collect();
-    let machines = names.iter().filter(|n| n.starts_with(&topology.machine_netns_prefix())).map(|n| (*n).to_owned());
+    let names: Vec<&str> = listed
+        .lines()
+        .filter_map(|l| l.split_whitespace().next())
+        .collect();
+    let machines = names
+        .iter()
+        .filter(|n| n.starts_with(&topology.machine_netns_prefix()))
+        .map(|n| (*n).to_owned());
     let own = topology.netns_all();
-    let parts = names.iter().filter(|n| own.iter().any(|o| o == *n)).map(|n| (*n).to_owned());
+    let parts = names
+        .iter()
+        .filter(|n| own.iter().any(|o| o == *n))
+        .map(|n| (*n).to_owned());
     Ok(machines.chain(parts).collect())
 }
 
 fn pids(namespace: &str) -> Result<Vec<i32>> {
     let out = ip_output(&["netns", "pids", namespace])?;
-    Ok(out.split_whitespace().filter_map(|p| p.parse().ok()).collect())
+    Ok(out
+        .split_whitespace()
+        .filter_map(|p| p.parse().ok())
+        .collect())
 }
 
 /// A command that runs inside a namespace. `nsenter` and not `ip netns exec`, because the latter also makes a private mount
 /// namespace, in which a machine's namespace created by a provider would stay invisible to everybody else.
 pub fn inside(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(program);
+    command
+        .arg(format!("--net=/run/netns/{namespace}"))
+        .arg("--")
+        .arg(program);
     command
 }
 
@@ -136,7 +181,12 @@ fn batch(namespace: Option<&str>, lines: &[String]) -> Result<()> {
     if out.status.success() {
         return Ok(());
     }
-    bail!("ip -batch failed{}: {}\n{}", namespace.map(|n| format!(" in {n}")).unwrap_or_default(), String::from_utf8_lossy(&out.stderr).trim(), lines.join("\n"))
+    bail!(
+        "ip -batch failed{}: {}\n{}",
+        namespace.map(|n| format!(" in {n}")).unwrap_or_default(),
+        String::from_utf8_lossy(&out.stderr).trim(),
+        lines.join("\n")
+    )
 }
 
 fn ip(args: &[&str]) -> Result<()> {
@@ -144,9 +194,17 @@ fn ip(args: &[&str]) -> Result<()> {
 }
 
 fn ip_output(args: &[&str]) -> Result<String> {
-    let out = Command::new("ip").args(args).stdin(Stdio::null()).output().context("cannot run ip (package iproute2)")?;
+    let out = Command::new("ip")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run ip (package iproute2)")?;
     if !out.status.success() {
-        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }

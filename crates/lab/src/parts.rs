@@ -34,7 +34,9 @@ pub struct Layout {
 
 impl Layout {
     pub fn kubeconfig(&self, identity: &str) -> PathBuf {
-        self.state.join("kubeconfig").join(format!("{identity}.yaml"))
+        self.state
+            .join("kubeconfig")
+            .join(format!("{identity}.yaml"))
     }
 
     pub fn admin_kubeconfig(&self) -> PathBuf {
@@ -67,17 +69,48 @@ pub struct Identity {
 }
 
 pub fn identities(topology: &Topology) -> Vec<Identity> {
-    let id = |file: String, common_name: String, organization: &str| Identity { file, common_name, organization: organization.to_owned() };
+    let id = |file: String, common_name: String, organization: &str| Identity {
+        file,
+        common_name,
+        organization: organization.to_owned(),
+    };
     let mut all = vec![
         id("admin".into(), "openkcm:admin".into(), "system:masters"),
-        id("controller-manager".into(), "openkcm:system:controller-manager".into(), "openkcm:system:controllers"),
-        id("apinetlet".into(), format!("apinet.openkcm.dev:system:apinetlet:{APINET_NAMESPACE}"), "apinet.openkcm.dev:system:apinetlets"),
-        id("metalnetlet".into(), format!("apinet.openkcm.dev:system:metalnetlet:{}", topology.name), "apinet.openkcm.dev:system:metalnetlets"),
+        id(
+            "controller-manager".into(),
+            "openkcm:system:controller-manager".into(),
+            "openkcm:system:controllers",
+        ),
+        id(
+            "apinetlet".into(),
+            format!("apinet.openkcm.dev:system:apinetlet:{APINET_NAMESPACE}"),
+            "apinet.openkcm.dev:system:apinetlets",
+        ),
+        id(
+            "metalnetlet".into(),
+            format!("apinet.openkcm.dev:system:metalnetlet:{}", topology.name),
+            "apinet.openkcm.dev:system:metalnetlets",
+        ),
     ];
     for hv in topology.hypervisor_names() {
-        all.push(id(format!("metalnet-{hv}"), format!("networking.metalnet.openkcm.dev:system:metalnet:{hv}"), "networking.metalnet.openkcm.dev:system:metalnets"));
-        all.push(id(format!("machinepoollet-{hv}"), format!("compute.openkcm.dev:system:machinepool:{hv}"), "compute.openkcm.dev:system:machinepools"));
-        all.push(id(format!("provider-{hv}"), format!("networking.openkcm.dev:system:networkplugin:{}.{hv}", topology.name), "networking.openkcm.dev:system:networkplugins"));
+        all.push(id(
+            format!("metalnet-{hv}"),
+            format!("networking.metalnet.openkcm.dev:system:metalnet:{hv}"),
+            "networking.metalnet.openkcm.dev:system:metalnets",
+        ));
+        all.push(id(
+            format!("machinepoollet-{hv}"),
+            format!("compute.openkcm.dev:system:machinepool:{hv}"),
+            "compute.openkcm.dev:system:machinepools",
+        ));
+        all.push(id(
+            format!("provider-{hv}"),
+            format!(
+                "networking.openkcm.dev:system:networkplugin:{}.{hv}",
+                topology.name
+            ),
+            "networking.openkcm.dev:system:networkplugins",
+        ));
     }
     all
 }
@@ -109,7 +142,11 @@ pub fn parts(topology: &Topology, layout: &Layout) -> Vec<Part> {
 }
 
 fn management(topology: &Topology, layout: &Layout) -> Vec<Part> {
-    let part = |name: &str, args: Vec<String>| Part { name: name.to_owned(), netns: topology.netns("mgmt"), argv: argv(&layout.openkcm, args) };
+    let part = |name: &str, args: Vec<String>| Part {
+        name: name.to_owned(),
+        netns: topology.netns("mgmt"),
+        argv: argv(&layout.openkcm, args),
+    };
     let kubeconfig = |identity: &str| path(&layout.kubeconfig(identity));
     vec![
         part(
@@ -128,7 +165,14 @@ fn management(topology: &Topology, layout: &Layout) -> Vec<Part> {
                 "198.51.100.0/24,2001:db8:100::/64".into(),
             ],
         ),
-        part("controller-manager", vec!["controller-manager".into(), "--kubeconfig".into(), kubeconfig("controller-manager")]),
+        part(
+            "controller-manager",
+            vec![
+                "controller-manager".into(),
+                "--kubeconfig".into(),
+                kubeconfig("controller-manager"),
+            ],
+        ),
         part(
             "apinetlet",
             vec![
@@ -162,7 +206,11 @@ fn hypervisor(topology: &Topology, layout: &Layout, i: u8) -> Vec<Part> {
     let hv = format!("hv{i}");
     let netns = topology.netns(&hv);
     let socket = layout.state.join(&hv).join("machine-runtime.sock");
-    let part = |name: &str, argv: Vec<String>| Part { name: format!("{name}-{hv}"), netns: netns.clone(), argv };
+    let part = |name: &str, argv: Vec<String>| Part {
+        name: format!("{name}-{hv}"),
+        netns: netns.clone(),
+        argv,
+    };
     let mut dpservice: Vec<String> = vec!["--pf0".into(), "pf0".into()];
     if topology.routers > 1 {
         dpservice.extend(["--pf1".into(), "pf1".into()]);
@@ -210,7 +258,10 @@ fn hypervisor(topology: &Topology, layout: &Layout, i: u8) -> Vec<Part> {
     .map(str::to_owned)
     .to_vec();
     for j in 1..=topology.routers {
-        metalnet.extend(["--metalbond-peer".into(), format!("[{}]:{METALBOND_PORT}", topology.router_address(j))]);
+        metalnet.extend([
+            "--metalbond-peer".into(),
+            format!("[{}]:{METALBOND_PORT}", topology.router_address(j)),
+        ]);
     }
     vec![
         part("dpservice", argv(&layout.dpservice, dpservice)),
@@ -272,7 +323,11 @@ mod tests {
     #[test]
     fn every_part_has_its_own_name_and_every_hypervisor_its_four() {
         let topology = Topology::new("x", 3, 2).unwrap();
-        let layout = Layout { state: "/s".into(), openkcm: "/b/openkcm".into(), dpservice: "/b/dpservice".into() };
+        let layout = Layout {
+            state: "/s".into(),
+            openkcm: "/b/openkcm".into(),
+            dpservice: "/b/dpservice".into(),
+        };
         let all = parts(&topology, &layout);
         let mut names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
         names.sort_unstable();

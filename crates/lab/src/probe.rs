@@ -45,12 +45,26 @@ fn command(netns: &str, program: &str) -> Command {
 /// ping is missing (package iputils-ping).
 pub fn start_ping(netns: &str, to: &str, count: u32, interval: Duration) -> Result<Ping> {
     let child = command(netns, "ping")
-        .args(["-n", "-D", "-W", "1", "-c", &count.to_string(), "-i", &format!("{:.3}", interval.as_secs_f64()), to])
+        .args([
+            "-n",
+            "-D",
+            "-W",
+            "1",
+            "-c",
+            &count.to_string(),
+            "-i",
+            &format!("{:.3}", interval.as_secs_f64()),
+            to,
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .context("cannot run ping (package iputils-ping)")?;
-    Ok(Ping { child, count, interval })
+    Ok(Ping {
+        child,
+        count,
+        interval,
+    })
 }
 
 impl Ping {
@@ -58,7 +72,11 @@ impl Ping {
     /// The process could not be waited for.
     pub async fn report(self) -> Result<PingReport> {
         let out = self.child.wait_with_output().await?;
-        Ok(parse_ping(&String::from_utf8_lossy(&out.stdout), self.count, self.interval))
+        Ok(parse_ping(
+            &String::from_utf8_lossy(&out.stdout),
+            self.count,
+            self.interval,
+        ))
     }
 }
 
@@ -68,10 +86,23 @@ fn parse_ping(text: &str, count: u32, interval: Duration) -> PingReport {
     let mut times = Vec::new();
     let mut sequences = Vec::new();
     let mut round_trips = Vec::new();
-    for line in text.lines().filter(|l| l.contains("bytes from") && !l.contains("DUP!")) {
-        let field = |key: &str| line.split(key).nth(1).and_then(|rest| rest.split_whitespace().next());
-        let stamp = line.strip_prefix('[').and_then(|l| l.split(']').next()).and_then(|t| t.parse::<f64>().ok());
-        if let (Some(stamp), Some(sequence)) = (stamp, field("icmp_seq=").and_then(|s| s.parse::<u32>().ok())) {
+    for line in text
+        .lines()
+        .filter(|l| l.contains("bytes from") && !l.contains("DUP!"))
+    {
+        let field = |key: &str| {
+            line.split(key)
+                .nth(1)
+                .and_then(|rest| rest.split_whitespace().next())
+        };
+        let stamp = line
+            .strip_prefix('[')
+            .and_then(|l| l.split(']').next())
+            .and_then(|t| t.parse::<f64>().ok());
+        if let (Some(stamp), Some(sequence)) = (
+            stamp,
+            field("icmp_seq=").and_then(|s| s.parse::<u32>().ok()),
+        ) {
             times.push(stamp);
             sequences.push(sequence);
             round_trips.extend(field("time=").and_then(|t| t.parse::<f64>().ok()));
@@ -79,8 +110,15 @@ fn parse_ping(text: &str, count: u32, interval: Duration) -> PingReport {
     }
     sequences.sort_unstable();
     sequences.dedup();
-    let widest = times.windows(2).map(|w| w.last().copied().unwrap_or_default() - w.first().copied().unwrap_or_default()).fold(0.0, f64::max);
-    let mean = if round_trips.is_empty() { 0.0 } else { round_trips.iter().sum::<f64>() / round_trips.len() as f64 };
+    let widest = times
+        .windows(2)
+        .map(|w| w.last().copied().unwrap_or_default() - w.first().copied().unwrap_or_default())
+        .fold(0.0, f64::max);
+    let mean = if round_trips.is_empty() {
+        0.0
+    } else {
+        round_trips.iter().sum::<f64>() / round_trips.len() as f64
+    };
     PingReport {
         sent: count,
         received: u32::try_from(sequences.len()).unwrap_or(u32::MAX),
@@ -96,7 +134,12 @@ fn parse_ping(text: &str, count: u32, interval: Duration) -> PingReport {
 pub async fn first_reply(netns: &str, to: &str, limit: Duration) -> Result<Duration> {
     let begun = std::time::Instant::now();
     while begun.elapsed() < limit {
-        let status = command(netns, "ping").args(["-n", "-q", "-c", "1", "-W", "0.1", to]).stdout(Stdio::null()).stderr(Stdio::null()).status().await?;
+        let status = command(netns, "ping")
+            .args(["-n", "-q", "-c", "1", "-W", "0.1", to])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .await?;
         if status.success() {
             return Ok(begun.elapsed());
         }
@@ -108,10 +151,18 @@ pub async fn first_reply(netns: &str, to: &str, limit: Duration) -> Result<Durat
 /// # Errors
 /// iperf3 is missing or got no connection.
 pub async fn throughput(server: &str, client: &str, address: &str, seconds: u32) -> Result<f64> {
-    let mut listening = command(server, "iperf3").args(["-s", "-1"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot run iperf3")?;
+    let mut listening = command(server, "iperf3")
+        .args(["-s", "-1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run iperf3")?;
     let mut last = String::new();
     for _ in 0..50 {
-        let out = command(client, "iperf3").args(["-c", address, "-t", &seconds.to_string(), "-J"]).output().await?;
+        let out = command(client, "iperf3")
+            .args(["-c", address, "-t", &seconds.to_string(), "-J"])
+            .output()
+            .await?;
         let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
         if let Some(bits) = report["end"]["sum_received"]["bits_per_second"].as_f64() {
             listening.wait().await?;
@@ -132,7 +183,10 @@ pub async fn capture_one(netns: &str, filter: &str, limit: Duration) -> Result<S
         .args(["-n", "-v", "-i", "any", "-c", "1", filter])
         .stderr(Stdio::null())
         .output();
-    let out = tokio::time::timeout(limit, running).await.context("no such packet seen")?.context("cannot run tcpdump")?;
+    let out = tokio::time::timeout(limit, running)
+        .await
+        .context("no such packet seen")?
+        .context("cannot run tcpdump")?;
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 

@@ -74,7 +74,10 @@ fn registry_file(name: &str) -> PathBuf {
 /// The registry cannot be written (it needs root).
 pub fn register(record: &Record) -> Result<()> {
     fs::create_dir_all(REGISTRY).with_context(|| format!("cannot create {REGISTRY}"))?;
-    replace(&registry_file(&record.name), &serde_json::to_vec_pretty(record)?)
+    replace(
+        &registry_file(&record.name),
+        &serde_json::to_vec_pretty(record)?,
+    )
 }
 
 /// # Errors
@@ -95,15 +98,28 @@ pub fn find(name: &str) -> Result<Record> {
         if names.is_empty() {
             bail!("no lab is up; start one with: openkcm lab up");
         }
-        bail!("no lab named {name:?} is up (there are: {}); choose one with --name", names.join(", "));
+        bail!(
+            "no lab named {name:?} is up (there are: {}); choose one with --name",
+            names.join(", ")
+        );
     };
-    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged; remove it and run: openkcm lab down --name {name}", file.display()))
+    serde_json::from_slice(&bytes).with_context(|| {
+        format!(
+            "{} is damaged; remove it and run: openkcm lab down --name {name}",
+            file.display()
+        )
+    })
 }
 
 pub fn list() -> Vec<Record> {
-    let Ok(entries) = fs::read_dir(REGISTRY) else { return Vec::new() };
-    let mut records: Vec<Record> =
-        entries.flatten().filter_map(|e| fs::read(e.path()).ok()).filter_map(|bytes| serde_json::from_slice(&bytes).ok()).collect();
+    let Ok(entries) = fs::read_dir(REGISTRY) else {
+        return Vec::new();
+    };
+    let mut records: Vec<Record> = entries
+        .flatten()
+        .filter_map(|e| fs::read(e.path()).ok())
+        .filter_map(|bytes| serde_json::from_slice(&bytes).ok())
+        .collect();
     records.sort_by(|a: &Record, b| a.name.cmp(&b.name));
     records
 }
@@ -113,10 +129,14 @@ pub fn list() -> Vec<Record> {
 /// # Errors
 /// Another supervisor holds it.
 pub fn lock(state: &Path) -> Result<File> {
-    let file = File::create(state.join("lock")).with_context(|| format!("cannot write to {}", state.display()))?;
+    let file = File::create(state.join("lock"))
+        .with_context(|| format!("cannot write to {}", state.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(_) => bail!("this lab is already up (its supervisor holds {}); see: openkcm lab status", state.join("lock").display()),
+        Err(_) => bail!(
+            "this lab is already up (its supervisor holds {}); see: openkcm lab status",
+            state.join("lock").display()
+        ),
     }
 }
 
@@ -125,7 +145,10 @@ pub fn is_locked(state: &Path) -> bool {
 }
 
 pub fn write_status(state: &Path, status: &LabStatus) -> Result<()> {
-    replace(&state.join("parts.json"), &serde_json::to_vec_pretty(status)?)
+    replace(
+        &state.join("parts.json"),
+        &serde_json::to_vec_pretty(status)?,
+    )
 }
 
 pub fn read_status(state: &Path) -> Result<LabStatus> {
@@ -136,5 +159,7 @@ pub fn read_status(state: &Path) -> Result<LabStatus> {
 
 fn replace(file: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = file.with_extension("new");
-    fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, file)).with_context(|| format!("cannot write {}", file.display()))
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, file))
+        .with_context(|| format!("cannot write {}", file.display()))
 }

@@ -60,14 +60,22 @@ pub async fn run(parts: Vec<Part>, layout: Layout) -> Result<()> {
         parts: parts.iter().map(|p| (p.name.clone(), initial(p))).collect(),
     };
     write_status(&layout.state, &status)?;
-    let board: Shared = Rc::new(RefCell::new(Board { status, state: layout.state.clone() }));
+    let board: Shared = Rc::new(RefCell::new(Board {
+        status,
+        state: layout.state.clone(),
+    }));
     let (stop, stopped) = watch::channel(false);
     let mut signals = Signals::new()?;
     LocalSet::new()
         .run_until(async move {
             let mut tasks = JoinSet::new();
             for part in parts {
-                tasks.spawn_local(keep(part, layout.clone(), Rc::clone(&board), stopped.clone()));
+                tasks.spawn_local(keep(
+                    part,
+                    layout.clone(),
+                    Rc::clone(&board),
+                    stopped.clone(),
+                ));
             }
             signals.wait().await;
             tracing::info!("stopping all parts");
@@ -80,7 +88,15 @@ pub async fn run(parts: Vec<Part>, layout: Layout) -> Result<()> {
 }
 
 fn initial(part: &Part) -> PartStatus {
-    PartStatus { name: part.name.clone(), state: PartState::Restarting, pid: None, restarts: 0, netns: part.netns.clone(), last_exit: None, started_at: 0 }
+    PartStatus {
+        name: part.name.clone(),
+        state: PartState::Restarting,
+        pid: None,
+        restarts: 0,
+        netns: part.netns.clone(),
+        last_exit: None,
+        started_at: 0,
+    }
 }
 
 /// Starts one part over and over until told to stop.
@@ -124,7 +140,11 @@ async fn keep(part: Part, layout: Layout, board: Shared, mut stopped: watch::Rec
 }
 
 fn start(part: &Part, layout: &Layout) -> Result<Child> {
-    let log = OpenOptions::new().create(true).append(true).open(layout.log(&part.name)).context("cannot open the log file")?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(layout.log(&part.name))
+        .context("cannot open the log file")?;
     Command::new("nsenter")
         .arg(format!("--net=/run/netns/{}", part.netns))
         .args(["--", "setpriv", "--pdeathsig", "KILL", "--"])
@@ -138,7 +158,9 @@ fn start(part: &Part, layout: &Layout) -> Result<Child> {
 }
 
 fn publish_started(board: &Shared, name: &str, pid: Option<u32>) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs());
     board.borrow_mut().update(name, |p| {
         p.state = PartState::Running;
         p.pid = pid.and_then(|pid| i32::try_from(pid).ok());
@@ -147,7 +169,9 @@ fn publish_started(board: &Shared, name: &str, pid: Option<u32>) {
 }
 
 async fn terminate(child: &mut Child) {
-    let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()) else { return };
+    let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()) else {
+        return;
+    };
     // ESRCH: it ended by itself in this moment; the wait below reaps it.
     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     if timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
@@ -175,7 +199,11 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn wait(&mut self) {

@@ -61,8 +61,15 @@ impl Topology {
     /// The name is not a DNS label of at most [`NAME_LEN_MAX`] characters, or a size is out of range.
     pub fn new(name: &str, hypervisors: u8, routers: u8) -> Result<Self> {
         let ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(ok) || name.starts_with('-') || name.ends_with('-') {
-            bail!("--name {name:?}: use 1 to {NAME_LEN_MAX} lower-case letters, digits and inner dashes");
+        if name.is_empty()
+            || name.len() > NAME_LEN_MAX
+            || !name.chars().all(ok)
+            || name.starts_with('-')
+            || name.ends_with('-')
+        {
+            bail!(
+                "--name {name:?}: use 1 to {NAME_LEN_MAX} lower-case letters, digits and inner dashes"
+            );
         }
         if hypervisors == 0 || hypervisors > HYPERVISORS_MAX {
             bail!("--hypervisors {hypervisors}: use 1 to {HYPERVISORS_MAX}");
@@ -72,7 +79,12 @@ impl Topology {
         }
         let digest = Sha256::digest(name.as_bytes());
         let id = u16::from_be_bytes([digest[0], digest[1]]);
-        Ok(Self { name: name.to_owned(), hypervisors, routers, id })
+        Ok(Self {
+            name: name.to_owned(),
+            hypervisors,
+            routers,
+            id,
+        })
     }
 
     pub fn hypervisor_names(&self) -> impl Iterator<Item = String> + use<> {
@@ -94,7 +106,9 @@ impl Topology {
     }
 
     pub fn netns_all(&self) -> Vec<String> {
-        let roles = std::iter::once("mgmt".to_owned()).chain(self.router_names()).chain(self.hypervisor_names());
+        let roles = std::iter::once("mgmt".to_owned())
+            .chain(self.router_names())
+            .chain(self.hypervisor_names());
         roles.map(|role| self.netns(&role)).collect()
     }
 
@@ -208,24 +222,48 @@ impl Topology {
     pub fn underlay_batches(&self) -> Vec<(String, Vec<String>)> {
         let mut batches = Vec::new();
         for i in 1..=self.hypervisors {
-            let mut lines = vec![format!("addr add {}/128 dev lo nodad", self.underlay_address(i))];
+            let mut lines = vec![format!(
+                "addr add {}/128 dev lo nodad",
+                self.underlay_address(i)
+            )];
             let mut hops = String::new();
             for j in 1..=self.routers {
                 let device = format!("pf{}", j - 1);
                 // dpservice takes its next hop from the neighbour entry that carries the router flag, like on a real fabric
                 // where a router advertisement sets it.
-                lines.push(format!("neigh replace fe80::ff:{j:x} lladdr {} dev {device} router nud permanent", self.router_mac(i, j)));
-                lines.push(format!("route add {}/128 via fe80::ff:{j:x} dev {device} src {}", self.router_address(j), self.underlay_address(i)));
+                lines.push(format!(
+                    "neigh replace fe80::ff:{j:x} lladdr {} dev {device} router nud permanent",
+                    self.router_mac(i, j)
+                ));
+                lines.push(format!(
+                    "route add {}/128 via fe80::ff:{j:x} dev {device} src {}",
+                    self.router_address(j),
+                    self.underlay_address(i)
+                ));
                 hops.push_str(&format!(" nexthop via fe80::ff:{j:x} dev {device}"));
             }
-            lines.push(format!("route add fd4c:{:x}::/32 src {}{hops}", self.id, self.underlay_address(i)));
+            lines.push(format!(
+                "route add fd4c:{:x}::/32 src {}{hops}",
+                self.id,
+                self.underlay_address(i)
+            ));
             batches.push((self.netns(&format!("hv{i}")), lines));
         }
         for j in 1..=self.routers {
-            let mut lines = vec![format!("addr add {}/128 dev lo nodad", self.router_address(j))];
+            let mut lines = vec![format!(
+                "addr add {}/128 dev lo nodad",
+                self.router_address(j)
+            )];
             for i in 1..=self.hypervisors {
-                lines.push(format!("neigh replace fe80::{i:x} lladdr {} dev hv{i} nud permanent", self.mac(2, i, j)));
-                lines.push(format!("route add fd4c:{:x}:{i:x}::/64 via fe80::{i:x} dev hv{i} src {}", self.id, self.router_address(j)));
+                lines.push(format!(
+                    "neigh replace fe80::{i:x} lladdr {} dev hv{i} nud permanent",
+                    self.mac(2, i, j)
+                ));
+                lines.push(format!(
+                    "route add fd4c:{:x}:{i:x}::/64 via fe80::{i:x} dev hv{i} src {}",
+                    self.id,
+                    self.router_address(j)
+                ));
             }
             batches.push((self.netns(&format!("r{j}")), lines));
         }
@@ -243,8 +281,19 @@ mod tests {
 
     #[test]
     fn names_and_sizes_out_of_range_are_refused() {
-        for (name, hypervisors, routers) in [("", 1, 1), ("Upper", 1, 1), ("-x", 1, 1), ("a", 0, 1), ("a", 65, 1), ("a", 1, 0), ("a", 1, 3)] {
-            assert!(Topology::new(name, hypervisors, routers).is_err(), "{name} {hypervisors} {routers}");
+        for (name, hypervisors, routers) in [
+            ("", 1, 1),
+            ("Upper", 1, 1),
+            ("-x", 1, 1),
+            ("a", 0, 1),
+            ("a", 65, 1),
+            ("a", 1, 0),
+            ("a", 1, 3),
+        ] {
+            assert!(
+                Topology::new(name, hypervisors, routers).is_err(),
+                "{name} {hypervisors} {routers}"
+            );
         }
     }
 
@@ -260,7 +309,11 @@ mod tests {
     #[test]
     fn device_names_fit_the_kernel_and_macs_are_unique() {
         let t = Topology::new("a-name-of-20-letters", 64, 2).unwrap();
-        let ends: Vec<End> = t.links().into_iter().flat_map(|l| [l.left, l.right]).collect();
+        let ends: Vec<End> = t
+            .links()
+            .into_iter()
+            .flat_map(|l| [l.left, l.right])
+            .collect();
         assert!(ends.iter().all(|e| e.name.len() <= 15));
         let mut macs: Vec<&String> = ends.iter().map(|e| &e.mac).collect();
         macs.sort();
@@ -274,6 +327,10 @@ mod tests {
         let batches = t.underlay_batches();
         let (_, hv1) = &batches[0];
         assert_eq!(hv1.iter().filter(|l| l.contains(" router ")).count(), 2);
-        assert!(hv1.iter().any(|l| l.contains("nexthop via fe80::ff:1 dev pf0 nexthop via fe80::ff:2 dev pf1")));
+        assert!(
+            hv1.iter().any(
+                |l| l.contains("nexthop via fe80::ff:1 dev pf0 nexthop via fe80::ff:2 dev pf1")
+            )
+        );
     }
 }

@@ -91,10 +91,14 @@ struct Row {
 
 async fn routes(url: &str, vni: Option<u32>, output: Output) -> Result<()> {
     let body = get(url, "/routes.json").await?;
-    let page: Page = serde_json::from_slice(&body).with_context(|| format!("{url} is not a metalbond status page"))?;
+    let page: Page = serde_json::from_slice(&body)
+        .with_context(|| format!("{url} is not a metalbond status page"))?;
     let mut rows = Vec::new();
     for (number, destinations) in page.vnet {
-        for (key, hops) in destinations.into_iter().filter(|_| vni.is_none_or(|wanted| wanted == number)) {
+        for (key, hops) in destinations
+            .into_iter()
+            .filter(|_| vni.is_none_or(|wanted| wanted == number))
+        {
             rows.extend(hops.into_iter().map(|hop| row(number, &key, hop)));
         }
     }
@@ -107,7 +111,17 @@ async fn routes(url: &str, vni: Option<u32>, output: Output) -> Result<()> {
     Ok(())
 }
 
-fn row(vni: u32, key: &str, Hop { target_address, target_vni, kind, from, to }: Hop) -> Row {
+fn row(
+    vni: u32,
+    key: &str,
+    Hop {
+        target_address,
+        target_vni,
+        kind,
+        from,
+        to,
+    }: Hop,
+) -> Row {
     // The key is JSON text: {"IPVersion":4,"Prefix":"10.0.0.1/32"}.
     let parsed: serde_json::Value = serde_json::from_str(key).unwrap_or_default();
     Row {
@@ -126,10 +140,21 @@ fn row(vni: u32, key: &str, Hop { target_address, target_vni, kind, from, to }: 
 }
 
 fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|r| r.destination.len()).max().unwrap_or(0).max("DESTINATION".len());
-    let mut text = format!("{:>8}  {:<width$}  {:<18}  NEXT HOP", "VNI", "DESTINATION", "TYPE");
+    let width = rows
+        .iter()
+        .map(|r| r.destination.len())
+        .max()
+        .unwrap_or(0)
+        .max("DESTINATION".len());
+    let mut text = format!(
+        "{:>8}  {:<width$}  {:<18}  NEXT HOP",
+        "VNI", "DESTINATION", "TYPE"
+    );
     for r in rows {
-        text.push_str(&format!("\n{:>8}  {:<width$}  {:<18}  {}", r.vni, r.destination, r.kind, r.next_hop));
+        text.push_str(&format!(
+            "\n{:>8}  {:<width$}  {:<18}  {}",
+            r.vni, r.destination, r.kind, r.next_hop
+        ));
         if let Some(ports) = &r.nat_ports {
             text.push_str(&format!(" ports {ports}"));
         }
@@ -138,18 +163,29 @@ fn table(rows: &[Row]) -> String {
 }
 
 async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
-    let Some(authority) = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')) else {
+    let Some(authority) = url
+        .strip_prefix("http://")
+        .map(|rest| rest.trim_end_matches('/'))
+    else {
         bail!("--url {url:?}: write it as http://HOST:PORT, such as http://[::1]:4712");
     };
-    let stream = TcpStream::connect(authority).await.with_context(|| format!("nobody listens at {url}; is the server started with --http?"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = hyper::Request::get(path).header("host", authority).body(Empty::<&[u8]>::new())?;
+    let stream = TcpStream::connect(authority)
+        .await
+        .with_context(|| format!("nobody listens at {url}; is the server started with --http?"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = hyper::Request::get(path)
+        .header("host", authority)
+        .body(Empty::<&[u8]>::new())?;
     let exchange = async move {
         let response = sender.send_request(request).await?;
         if !response.status().is_success() {
             bail!("{path}: {}", response.status());
         }
-        let body = Limited::new(response.into_body(), PAGE_BYTES_MAX).collect().await.map_err(|err| anyhow::anyhow!("{path}: {err}"))?;
+        let body = Limited::new(response.into_body(), PAGE_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|err| anyhow::anyhow!("{path}: {err}"))?;
         Ok(body.to_bytes().to_vec())
     };
     let (body, _closed) = tokio::join!(exchange, connection);

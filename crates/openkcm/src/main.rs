@@ -58,9 +58,7 @@ enum Part {
     /// Issue certificates and kubeconfigs from the region CA.
     Pki(pki::Args),
     /// Print a completion script: source <(openkcm completion bash)
-    Completion {
-        shell: clap_complete::Shell,
-    },
+    Completion { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,7 +68,15 @@ enum Provider {
 }
 
 /// Names under which a link to this executable runs one part.
-const LINKS: &[&str] = &["apiserver", "controller-manager", "apinetlet", "metalnetlet", "metalnet", "metalbond", "machinepoollet"];
+const LINKS: &[&str] = &[
+    "apiserver",
+    "controller-manager",
+    "apinetlet",
+    "metalnetlet",
+    "metalnet",
+    "metalbond",
+    "machinepoollet",
+];
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments());
@@ -88,7 +94,10 @@ fn main() -> ExitCode {
 /// The command line, with the part that a link's name stands for put in.
 fn arguments() -> Vec<std::ffi::OsString> {
     let mut all: Vec<std::ffi::OsString> = std::env::args_os().collect();
-    let name = all.first().map(std::path::PathBuf::from).and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+    let name = all
+        .first()
+        .map(std::path::PathBuf::from)
+        .and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
     if let Some(name) = name.filter(|n| LINKS.contains(&n.as_str())) {
         all.insert(1, name.into());
     }
@@ -100,12 +109,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.part {
         Part::Lab(args) => return lab::main(args),
         Part::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "openkcm", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "openkcm",
+                &mut std::io::stdout(),
+            );
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async move {
         let shutdown = CancellationToken::new();
         let watcher = watch_signals(shutdown.clone())?;
@@ -125,7 +141,9 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
         Part::Metalnet(args) => metalnet::run(args, shutdown).await,
         Part::Metalbond(args) => bond::run(args, shutdown).await,
         Part::Machinepoollet(args) => machine::poollet::run(args, shutdown).await,
-        Part::MachineProvider(Provider::Namespace(args)) => machine::provider::run(args, shutdown).await,
+        Part::MachineProvider(Provider::Namespace(args)) => {
+            machine::provider::run(args, shutdown).await
+        }
         Part::Pki(args) => pki::run(args),
         Part::Lab(_) | Part::Completion { .. } => Ok(()),
     }
@@ -151,15 +169,26 @@ fn watch_signals(shutdown: CancellationToken) -> Result<impl Future<Output = ()>
 }
 
 fn set_up_logging(cli: &Cli) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log_level)
-        .with_context(|| format!("--log-level {:?}: use error, warn, info, debug or trace", cli.log_level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // kube's client reports every refused connection as an error; the parts retry and say so themselves.
+    let quiet = format!("kube_client::client::builder=off,{}", cli.log_level);
+    let filter = tracing_subscriber::EnvFilter::try_new(quiet).with_context(|| {
+        format!(
+            "--log-level {:?}: use error, warn, info, debug or trace",
+            cli.log_level
+        )
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => builder.with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
     }
     // Several TLS backends may be linked through dependencies; the choice must be explicit, once per process.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::debug!("a TLS provider is installed already");
     }
     Ok(())

@@ -44,11 +44,29 @@ enum Command {
 /// # Errors
 /// The CA cannot be read or made, or the file cannot be written.
 pub fn run(args: Args) -> Result<()> {
-    let Command::Issue { ca, user, group, server, out, days } = args.command;
+    let Command::Issue {
+        ca,
+        user,
+        group,
+        server,
+        out,
+        days,
+    } = args.command;
     let now = SystemTime::now();
-    let ca = Ca::load_or_create(&ca, now).with_context(|| format!("region CA in {}", ca.display()))?;
-    let identity = Identity { user, groups: group };
-    issue_kubeconfig(&ca, &identity, &server, &out, now, Duration::from_secs(u64::from(days) * SECONDS_PER_DAY))?;
+    let ca =
+        Ca::load_or_create(&ca, now).with_context(|| format!("region CA in {}", ca.display()))?;
+    let identity = Identity {
+        user,
+        groups: group,
+    };
+    issue_kubeconfig(
+        &ca,
+        &identity,
+        &server,
+        &out,
+        now,
+        Duration::from_secs(u64::from(days) * SECONDS_PER_DAY),
+    )?;
     tracing::info!(user = identity.user, file = %out.display(), "issued");
     Ok(())
 }

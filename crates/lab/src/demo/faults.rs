@@ -35,7 +35,10 @@ const VICTIMS: &[(&str, bool)] = &[
 
 pub(super) async fn faults(region: &Region, report: &mut Report) -> Result<()> {
     for (victim, dataplane) in VICTIMS {
-        report.check(&format!("kill {victim}"), fault(region, victim, *dataplane).await);
+        report.check(
+            &format!("kill {victim}"),
+            fault(region, victim, *dataplane).await,
+        );
     }
     Ok(())
 }
@@ -50,14 +53,26 @@ pub(crate) async fn fault(region: &Region, victim: &str, dataplane: bool) -> Res
     kill(Pid::from_raw(old), Signal::SIGKILL).with_context(|| format!("cannot kill {victim}"))?;
     let back = restarted(region, victim, old).await?;
     let seen = ping.report().await?;
-    let summary = format!("restarted after {} ms; ping lost {} of {}, longest silence {} ms", back.as_millis(), seen.lost(), seen.sent, seen.gap.as_millis());
-    let tolerated = if dataplane { seen.received > 0 && seen.gap < DATAPLANE_GAP_MAX } else { seen.lost() == 0 };
+    let summary = format!(
+        "restarted after {} ms; ping lost {} of {}, longest silence {} ms",
+        back.as_millis(),
+        seen.lost(),
+        seen.sent,
+        seen.gap.as_millis()
+    );
+    let tolerated = if dataplane {
+        seen.received > 0 && seen.gap < DATAPLANE_GAP_MAX
+    } else {
+        seen.lost() == 0
+    };
     if !tolerated {
         bail!("{summary}");
     }
     if dataplane {
         let netns = machines::netns(&region.record, "red-1")?;
-        probe::first_reply(&netns, "fd00:10::2", DATAPLANE_GAP_MAX).await.context("IPv6 did not come back")?;
+        probe::first_reply(&netns, "fd00:10::2", DATAPLANE_GAP_MAX)
+            .await
+            .context("IPv6 did not come back")?;
     }
     Ok(summary)
 }

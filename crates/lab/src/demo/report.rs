@@ -22,7 +22,10 @@ pub struct Report {
 
 impl Report {
     pub fn start() -> Self {
-        Self { begun: Instant::now(), rows: Vec::new() }
+        Self {
+            begun: Instant::now(),
+            rows: Vec::new(),
+        }
     }
 
     pub fn chapter(&self, title: &str) {
@@ -49,20 +52,47 @@ impl Report {
     }
 
     fn row(&mut self, step: &str, good: bool, detail: &str) {
-        say(&format!("{:>6.2} s  {}  {step}: {detail}", self.begun.elapsed().as_secs_f64(), mark(good)));
-        self.rows.push(Row { step: step.to_owned(), good, detail: detail.to_owned() });
+        say(&format!(
+            "{:>6.2} s  {}  {step}: {detail}",
+            self.begun.elapsed().as_secs_f64(),
+            mark(good)
+        ));
+        self.rows.push(Row {
+            step: step.to_owned(),
+            good,
+            detail: detail.to_owned(),
+        });
     }
 
     /// Prints the summary; success only if every step held.
     pub fn finish(self) -> ExitCode {
         say("\n── Summary");
-        let width = self.rows.iter().map(|r| r.step.chars().count()).max().unwrap_or(0);
+        let width = self
+            .rows
+            .iter()
+            .map(|r| r.step.chars().count())
+            .max()
+            .unwrap_or(0);
         for row in &self.rows {
-            say(&format!("  {}  {:<width$}  {}", mark(row.good), row.step, row.detail));
+            say(&format!(
+                "  {}  {:<width$}  {}",
+                mark(row.good),
+                row.step,
+                row.detail
+            ));
         }
         let failed = self.rows.iter().filter(|r| !r.good).count();
-        say(&format!("\n  {} of {} steps held, {:.1} s in all", self.rows.len() - failed, self.rows.len(), self.begun.elapsed().as_secs_f64()));
-        if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        say(&format!(
+            "\n  {} of {} steps held, {:.1} s in all",
+            self.rows.len() - failed,
+            self.rows.len(),
+            self.begun.elapsed().as_secs_f64()
+        ));
+        if failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
