@@ -20,15 +20,15 @@ const TIERS: &[(&str, u8)] = &[
     ("apiserver", 2),
     ("controller", 2),
     ("dpservice", 3),
-    ("core-controllers", 3),
+    ("core-controllers", 4),
     ("apinet", 3),
     ("apinetlet", 3),
     ("metalnetlet", 3),
     ("metalnet", 3),
     ("machine", 3),
-    ("lab", 4),
-    ("openkcm", 5),
-    ("xtask", 5),
+    ("lab", 5),
+    ("openkcm", 6),
+    ("xtask", 6),
 ];
 
 /// Crates that must reach no runtime, socket, clock or random source, not even through others.
@@ -45,8 +45,15 @@ const IMPURE: &[&str] = &[
     "getrandom",
     "mio",
 ];
-/// Crates that may contain `unsafe`.
-const UNSAFE: &[&str] = &["crates/ports/"];
+/// Libraries a pure crate may use although they reach an impure one, because it uses only their pure part:
+/// dhcproto's option coding pulls in a DNS name type whose crate can also draw query ids.
+const PURE_EXCEPTIONS: &str = "dhcproto";
+/// What may contain `unsafe`: the drivers, and the counting allocators that prove the packet path allocates nothing.
+const UNSAFE: &[&str] = &[
+    "crates/ports/",
+    "crates/dataplane/benches/packet.rs",
+    "crates/dataplane/tests/it/memory.rs",
+];
 
 /// # Errors
 /// One line per finding.
@@ -151,6 +158,8 @@ fn purity(findings: &mut Vec<String>) -> Result<()> {
                     "tree",
                     "--package",
                     name,
+                    "--prune",
+                    PURE_EXCEPTIONS,
                     "--edges",
                     "normal",
                     "--prefix",

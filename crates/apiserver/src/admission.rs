@@ -65,7 +65,7 @@ pub async fn namespace_guard(write: &Write<'_>, name: &str) -> Outcome<Option<Gu
     let Some(kv) = write.region.store.get(&key, At::Latest).await? else {
         return Err(Failure::not_found("", "namespaces", write.namespace));
     };
-    let deleting = Encoded::from_stored(kv.value)
+    let deleting = Encoded::restore(kv.value)
         .and_then(|encoded| encoded.head())
         .is_ok_and(|head| head.deletion_timestamp.is_some());
     if deleting {

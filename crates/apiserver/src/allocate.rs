@@ -154,7 +154,7 @@ async fn read(
     let Some(kv) = region.store.get(&key, At::Latest).await? else {
         return Ok(None);
     };
-    let encoded = Encoded::from_stored(kv.value)
+    let encoded = Encoded::restore(kv.value)
         .map_err(|damaged| Failure::internal(format!("{name}: {damaged}")))?;
     Ok(Some((encoded.to_value(kv.mod_rev), kv.mod_rev)))
 }

@@ -56,7 +56,7 @@ impl Entry {
     /// The entry of a stored version. A damaged one is reported and left out.
     pub fn from_kv(kv: Kv, key: &str) -> Option<Arc<Entry>> {
         let rev = kv.mod_rev;
-        let made = Encoded::from_stored(kv.value).and_then(|encoded| Entry::new(key, rev, encoded));
+        let made = Encoded::restore(kv.value).and_then(|encoded| Entry::new(key, rev, encoded));
         match made {
             Ok(entry) => Some(Arc::new(entry)),
             Err(Damaged) => {

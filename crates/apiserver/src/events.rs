@@ -62,7 +62,7 @@ impl Shape {
     }
 
     /// From the stored shape to the client's.
-    pub fn from_stored(self, object: &mut Value) {
+    pub fn restore(self, object: &mut Value) {
         rename(object, "events.k8s.io/v1", RENAMED.iter().copied());
     }
 
@@ -137,7 +137,7 @@ mod tests {
         Shape::Events.to_stored(&mut object);
         assert_eq!(object.get("message"), Some(&json!("n")));
         assert_eq!(object.get("apiVersion"), Some(&json!("v1")));
-        Shape::Events.from_stored(&mut object);
+        Shape::Events.restore(&mut object);
         assert_eq!(object, events);
         assert_eq!(
             Shape::Events.stored_path("regarding.name"),

@@ -106,7 +106,7 @@ fn owner_place(region: &Region, namespace: &str, owner: &OwnerReference) -> Opti
 
 fn place_of(region: &Region, kv: &Kv) -> Option<(Place, Head)> {
     let (id, key) = region.cache.locate(&kv.key)?;
-    let head = Encoded::from_stored(kv.value.clone())
+    let head = Encoded::restore(kv.value.clone())
         .and_then(|encoded| encoded.head())
         .ok()?;
     Some(((id, key.into()), head))
@@ -262,7 +262,7 @@ async fn owner_state(
     let Some(kv) = region.store.get(&key, crate::store::At::Latest).await? else {
         return Ok(Owner::Gone);
     };
-    let Ok(head) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head()) else {
+    let Ok(head) = Encoded::restore(kv.value).and_then(|encoded| encoded.head()) else {
         return Ok(Owner::Unknown);
     };
     Ok(match () {
@@ -478,8 +478,7 @@ async fn still_blocked(
         else {
             continue;
         };
-        let Ok(dependent) = Encoded::from_stored(kv.value).and_then(|encoded| encoded.head())
-        else {
+        let Ok(dependent) = Encoded::restore(kv.value).and_then(|encoded| encoded.head()) else {
             continue;
         };
         if dependent

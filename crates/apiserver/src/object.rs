@@ -61,7 +61,7 @@ impl Encoded {
     }
 
     /// Takes stored bytes back.
-    pub fn from_stored(stored: Bytes) -> Result<Encoded, Damaged> {
+    pub fn restore(stored: Bytes) -> Result<Encoded, Damaged> {
         let encoded = Encoded(stored);
         encoded.parts().map(|_| ()).ok_or(Damaged)?;
         Ok(encoded)
@@ -265,8 +265,7 @@ mod tests {
             "metadata": {"name": "a", "resourceVersion": "7", "labels": {"x": "y"}},
             "data": {"resourceVersion": ""},
         });
-        let encoded =
-            Encoded::from_stored(Encoded::from_value(&object).stored()).expect("own bytes");
+        let encoded = Encoded::restore(Encoded::from_value(&object).stored()).expect("own bytes");
         let mut expected = object.clone();
         set_metadata(
             &mut expected,
@@ -288,7 +287,7 @@ mod tests {
             Some("y")
         );
         assert_eq!(
-            Encoded::from_stored(Bytes::from_static(&[9, 0, 0, 0, 1])),
+            Encoded::restore(Bytes::from_static(&[9, 0, 0, 0, 1])),
             Err(Damaged)
         );
         assert_eq!(decimal(0, &mut [0; 20]), b"0");

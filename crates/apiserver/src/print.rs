@@ -66,7 +66,7 @@ impl View {
     fn value(&self, encoded: &Encoded, rev: Rev) -> Value {
         let mut value = encoded.to_value(rev);
         if let Some(shape) = self.kind.view {
-            shape.from_stored(&mut value);
+            shape.restore(&mut value);
         }
         if rev == 0 {
             // A dry run: nothing was stored, so there is no revision.

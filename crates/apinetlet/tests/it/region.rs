@@ -28,20 +28,20 @@ impl Controller for Reservations {
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let mut plan = Plan::none();
         let number = key.name.bytes().map(u32::from).sum::<u32>();
-        if let Some(network) = world.by_key::<apinet::Network>(key) {
-            if network.spec.id.is_empty() {
-                let body = json!({ "spec": { "id": (200 + number).to_string() } });
-                plan.push(Op::patch(Target::of(&*network), body));
-            }
+        if let Some(network) = world.by_key::<apinet::Network>(key)
+            && network.spec.id.is_empty()
+        {
+            let body = json!({ "spec": { "id": (200 + number).to_string() } });
+            plan.push(Op::patch(Target::of(&*network), body));
         }
-        if let Some(ip) = world.by_key::<apinet::IP>(key) {
-            if ip.spec.ip.is_none() {
-                let address = format!("203.0.{}.{}", number / 256 % 256, number % 256);
-                plan.push(Op::patch(
-                    Target::of(&*ip),
-                    json!({ "spec": { "ip": address } }),
-                ));
-            }
+        if let Some(ip) = world.by_key::<apinet::IP>(key)
+            && ip.spec.ip.is_none()
+        {
+            let address = format!("203.0.{}.{}", number / 256 % 256, number % 256);
+            plan.push(Op::patch(
+                Target::of(&*ip),
+                json!({ "spec": { "ip": address } }),
+            ));
         }
         plan
     }

@@ -88,7 +88,7 @@ impl Write<'_> {
     ) -> Outcome<Proposal> {
         let mut base = live.value.clone();
         if let Some(shape) = self.kind.view {
-            shape.from_stored(&mut base);
+            shape.restore(&mut base);
         }
         let invalid = |error: String| {
             Failure::invalid(

@@ -34,7 +34,7 @@ impl Write<'_> {
         let Some(kv) = self.region.store.get(&key, At::Latest).await? else {
             return Ok(None);
         };
-        let encoded = Encoded::from_stored(kv.value)
+        let encoded = Encoded::restore(kv.value)
             .map_err(|damaged| Failure::internal(format!("{}: {damaged}", self.name)))?;
         let value = encoded.to_value(kv.mod_rev);
         Ok(Some(Live {
