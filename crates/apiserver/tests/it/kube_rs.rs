@@ -81,12 +81,8 @@ async fn the_finalizer_helper_goes_through_its_life() {
     let step = async || {
         let object = Arc::new(api.get("f").await.expect("the object"));
         let done = finalizer(&api, name, object, async |event| {
-            let cleanup = matches!(event, Finalizer::Cleanup(_));
-            Ok::<_, std::io::Error>(if cleanup {
-                kube::runtime::controller::Action::await_change()
-            } else {
-                kube::runtime::controller::Action::await_change()
-            })
+            let (Finalizer::Apply(_) | Finalizer::Cleanup(_)) = event;
+            Ok::<_, std::io::Error>(kube::runtime::controller::Action::await_change())
         });
         done.await.expect("the step succeeds")
     };

@@ -2,6 +2,11 @@
 //!
 //! Needs root and the executables `openkcm` and `dpservice` beside the test's target folder (`cargo build --bins`).
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure is the message"
+)]
+
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
