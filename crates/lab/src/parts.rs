@@ -282,7 +282,8 @@ fn hypervisor(topology: &Topology, layout: &Layout, i: u8) -> Vec<Part> {
                     "--apinet-node-name".into(),
                     format!("{}.{hv}", topology.name),
                     "--netns-prefix".into(),
-                    topology.machine_netns_prefix(),
+                    // A prefix of its own: a provider removes namespaces of its prefix that it has no machine for.
+                    format!("{}{hv}-", topology.machine_netns_prefix()),
                     "--supported-machine-classes".into(),
                     path(&layout.machine_classes()),
                 ],

@@ -100,7 +100,7 @@ impl Topology {
         format!("okcm-{}-{role}", self.name)
     }
 
-    /// Prefix of the namespaces of machines; the provider appends the machine's id.
+    /// Prefix of the namespaces of all machines; each hypervisor appends its name, its provider the machine's id.
     pub fn machine_netns_prefix(&self) -> String {
         format!("okcm-{}-vm-", self.name)
     }
