@@ -9,6 +9,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -68,6 +69,12 @@ fn namespaces(lab: &str) -> Vec<String> {
         .collect()
 }
 
+/// One scenario at a time: each measures a whole region on this machine's few cores.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Takes a lab down even when the test fails halfway.
 struct Cleanup(&'static str);
 
@@ -80,6 +87,7 @@ impl Drop for Cleanup {
 /// Every promise of the demo is a promise of the product: it must hold here as it must for a newcomer.
 #[test]
 fn every_step_of_the_demo_holds() {
+    let _alone = alone();
     let name = "it-demo";
     let _cleanup = Cleanup(name);
     let status = openkcm().args(["demo", "--name", name]).status().unwrap();
@@ -93,6 +101,7 @@ fn every_step_of_the_demo_holds() {
 
 #[test]
 fn two_labs_live_side_by_side_and_each_leaves_nothing() {
+    let _alone = alone();
     let _cleanup = (Cleanup("it-one"), Cleanup("it-two"));
     succeed(&[
         "up",
