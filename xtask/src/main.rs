@@ -48,7 +48,7 @@ enum Task {
     Tidy,
     /// Run the benchmarks and compare them with their baselines.
     Bench {
-        /// Only these: packet, metalbond, store, apiserver, lab.
+        /// Only these: packet, metalbond, store, lab.
         names: Vec<String>,
     },
 }
@@ -129,15 +129,12 @@ const BENCHMARKS: &[(&str, &str, &str)] = &[
     ("packet", "dataplane", "packet"),
     ("metalbond", "metalbond", "hub"),
     ("store", "apiserver", "store"),
-    ("apiserver", "apiserver", "server"),
 ];
 
 fn bench(names: &[String]) -> Result<()> {
     for name in names {
         if name != "lab" && !BENCHMARKS.iter().any(|(n, _, _)| n == name) {
-            anyhow::bail!(
-                "no benchmark named {name}; there are: packet, metalbond, store, apiserver, lab"
-            );
+            anyhow::bail!("no benchmark named {name}; there are: packet, metalbond, store, lab");
         }
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
