@@ -3,7 +3,7 @@
 use crate::GATEWAY_IPV4;
 use crate::counters::Node;
 use crate::graph::Context;
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::verdict::{DropReason, Verdict};
 use core::net::Ipv4Addr;
 use net::{Arp, Ethernet, Mac, arp, ethernet};
@@ -12,7 +12,10 @@ use net::{Arp, Ethernet, Mac, arp, ethernet};
 ///
 /// Any ARP whose sender is the interface's own IPv4 address teaches us the machine's hardware address. Requests for the gateway
 /// are answered whoever asks (a probe has no sender address yet). Everything else is none of our business.
-pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict, DropReason> {
+pub(crate) fn process(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Arp);
     let frame = Ethernet::new_checked(packet.frame()).map_err(|_| DropReason::Runt)?;
     let request = Arp::new_checked(frame.payload()).map_err(|_| DropReason::ArpMalformed)?;
@@ -47,7 +50,7 @@ pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Ve
 /// A request that tells everyone the gateway's hardware address; with `target` set to the machine's address it also makes the
 /// machine tell its own.
 pub(crate) fn gratuitous(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     mac: Mac,
     target: Ipv4Addr,
 ) -> Result<(), DropReason> {
@@ -62,7 +65,7 @@ pub(crate) fn gratuitous(
     emit(packet, Mac::BROADCAST, mac, &announcement)
 }
 
-fn emit(packet: &mut PacketBuf, to: Mac, from: Mac, arp: &Arp) -> Result<(), DropReason> {
+fn emit(packet: &mut dyn Packet, to: Mac, from: Mac, arp: &Arp) -> Result<(), DropReason> {
     if !packet.resize(ethernet::HEADER_LEN + arp::LEN) {
         return Err(DropReason::Bug);
     }

@@ -7,7 +7,7 @@ use crate::GATEWAY_IPV4;
 use crate::config::{Dhcp, Interface};
 use crate::counters::Node;
 use crate::graph::Context;
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::reply::join;
 use crate::verdict::{DropReason, Verdict};
 use core::net::{IpAddr, Ipv4Addr};
@@ -40,7 +40,10 @@ pub(crate) enum Boot {
 }
 
 /// Answers DISCOVER with OFFER and REQUEST with ACK.
-pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict, DropReason> {
+pub(crate) fn process(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Dhcp);
     let port = cx.tables.port(cx.machine).ok_or(DropReason::Bug)?;
     let attached = port.interface.as_ref().ok_or(DropReason::Bug)?;
@@ -214,7 +217,7 @@ fn options(
 }
 
 fn emit(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     from: Mac,
     (to, destination): (Mac, Ipv4Addr),
     fixed: &[u8; FIXED_LEN],

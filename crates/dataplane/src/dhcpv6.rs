@@ -8,7 +8,7 @@ use crate::config::Interface;
 use crate::counters::Node;
 use crate::dhcp::{Boot, IPXE_CLASS, IPXE_IMAGE, PXE_CLASS, contains};
 use crate::graph::Context;
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::reply::join;
 use crate::tables::{Port, Tables};
 use crate::verdict::{DropReason, Verdict};
@@ -42,7 +42,10 @@ struct Request<'a> {
 }
 
 /// Answers the messages of a client that wants an address.
-pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict, DropReason> {
+pub(crate) fn process(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Dhcpv6);
     let port = cx.tables.port(cx.machine).ok_or(DropReason::Bug)?;
     let interface = &port.interface.as_ref().ok_or(DropReason::Bug)?.interface;
@@ -238,7 +241,7 @@ fn first_item(data: &[u8]) -> Option<&[u8]> {
 }
 
 fn emit(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     from: Mac,
     to: Mac,
     destination: Ipv6Addr,

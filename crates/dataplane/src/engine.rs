@@ -4,7 +4,7 @@
 
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::periodic::Periodic;
 use crate::tables::{
     Attached, Learned, Port, Settings, Tables, Target, UPLINKS, Uplink, VniRoutes,
@@ -140,7 +140,7 @@ impl Engine {
         &self,
         worker: &mut Worker,
         port: PortId,
-        packet: &mut PacketBuf,
+        packet: &mut impl Packet,
         now: Instant,
     ) -> Verdict {
         worker.process(&self.tables, port, packet, now)
@@ -151,7 +151,7 @@ impl Engine {
         &self,
         worker: &mut Worker,
         port: PortId,
-        packets: &mut [PacketBuf],
+        packets: &mut [impl Packet],
         verdicts: &mut [Verdict],
         now: Instant,
     ) {
@@ -160,7 +160,7 @@ impl Engine {
 
     /// The next periodic packet (gratuitous ARP, router and neighbour advertisement) that is due, written to `packet`, and the
     /// port to send it from. Call until it returns `None`.
-    pub fn tick(&mut self, now: Instant, packet: &mut PacketBuf) -> Option<PortId> {
+    pub fn tick(&mut self, now: Instant, packet: &mut dyn Packet) -> Option<PortId> {
         self.periodic.next(&self.tables, now, packet)
     }
 

@@ -18,7 +18,7 @@ use crate::counters::{Counters, Node};
 use crate::flow::key::Hasher;
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Coarse};
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::{PortKind, arp, dhcp, dhcpv6, ipip, ipv6_nd};
@@ -71,7 +71,7 @@ pub(crate) fn walk(
     parts: &mut Parts<'_>,
     tables: &Tables,
     port: PortId,
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     now: Coarse,
 ) -> Result<Verdict, DropReason> {
     match tables.port(port).ok_or(DropReason::UnknownPort)?.kind {
@@ -83,7 +83,7 @@ pub(crate) fn walk(
     }
 }
 
-fn from_machine(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict, DropReason> {
+fn from_machine(cx: &mut Context<'_>, packet: &mut dyn Packet) -> Result<Verdict, DropReason> {
     match cls::from_machine(packet.frame())? {
         FromMachine::Arp => arp::process(cx, packet),
         FromMachine::Solicitation(..) => ipv6_nd::process(cx, packet),
@@ -96,7 +96,7 @@ fn from_machine(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict,
 fn from_uplink(
     parts: &mut Parts<'_>,
     tables: &Tables,
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     now: Coarse,
 ) -> Result<Verdict, DropReason> {
     let tunnelled = ipip::decap(tables, packet.frame())?;
@@ -110,7 +110,7 @@ fn from_uplink(
 
 fn forward(
     cx: &mut Context<'_>,
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     overlay: &Overlay,
     ip_offset: usize,
 ) -> Result<Verdict, DropReason> {

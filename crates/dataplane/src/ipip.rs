@@ -4,7 +4,7 @@
 //! it from the outer destination.
 
 use crate::flow::{Action, Decision};
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::tables::{Port, Tables, Uplink};
 use crate::underlay::{Endpoint, HostPart};
 use crate::verdict::{DropReason, PortId};
@@ -83,10 +83,10 @@ pub(crate) fn decap<'a, 't>(
 ///
 /// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding. A refused packet is left as it was.
 #[inline(always)]
-pub(crate) fn apply(
+pub(crate) fn apply<P: Packet + ?Sized>(
     decision: &Decision,
     ports: &[Port],
-    packet: &mut PacketBuf,
+    packet: &mut P,
     ip_offset: usize,
     length: u16,
 ) -> Result<PortId, DropReason> {

@@ -3,7 +3,7 @@
 use crate::GATEWAY_IPV6;
 use crate::counters::Node;
 use crate::graph::Context;
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::reply::join;
 use crate::verdict::{DropReason, Verdict};
 use core::net::Ipv6Addr;
@@ -24,7 +24,10 @@ const SOLICITED: u8 = 0x40;
 const ROUTER_FIELDS: [u8; 12] = [0xff, 0xc0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Answers a neighbour or router solicitation, given its source and ICMPv6 message.
-pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Verdict, DropReason> {
+pub(crate) fn process(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Ipv6Nd);
     let port = cx.tables.port(cx.machine).ok_or(DropReason::Bug)?;
     let own = port
@@ -74,7 +77,7 @@ pub(crate) fn process(cx: &mut Context<'_>, packet: &mut PacketBuf) -> Result<Ve
 
 /// Writes a router advertisement to an empty packet.
 pub(crate) fn router_advertisement(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     from: Mac,
     to: Mac,
     destination: Ipv6Addr,
@@ -96,7 +99,7 @@ pub(crate) fn router_advertisement(
 
 /// Writes an unsolicited neighbour advertisement to an empty packet.
 pub(crate) fn unsolicited_advertisement(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     from: Mac,
 ) -> Result<(), DropReason> {
     let mut body = [0; 20];
@@ -122,7 +125,7 @@ const fn link_layer(option: u8, mac: Mac) -> [u8; 8] {
 
 /// Ethernet, IPv6 from the gateway, ICMPv6 type `kind` code 0 with checksum and `body`.
 fn emit(
-    packet: &mut PacketBuf,
+    packet: &mut dyn Packet,
     from: Mac,
     to: Mac,
     destination: Ipv6Addr,

@@ -52,7 +52,7 @@ pub use engine::Engine;
 pub use error::ConfigError;
 pub use jhash::jhash;
 pub use lpm::{Lpm, Slot as LpmEntry};
-pub use packet::{HEADROOM_MIN, PacketBuf};
+pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
 pub use tables::Tables;
 pub use time::Instant;
 pub use underlay::UnderlayKind;

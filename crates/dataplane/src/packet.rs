@@ -1,7 +1,57 @@
-//! The packet buffer: one allocation made when a pool is filled, edited in place ever after.
+//! Packets: what the engine needs of a buffer ([`Packet`]), and the buffer of drivers that have none of their own ([`PacketBuf`]).
 
 /// Free bytes in front of a received frame, enough for every encapsulation (40 bytes of IPv6 today).
 pub const HEADROOM_MIN: usize = 128;
+
+/// A frame in contiguous memory with at least [`HEADROOM_MIN`] free bytes in front of it when it was received.
+///
+/// The packet loop is compiled for each implementation (our own buffers, DPDK mbufs, AF_XDP frames), so these calls cost nothing; rare
+/// packets are handled through `dyn Packet`. Implementations never panic and never move bytes. `false` means "unchanged".
+pub trait Packet {
+    /// The frame.
+    fn frame(&self) -> &[u8];
+
+    /// The frame, to be edited.
+    fn frame_mut(&mut self) -> &mut [u8];
+
+    /// Replaces the first `remove` bytes by `add` others (whatever was there) and keeps at most `keep` bytes behind them; false if there
+    /// is no headroom, or fewer than `remove` bytes.
+    #[must_use]
+    fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool;
+
+    /// Sets the length, growing at the end if needed (whatever was there); false if the buffer is too small.
+    #[must_use]
+    fn resize(&mut self, length: usize) -> bool;
+
+    /// Empties the packet and restores its headroom, so that an answer can be written with [`Packet::resize`].
+    fn clear(&mut self);
+
+    /// Length of the frame.
+    #[inline]
+    fn len(&self) -> usize {
+        self.frame().len()
+    }
+
+    /// Whether there is no frame.
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Grows the frame by `count` bytes at the front; false if there is no headroom.
+    #[must_use]
+    #[inline]
+    fn prepend(&mut self, count: usize) -> bool {
+        self.reframe(0, count, usize::MAX)
+    }
+
+    /// Removes `count` bytes from the front; false if there are fewer.
+    #[must_use]
+    #[inline]
+    fn trim_front(&mut self, count: usize) -> bool {
+        self.reframe(count, 0, usize::MAX)
+    }
+}
 
 /// A frame inside a fixed buffer with room in front of it.
 ///
@@ -98,19 +148,6 @@ impl PacketBuf {
         self.start
     }
 
-    /// Grows the frame by `count` bytes at the front, whose content is whatever was there; false if there is no headroom.
-    #[must_use]
-    #[inline]
-    pub fn prepend(&mut self, count: usize) -> bool {
-        match self.start.checked_sub(count) {
-            Some(start) => {
-                self.start = start;
-                true
-            }
-            None => false,
-        }
-    }
-
     /// Replaces the first `remove` bytes by `add` others (whatever was there) and keeps at most `keep` bytes behind them; false
     /// (and unchanged) if there is no room, or nothing to remove.
     #[must_use]
@@ -120,21 +157,9 @@ impl PacketBuf {
         if add > kept || kept > self.end {
             return false;
         }
-        self.end = self.end.min(kept + keep);
+        self.end = self.end.min(kept.saturating_add(keep));
         self.start = kept - add;
         true
-    }
-
-    /// Removes up to `count` bytes from the front.
-    #[inline]
-    pub fn trim_front(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.end);
-    }
-
-    /// Cuts the frame to at most `length` bytes.
-    #[inline]
-    pub fn truncate(&mut self, length: usize) {
-        self.end = self.end.min(self.start + length);
     }
 
     /// Sets the length, growing at the end if needed; false (and unchanged) if the buffer is too small.
@@ -146,6 +171,36 @@ impl PacketBuf {
         }
         self.end = end;
         true
+    }
+}
+
+impl Packet for PacketBuf {
+    #[inline(always)]
+    fn frame(&self) -> &[u8] {
+        PacketBuf::frame(self)
+    }
+
+    #[inline(always)]
+    fn frame_mut(&mut self) -> &mut [u8] {
+        PacketBuf::frame_mut(self)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        PacketBuf::len(self)
+    }
+
+    #[inline(always)]
+    fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool {
+        PacketBuf::reframe(self, remove, add, keep)
+    }
+
+    fn resize(&mut self, length: usize) -> bool {
+        PacketBuf::resize(self, length)
+    }
+
+    fn clear(&mut self) {
+        PacketBuf::clear(self);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Packets that the gateway sends without being asked: gratuitous ARP, router and neighbour advertisements.
 
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::tables::{Port, Tables};
 use crate::time::Instant;
 use crate::verdict::PortId;
@@ -45,7 +45,7 @@ impl Periodic {
         &mut self,
         tables: &Tables,
         now: Instant,
-        packet: &mut PacketBuf,
+        packet: &mut dyn Packet,
     ) -> Option<PortId> {
         if self.round.is_none() {
             if now < *self.due.get_or_insert(now.plus_secs(PERIOD_S)) {
@@ -83,7 +83,7 @@ impl Periodic {
 }
 
 /// Whether this port gets such a packet; if so it has been written.
-fn write(tables: &Tables, port: &Port, step: Step, packet: &mut PacketBuf) -> bool {
+fn write(tables: &Tables, port: &Port, step: Step, packet: &mut dyn Packet) -> bool {
     let Some(attached) = &port.interface else {
         return false;
     };

@@ -13,7 +13,7 @@ use crate::flow::table::FlowTable;
 use crate::flow::{Action, Coarse, Ingress, NONE};
 use crate::graph::{self, Parts};
 use crate::ipip::{self, TUNNEL_LEN};
-use crate::packet::PacketBuf;
+use crate::packet::Packet;
 use crate::tables::{Port, Tables};
 use crate::time::Instant;
 use crate::underlay::HostPart;
@@ -104,7 +104,7 @@ impl Worker {
         &mut self,
         tables: &Tables,
         port: PortId,
-        packet: &mut PacketBuf,
+        packet: &mut impl Packet,
         now: Instant,
     ) -> Verdict {
         let mut verdict = Verdict::Drop(DropReason::Bug);
@@ -126,7 +126,7 @@ impl Worker {
         &mut self,
         tables: &Tables,
         port: PortId,
-        packets: &mut [PacketBuf],
+        packets: &mut [impl Packet],
         verdicts: &mut [Verdict],
         now: Instant,
     ) {
@@ -152,7 +152,7 @@ impl Worker {
         counters.flows_expired += flows.age(Coarse::of(now), |key| hasher.rehash(key));
     }
 
-    fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[PacketBuf]) {
+    fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) {
         let Worker { hasher, parsed, .. } = self;
         let parsed = parsed.iter_mut().zip(packets);
         match tables
@@ -199,7 +199,7 @@ impl Worker {
         &mut self,
         tables: &Tables,
         port: PortId,
-        packets: &mut [PacketBuf],
+        packets: &mut [impl Packet],
         verdicts: &mut [Verdict],
         now: Coarse,
     ) {
@@ -334,7 +334,7 @@ fn answer_hit(
     cx: &mut Burst<'_, '_>,
     parsed: &Parsed,
     flow: u32,
-    packet: &mut PacketBuf,
+    packet: &mut impl Packet,
 ) -> Option<(PortId, Action)> {
     let Fast {
         keyed,
@@ -361,7 +361,7 @@ fn answer_hit(
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
 #[cold]
 #[inline(never)]
-fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut PacketBuf) -> Verdict {
+fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut impl Packet) -> Verdict {
     // An earlier packet of this burst may have begun the flow.
     let flow = cx.parts.flows.guess(parsed.fast.keyed.hash);
     if flow != parsed.flow

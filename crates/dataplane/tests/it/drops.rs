@@ -2,7 +2,7 @@
 
 use crate::bed::*;
 use crate::{build, dhcp};
-use dataplane::{DropReason, PacketBuf, PortId, Verdict};
+use dataplane::{DropReason, Packet, PacketBuf, PortId, Verdict};
 use net::Mac;
 
 /// A host, a port and a packet that is dropped there for `reason`. A new reason does not compile without an entry here.
@@ -104,7 +104,7 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
             packet.set_received(frame.len());
             assert!(packet.prepend(dataplane::HEADROOM_MIN - 39));
             packet.frame_mut()[..frame.len()].copy_from_slice(&frame);
-            packet.truncate(frame.len());
+            assert!(packet.resize(frame.len()));
             return Some((bed, VM1, packet));
         }
         DropReason::FlowTableFull => {
