@@ -31,7 +31,13 @@ enum Task {
         check: bool,
     },
     /// Build, bring up a region with two hypervisors and two routers, and show it working, failing and recovering.
+    ///
+    /// Uses the same build as the tests, which is ready soonest; `--release` takes several times longer to build and shows what
+    /// the region can do.
     Demo {
+        /// Build with full optimization.
+        #[arg(long)]
+        release: bool,
         /// Passed on to `openkcm lab demo`; see `cargo xtask demo -- --help`.
         #[arg(last = true)]
         args: Vec<String>,
@@ -46,6 +52,12 @@ enum Task {
     Ci,
     /// Check the rules that no lint can: tiers, file heads and sizes, documents.
     Tidy,
+    /// Torment a region for ten minutes: hostile frames and bytes, with a ping beside them (needs root).
+    Storm {
+        /// Passed on to `openkcm lab storm`; see `cargo xtask storm -- --help`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Run the benchmarks and compare them with their baselines.
     Bench {
         /// Only these: packet, metalbond, store, lab.
@@ -66,7 +78,8 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Setup { check } => setup::setup(check),
-        Task::Demo { args } => demo(&args),
+        Task::Demo { release, args } => lab("demo", release, &args),
+        Task::Storm { args } => lab("storm", true, &args),
         Task::Test { no_lab } => test(no_lab),
         Task::Ci => ci(),
         Task::Tidy => tidy::tidy(),
@@ -74,24 +87,23 @@ fn perform(task: Task) -> Result<()> {
     }
 }
 
-fn demo(args: &[String]) -> Result<()> {
+/// Builds the executables and runs a lab command that reports what it saw.
+fn lab(command: &str, release: bool, args: &[String]) -> Result<()> {
     setup::setup(false)?;
-    step("building (release)");
-    cargo(&[
-        "build",
-        "--release",
-        "--package",
-        "openkcm",
-        "--package",
-        "dpservice",
-    ])?;
-    let program = shell::target_dir()?.join("release/openkcm");
-    let mut command = std::process::Command::new(program);
-    command
-        .args(["lab", "demo"])
+    let folder = if release {
+        step("building (release)");
+        cargo(&["build", "--release", "-p", "openkcm", "-p", "dpservice"])?;
+        "release"
+    } else {
+        step("building (as for the tests)");
+        cargo(&["build", "--workspace", "--bins"])?;
+        "debug"
+    };
+    let program = shell::target_dir()?.join(folder).join("openkcm");
+    run(std::process::Command::new(program)
+        .args(["lab", command])
         .args(args)
-        .current_dir(shell::root());
-    run(&mut command)
+        .current_dir(shell::root()))
 }
 
 fn test(no_lab: bool) -> Result<()> {
@@ -145,20 +157,8 @@ fn bench(names: &[String]) -> Result<()> {
         }
     }
     if wanted("lab") {
-        setup::setup(false)?;
         step("benchmark lab");
-        cargo(&[
-            "build",
-            "--release",
-            "--package",
-            "openkcm",
-            "--package",
-            "dpservice",
-        ])?;
-        let program = shell::target_dir()?.join("release/openkcm");
-        run(std::process::Command::new(program)
-            .args(["lab", "bench"])
-            .current_dir(shell::root()))?;
+        lab("bench", true, &[])?;
     }
     Ok(())
 }

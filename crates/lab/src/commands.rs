@@ -221,7 +221,13 @@ fn remove_state(layout: &Layout, record: &Record) -> Result<()> {
     for folder in folders {
         ignore_missing(std::fs::remove_dir_all(layout.state.join(folder)))?;
     }
-    for file in ["parts.json", "parts.new", "lock", "machine-classes.json"] {
+    for file in [
+        "parts.json",
+        "parts.new",
+        "lock",
+        "lock.up",
+        "machine-classes.json",
+    ] {
         ignore_missing(std::fs::remove_file(layout.state.join(file)))?;
     }
     // Not empty: the user keeps files there; they stay.

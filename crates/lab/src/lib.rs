@@ -1,7 +1,8 @@
 //! The region on one machine: `openkcm lab …`.
 //!
 //! [`topology`] computes names and addresses, [`network`] makes them real, [`parts`] lists the processes, [`supervisor`] keeps
-//! them running. [`commands`] is what an operator types; [`demo`] shows a region working and failing, [`bench`] measures it.
+//! them running. [`commands`] is what an operator types; [`demo`] shows a region working and failing, [`bench`] measures it,
+//! [`storm`] torments it.
 //! What runs here is what runs in a data centre: the same executables with the same flags.
 
 pub mod bench;
@@ -13,6 +14,7 @@ pub mod network;
 pub mod parts;
 pub mod probe;
 pub mod state;
+pub mod storm;
 pub mod supervisor;
 pub mod topology;
 pub mod up;
@@ -121,6 +123,14 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure a region: apply to first ping, many interfaces at once, memory per process.
     Bench(bench::BenchArgs),
+    /// Torment a region: hostile frames into machine ports and uplinks, hostile bytes into every listening port.
+    Storm(storm::StormArgs),
+    /// Send hostile frames from this namespace; started by `storm`.
+    #[command(hide = true)]
+    InjectFrames(storm::inject::FramesArgs),
+    /// Send hostile bytes from this namespace; started by `storm`.
+    #[command(hide = true)]
+    InjectBytes(storm::inject::BytesArgs),
     /// Keep the parts of a lab running; started by `up`.
     #[command(hide = true)]
     Supervise {
@@ -163,6 +173,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
         Command::Down { name, keep_state } => ok(commands::down(&name.name, keep_state)),
         Command::Demo(args) => runtime.block_on(demo::demo(&args)),
         Command::Bench(args) => ok(runtime.block_on(bench::bench(&args))),
+        Command::Storm(args) => runtime.block_on(storm::storm(&args)),
+        Command::InjectFrames(args) => ok(runtime.block_on(storm::inject::frames(&args))),
+        Command::InjectBytes(args) => ok(runtime.block_on(storm::inject::bytes(&args))),
         Command::Supervise { name } => ok(runtime.block_on(up::supervise(&name.name))),
     }
 }

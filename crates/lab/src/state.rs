@@ -129,13 +129,30 @@ pub fn list() -> Vec<Record> {
 /// # Errors
 /// Another supervisor holds it.
 pub fn lock(state: &Path) -> Result<File> {
-    let file = File::create(state.join("lock"))
-        .with_context(|| format!("cannot write to {}", state.display()))?;
+    hold(state, "lock", "this lab is already up (its supervisor")
+}
+
+/// Held by `lab up` until the lab is ready, so that of two started in the same instant one is refused.
+///
+/// # Errors
+/// Another `lab up` of the same lab is under way.
+pub fn lock_start(state: &Path) -> Result<File> {
+    hold(
+        state,
+        "lock.up",
+        "this lab is being started (another lab up",
+    )
+}
+
+fn hold(state: &Path, name: &str, holder: &str) -> Result<File> {
+    let path = state.join(name);
+    let file =
+        File::create(&path).with_context(|| format!("cannot write to {}", state.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(_) => bail!(
-            "this lab is already up (its supervisor holds {}); see: openkcm lab status",
-            state.join("lock").display()
+            "{holder} holds {}); see: openkcm lab status",
+            path.display()
         ),
     }
 }

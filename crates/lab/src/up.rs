@@ -73,6 +73,7 @@ pub async fn up(args: &UpArgs) -> Result<(Record, Client)> {
     let layout = layout(&record)?;
     check_machine(&layout)?;
     prepare_files(&layout)?;
+    let _starting = state::lock_start(&layout.state)?;
     drop(state::lock(&layout.state)?);
     refuse_other_folder(&record)?;
     state::register(&record)?;

@@ -3,7 +3,7 @@
 //! Every line is a measurement; a step that does not hold makes the exit code 1, and the demo goes on to show the rest.
 
 mod faults;
-mod report;
+pub(crate) mod report;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -181,24 +181,7 @@ async fn objects(region: &Region, report: &mut Report) -> Result<()> {
 async fn underlay(region: &Region, report: &mut Report) -> Result<String> {
     let mut count = 0;
     for hv in region.topology.hypervisor_names() {
-        let out = tokio::process::Command::from(network::inside(
-            &region.topology.netns(&hv),
-            &region.layout.dpservice.display().to_string(),
-        ))
-        .args([
-            "cli",
-            "--address",
-            "[::1]:1337",
-            "list",
-            "interfaces",
-            "-o",
-            "json",
-        ])
-        .output()
-        .await?;
-        let listed: Value = serde_json::from_slice(&out.stdout)
-            .with_context(|| String::from_utf8_lossy(&out.stderr).into_owned())?;
-        for item in listed["items"].as_array().into_iter().flatten() {
+        for item in dpservice_interfaces(region, &hv).await? {
             let spec = &item["spec"];
             report.note(&format!(
                 "{hv}: VNI {} {} and {} at {}",
@@ -214,6 +197,28 @@ async fn underlay(region: &Region, report: &mut Report) -> Result<String> {
         bail!("dpservice instances hold {count} interfaces, not 4");
     }
     Ok("4 interfaces, each with an underlay address of its host's /64".into())
+}
+
+/// What the dpservice of a hypervisor lists, as its command line tool prints it.
+pub(crate) async fn dpservice_interfaces(region: &Region, hypervisor: &str) -> Result<Vec<Value>> {
+    let out = tokio::process::Command::from(network::inside(
+        &region.topology.netns(hypervisor),
+        &region.layout.dpservice.display().to_string(),
+    ))
+    .args([
+        "cli",
+        "--address",
+        "[::1]:1337",
+        "list",
+        "interfaces",
+        "-o",
+        "json",
+    ])
+    .output()
+    .await?;
+    let listed: Value = serde_json::from_slice(&out.stdout)
+        .with_context(|| String::from_utf8_lossy(&out.stderr).into_owned())?;
+    Ok(listed["items"].as_array().cloned().unwrap_or_default())
 }
 
 /// Both servers must know the same four IPv4 and four IPv6 routes.

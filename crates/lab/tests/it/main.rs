@@ -99,6 +99,19 @@ fn every_step_of_the_demo_holds() {
     );
 }
 
+/// A short one; `cargo xtask storm` lasts ten minutes.
+#[test]
+fn a_region_weathers_hostile_frames_and_bytes() {
+    let _alone = alone();
+    let name = "it-storm";
+    let _cleanup = Cleanup(name);
+    let status = openkcm()
+        .args(["storm", "--name", name, "--seconds", "10", "--rate", "500"])
+        .status()
+        .unwrap();
+    assert!(status.success(), "the region was disturbed (above)");
+}
+
 #[test]
 fn two_labs_live_side_by_side_and_each_leaves_nothing() {
     let _alone = alone();
