@@ -4,12 +4,13 @@
 //! the plain cases (no options, no extension headers, no fragments; TCP, UDP, echo) in straight-line code and says nothing about
 //! the others, which then go through `overlay`. A test feeds both with the same bytes.
 
-use crate::flow::key::{Hasher, Keyed, Kind, Transport, Tuple};
+use crate::flow::key::{FlowKey, Hasher, Kind, Scope, Transport, Tuple};
+use crate::flow::rewrite::Layout;
 use crate::verdict::DropReason;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv6Addr};
 use net::ethernet;
 use net::ipv6::Upper;
-use net::{Ethernet, Icmp, Icmpv6, Ipv4, Ipv6, Tcp, Udp, Vni, icmp, protocol};
+use net::{Ethernet, Icmp, Icmpv6, Ipv4, Ipv6, Tcp, Udp, icmp, ipv6, protocol};
 
 /// UDP port of DHCPv4 servers.
 pub(crate) const DHCP_SERVER: u16 = 67;
@@ -34,6 +35,7 @@ pub(crate) struct Overlay {
     pub destination: IpAddr,
     /// Length of the IP packet: 40 + payload length for IPv6.
     pub length: u16,
+    pub layout: Layout,
     /// The transport, or why it cannot be handled. Kept apart so that addresses are judged first.
     pub l4: Result<L4, DropReason>,
 }
@@ -123,6 +125,10 @@ fn overlay_v4(bytes: &[u8]) -> Result<Overlay, DropReason> {
         source,
         destination,
         length: ip.total_len(),
+        layout: Layout {
+            transport: ip.header_len(),
+            has_ports: !ip.is_fragment(),
+        },
         l4,
     })
 }
@@ -130,10 +136,20 @@ fn overlay_v4(bytes: &[u8]) -> Result<Overlay, DropReason> {
 fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
     let ip = Ipv6::new_checked(bytes).map_err(|_| DropReason::Ipv6Malformed)?;
     let (source, destination) = (IpAddr::V6(ip.source()), IpAddr::V6(ip.destination()));
+    let mut layout = Layout {
+        transport: ipv6::HEADER_LEN,
+        has_ports: false,
+    };
     let l4 = match ip.upper() {
         Ok(Upper::Transport {
-            protocol, bytes, ..
-        }) => l4_v6(source, destination, protocol, bytes),
+            protocol,
+            offset,
+            bytes,
+        }) => {
+            layout.transport += offset;
+            layout.has_ports = true;
+            l4_v6(source, destination, protocol, bytes)
+        }
         Ok(Upper::Fragment { protocol }) => Ok(fragment(source, destination, protocol)),
         Ok(Upper::SourceRoute) => return Err(DropReason::SourceRoute),
         Ok(Upper::TooMany) => return Err(DropReason::ExtensionHeaders),
@@ -147,6 +163,7 @@ fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
         source,
         destination,
         length,
+        layout,
         l4,
     })
 }
@@ -327,8 +344,10 @@ fn quoted_transport(
 
 /// A plain packet, ready to be looked up.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Fast {
-    pub keyed: Keyed,
+    pub key: FlowKey,
+    pub hash: u64,
     pub length: u16,
     /// Control bits of TCP, 0 for others.
     pub tcp_flags: u8,
@@ -336,47 +355,55 @@ pub(crate) struct Fast {
 
 impl Fast {
     pub(crate) const EMPTY: Fast = Fast {
-        keyed: Keyed::EMPTY,
+        key: FlowKey::NONE,
+        hash: 0,
         length: 0,
         tcp_flags: 0,
     };
 }
 
-/// The plain cases of [`overlay_v4`], written to `fast`; false for all others.
+/// The plain cases of [`overlay_v4`], written to `fast`; false for all others. Fields are read as the processor reads them, see [`FlowKey`].
 #[inline(always)]
-pub(crate) fn fast_v4(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) -> bool {
+pub(crate) fn fast_v4(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fast) -> bool {
+    /// Version and header length, and the fragment field without "don't fragment".
+    const CHECKED: u64 = 0xff3f_0000_0000_00ff;
     let Some(head) = bytes.first_chunk::<28>() else {
         return false;
     };
-    let length = u16::from_be_bytes([head[2], head[3]]);
-    let is_fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff != 0;
-    if head[0] != 0x45 || is_fragment || length < 28 || usize::from(length) > bytes.len() {
+    let [a, b, c, d, e, f, g, h, ..] = *head;
+    let front = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let [.., a, b, c, d, e, f, g, h, i, j, k, l, _, _, _, _] = *head;
+    let addresses = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let tail = u32::from_le_bytes([i, j, k, l]);
+    let length = (front >> 16) as u16;
+    let length = length.swap_bytes();
+    if front & CHECKED != 0x45 || length < 28 || usize::from(length) > bytes.len() {
         return false;
     }
-    let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
-    let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
-    let first = u16::from_be_bytes([head[20], head[21]]);
-    let second = u16::from_be_bytes([head[22], head[23]]);
-    let third = u16::from_be_bytes([head[24], head[25]]);
     let (ports, kind) = match head[9] {
-        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => {
-            ((first, second), Kind::TCP)
+        protocol::UDP
+            if is_plain_udp(u16::from_be_bytes([head[24], head[25]]), length - 20, fast) =>
+        {
+            (tail, Kind::UDP)
         }
-        protocol::UDP if is_plain_udp(third, length - 20, fast) => ((first, second), Kind::UDP),
+        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => (tail, Kind::TCP),
         protocol::ICMP if matches!(head[20], icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
             fast.tcp_flags = 0;
-            ((third, third), Kind::echo(head[20] == icmp::ECHO_REQUEST))
+            let identifier = [head[24], head[25], head[24], head[25]];
+            let kind = Kind::echo(head[20] == icmp::ECHO_REQUEST);
+            (u32::from_le_bytes(identifier), kind)
         }
         _ => return false,
     };
     fast.length = length;
-    fast.keyed = hasher.v4(vni, source, destination, ports, kind);
+    fast.key = FlowKey::v4(scope, kind, ports, addresses);
+    fast.hash = hasher.v4(fast.key.first, addresses);
     true
 }
 
 /// The plain cases of [`overlay_v6`], written to `fast`; false for all others.
-#[inline]
-pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) -> bool {
+#[inline(always)]
+pub(crate) fn fast_v6(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fast) -> bool {
     let Some(head) = bytes.first_chunk::<48>() else {
         return false;
     };
@@ -387,45 +414,27 @@ pub(crate) fn fast_v6(hasher: &Hasher, vni: Vni, bytes: &[u8], fast: &mut Fast) 
         return false;
     }
     let (chunks, _) = head.as_chunks::<8>();
-    let &[
-        _,
-        source_high,
-        source_low,
-        destination_high,
-        destination_low,
-        _,
-    ] = chunks
-    else {
+    let &[_, a, b, c, d, [p0, p1, p2, p3, third @ .., _, _]] = chunks else {
         return false;
     };
-    let join = |high, low| {
-        Ipv6Addr::from_bits(
-            u128::from(u64::from_be_bytes(high)) << 64 | u128::from(u64::from_be_bytes(low)),
-        )
-    };
-    let (source, destination) = (
-        join(source_high, source_low),
-        join(destination_high, destination_low),
-    );
-    let first = u16::from_be_bytes([head[40], head[41]]);
-    let second = u16::from_be_bytes([head[42], head[43]]);
-    let third = u16::from_be_bytes([head[44], head[45]]);
+    let ports = u32::from_le_bytes([p0, p1, p2, p3]);
     let (ports, kind) = match head[6] {
-        protocol::TCP if is_plain_tcp(bytes.get(52..54), payload, fast) => {
-            ((first, second), Kind::TCP)
+        protocol::UDP if is_plain_udp(u16::from_be_bytes(third), payload, fast) => {
+            (ports, Kind::UDP)
         }
-        protocol::UDP if is_plain_udp(third, payload, fast) => ((first, second), Kind::UDP),
-        protocol::ICMPV6 if matches!(head[40], icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
+        protocol::TCP if is_plain_tcp(bytes.get(52..54), payload, fast) => (ports, Kind::TCP),
+        protocol::ICMPV6 if matches!(p0, icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
             fast.tcp_flags = 0;
-            (
-                (third, third),
-                Kind::echo(head[40] == icmp::V6_ECHO_REQUEST),
-            )
+            let identifier = u32::from(u16::from_le_bytes(third));
+            let kind = Kind::echo(p0 == icmp::V6_ECHO_REQUEST);
+            (identifier | identifier << 16, kind)
         }
         _ => return false,
     };
     fast.length = length;
-    fast.keyed = hasher.v6(vni, source, destination, ports, kind);
+    let addresses = [a, b, c, d].map(u64::from_le_bytes);
+    fast.key = FlowKey::v6(scope, kind, ports, addresses);
+    fast.hash = hasher.v6(fast.key.first, addresses);
     true
 }
 

@@ -29,6 +29,9 @@ pub struct PortConfig {
 pub struct Limits {
     /// Tracked connections per worker (both directions are one). Beyond: [`crate::DropReason::FlowTableFull`].
     pub flows_max: u32,
+    /// Pairs of underlay addresses with open connections between them, per worker and address family. Beyond:
+    /// [`crate::DropReason::AdjacencyTableFull`].
+    pub adjacencies_max: u32,
     /// Underlay addresses of this host. Beyond: status 401.
     pub underlay_max: u16,
     /// VNIs with at least one interface. Beyond: status 361.
@@ -41,6 +44,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             flows_max: 425_000,
+            adjacencies_max: 65_536,
             underlay_max: 1_000,
             vnis_max: 512,
             routes_per_vni_max: 1 << 20,

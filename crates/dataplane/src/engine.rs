@@ -4,6 +4,7 @@
 
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
+use crate::flow::key::Scope;
 use crate::packet::Packet;
 use crate::periodic::Periodic;
 use crate::tables::{
@@ -75,6 +76,7 @@ impl Engine {
                     mac: port.mac,
                     link: true,
                     next_hop: None,
+                    mtu: u16::MAX,
                 });
             }
             let learned = Arc::new(Learned::new(port.mac));
@@ -121,12 +123,7 @@ impl Engine {
     #[must_use]
     pub fn worker(&self) -> Worker {
         let timeout_s = self.tables.settings.flow_timeout_s;
-        Worker::new(
-            self.devices.len(),
-            self.limits.flows_max,
-            timeout_s,
-            self.hash_seed,
-        )
+        Worker::new(self.devices.len(), &self.limits, timeout_s, self.hash_seed)
     }
 
     /// The current snapshot for workers on other threads.
@@ -224,6 +221,12 @@ impl Engine {
         self.edit_uplink(port, |uplink| uplink.link = up);
     }
 
+    /// Sets the largest packet that an uplink carries, its own IPv6 header included (at start there is no limit). Larger ones are answered with an ICMP error
+    /// that tells the machine what fits. Ignored for other ports.
+    pub fn set_uplink_mtu(&mut self, port: PortId, mtu: u16) {
+        self.edit_uplink(port, |uplink| uplink.mtu = mtu);
+    }
+
     fn edit_uplink(&mut self, port: PortId, change: impl FnOnce(&mut Uplink)) {
         let position = |uplink: &Option<Uplink>| uplink.is_some_and(|uplink| uplink.port == port);
         let Some(index) = self.tables.uplinks.iter().position(position) else {
@@ -232,9 +235,9 @@ impl Engine {
         let Some(mut uplink) = self.tables.uplinks.get(index).copied().flatten() else {
             return;
         };
-        let before = (uplink.link, uplink.next_hop);
+        let before = uplink;
         change(&mut uplink);
-        if before != (uplink.link, uplink.next_hop)
+        if before != uplink
             && let Some(place) = self.edit().uplinks.get_mut(index)
         {
             *place = Some(uplink);
@@ -299,7 +302,7 @@ impl Engine {
         self.interfaces.insert(interface.spec.id.clone(), port_id);
         let endpoint = Endpoint {
             port: port_id,
-            vni,
+            scope: Scope::plain(vni),
             prefix: None,
         };
         let own = own_prefixes(&interface.spec);
@@ -388,7 +391,7 @@ impl Engine {
         let underlay = self.choose_underlay(preferred_underlay, UnderlayKind::AliasPrefix)?;
         let endpoint = Endpoint {
             port,
-            vni,
+            scope: Scope::plain(vni),
             prefix: Some(prefix),
         };
         self.edit()

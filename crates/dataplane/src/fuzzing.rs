@@ -4,7 +4,7 @@
 //! all, answers the same packet differently from its cache, or if its two parsers disagree.
 
 use crate::cls::{self, Fast, FromMachine, L4};
-use crate::flow::key::{Hasher, Keyed};
+use crate::flow::key::{Hasher, Scope};
 use crate::{
     Counters, DropReason, Engine, EngineConfig, Instant, InterfaceSpec, Metering, Node, PacketBuf,
     PortConfig, PortId, PortKind, Pxe, UnderlaySeed, Verdict, Worker,
@@ -174,8 +174,8 @@ impl Host {
     fn compare(&self, family: u8, ip: &[u8], slow: Option<cls::Overlay>) {
         let mut fast = Fast::EMPTY;
         let is_plain = match family {
-            protocol::IPV4 => cls::fast_v4(&self.hasher, Vni::MAX, ip, &mut fast),
-            _ => cls::fast_v6(&self.hasher, Vni::MAX, ip, &mut fast),
+            protocol::IPV4 => cls::fast_v4(&self.hasher, Scope::plain(Vni::MAX), ip, &mut fast),
+            _ => cls::fast_v6(&self.hasher, Scope::plain(Vni::MAX), ip, &mut fast),
         };
         if !is_plain {
             return;
@@ -189,19 +189,14 @@ impl Host {
         let flow = match overlay.l4 {
             Ok(L4::Flow { tuple, tcp_flags }) => self
                 .hasher
-                .tuple(Vni::MAX, &tuple)
-                .map(|keyed| (keyed, tcp_flags.unwrap_or(0))),
+                .tuple(Scope::plain(Vni::MAX), &tuple)
+                .map(|keyed| (keyed, tcp_flags.unwrap_or(0), tuple)),
             Ok(L4::Error { .. }) | Err(_) => None,
         };
-        let Keyed {
-            key,
-            hash,
-            direction,
-        } = fast.keyed;
-        assert_eq!(self.hasher.rehash(&key), hash);
-        let same = flow.is_some_and(|(keyed, flags)| {
-            keyed.key.is(&key)
-                && (keyed.hash, keyed.direction, flags) == (hash, direction, fast.tcp_flags)
+        assert_eq!(self.hasher.hash(&fast.key), fast.hash);
+        let same = flow.is_some_and(|(keyed, flags, tuple)| {
+            keyed.key.is(&fast.key)
+                && (keyed.hash, flags, tuple) == (fast.hash, fast.tcp_flags, fast.key.tuple())
         });
         assert!(same, "the parsers disagree: {fast:?} and {flow:?}");
     }

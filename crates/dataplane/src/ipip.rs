@@ -3,7 +3,9 @@
 //! The inner packet is not touched: no hop limit is decremented, no DSCP copied. The VNI is not on the wire; the receiver knows
 //! it from the outer destination.
 
-use crate::flow::{Action, Decision};
+use crate::flow::adjacency::{Adjacency, AdjacencyTable};
+use crate::flow::rewrite::{self, Layout};
+use crate::flow::{Action, Entry};
 use crate::packet::Packet;
 use crate::tables::{Port, Tables, Uplink};
 use crate::underlay::{Endpoint, HostPart};
@@ -17,13 +19,13 @@ const HOP_LIMIT: u8 = 64;
 /// Ethernet and IPv6 header.
 pub(crate) const TUNNEL_LEN: usize = ETHERNET_LEN + ipv6::HEADER_LEN;
 
-/// The outer header of a flow, payload length 0.
-pub(crate) fn header(
+/// The tunnel for packets to an `inner` destination.
+pub(crate) fn adjacency(
     uplink: &Uplink,
     inner: IpAddr,
     source: Ipv6Addr,
     destination: Ipv6Addr,
-) -> [u8; TUNNEL_LEN] {
+) -> Adjacency {
     let next_header = match inner {
         IpAddr::V4(_) => protocol::IPV4,
         IpAddr::V6(_) => protocol::IPV6,
@@ -36,11 +38,15 @@ pub(crate) fn header(
         source,
         destination,
     };
-    let mut bytes = [0; TUNNEL_LEN];
-    let (front, back) = bytes.split_at_mut(ETHERNET_LEN);
+    let mut header = [0; TUNNEL_LEN];
+    let (front, back) = header.split_at_mut(ETHERNET_LEN);
     front.copy_from_slice(&ethernet::header(next_hop, uplink.mac, ethernet::TYPE_IPV6));
     back.copy_from_slice(&outer.emit());
-    bytes
+    Adjacency {
+        header,
+        port: uplink.port,
+        inner_max: uplink.mtu.saturating_sub(ipv6::HEADER_LEN as u16),
+    }
 }
 
 /// What a tunnelled frame is for.
@@ -84,38 +90,46 @@ pub(crate) fn decap<'a, 't>(
 /// Whatever is around the IP packet goes: the old Ethernet header, an old tunnel, padding. A refused packet is left as it was.
 #[inline(always)]
 pub(crate) fn apply<P: Packet + ?Sized>(
-    decision: &Decision,
+    entry: &Entry,
+    adjacencies: &AdjacencyTable,
     ports: &[Port],
     packet: &mut P,
-    ip_offset: usize,
-    length: u16,
+    (ip_offset, length, layout): (usize, u16, Layout),
 ) -> Result<PortId, DropReason> {
     let keep = usize::from(length);
-    match decision.action {
+    let (to, inner) = match entry.action {
         Action::Encap => {
+            let adjacency = adjacencies.get(entry.target).ok_or(DropReason::Bug)?;
+            if length > adjacency.inner_max {
+                return Err(DropReason::PacketTooBig);
+            }
             if !packet.reframe(ip_offset, TUNNEL_LEN, keep) {
                 return Err(DropReason::NoHeadroom);
             }
-            let front = packet
-                .frame_mut()
-                .first_chunk_mut::<TUNNEL_LEN>()
+            let frame = packet.frame_mut();
+            let (front, inner) = frame
+                .split_first_chunk_mut::<TUNNEL_LEN>()
                 .ok_or(DropReason::Bug)?;
-            *front = decision.header;
+            *front = adjacency.header;
             [front[18], front[19]] = length.to_be_bytes();
+            (adjacency.port, inner)
         }
         Action::Deliver => {
-            let port = ports.get(decision.port.index()).ok_or(DropReason::Bug)?;
+            let port = ports.get(entry.target as usize).ok_or(DropReason::Bug)?;
             if !packet.reframe(ip_offset, ETHERNET_LEN, keep) {
                 return Err(DropReason::Bug);
             }
-            let front = packet
-                .frame_mut()
-                .first_chunk_mut::<ETHERNET_LEN>()
+            let frame = packet.frame_mut();
+            let (front, inner) = frame
+                .split_first_chunk_mut::<ETHERNET_LEN>()
                 .ok_or(DropReason::Bug)?;
-            let ethertype = u16::from_be_bytes([decision.header[12], decision.header[13]]);
-            *front = ethernet::header(port.learned.mac(), port.mac, ethertype);
+            *front = port.delivery_header(entry.key.is_v6());
+            (PortId(entry.target as u16), inner)
         }
         Action::Undecided => return Err(DropReason::Bug),
+    };
+    if entry.has(Entry::TRANSLATED) && !rewrite::apply(entry, inner, layout) {
+        return Err(DropReason::Bug);
     }
-    Ok(decision.port)
+    Ok(to)
 }

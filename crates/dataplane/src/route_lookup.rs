@@ -1,97 +1,69 @@
 //! The forwarding decision: who may send what where (nodes `ipv4_lookup` and `ipv6_lookup`).
 
-use crate::cls::Overlay;
 use crate::counters::Node;
 use crate::flow::key::{Transport, Tuple};
-use crate::flow::{Action, Decision, Ingress};
-use crate::graph::{Context, Source};
-use crate::ipip;
+use crate::graph::{Context, Output, Source, Walk};
 use crate::jhash::jhash;
 use crate::tables::{Tables, Target, Uplink, VniRoutes};
-use crate::verdict::{DropReason, PortId};
+use crate::underlay::Endpoint;
+use crate::verdict::DropReason;
+use crate::verdict::PortId;
 use core::net::IpAddr;
-use net::{ethernet, icmp, protocol};
+use net::{icmp, protocol};
 
-/// Checks addresses and finds the way of a packet.
-pub(crate) fn decide(
-    cx: &mut Context<'_>,
-    overlay: &Overlay,
-    tuple: &Tuple,
-) -> Result<Decision, DropReason> {
-    check_forwardable(overlay)?;
-    match cx.source {
-        Source::Machine => from_machine(cx, overlay, tuple),
-        Source::Tunnel { slot, .. } => from_tunnel(cx, overlay, slot),
+/// Checks addresses and finds the way of a packet, unless an earlier stage has steered it.
+pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
+    let (source, destination) = (walk.tuple.source, walk.leaves.destination);
+    check_forwardable(source, destination)?;
+    if walk.output.is_none() {
+        walk.output = Some(match cx.source {
+            Source::Machine => from_machine(cx, source, destination, &walk.tuple)?,
+            Source::Tunnel { endpoint, .. } => from_tunnel(cx, endpoint, destination)?,
+        });
     }
+    Ok(())
 }
 
 fn from_machine(
     cx: &mut Context<'_>,
-    overlay: &Overlay,
+    source: IpAddr,
+    destination: IpAddr,
     tuple: &Tuple,
-) -> Result<Decision, DropReason> {
-    cx.counters.count(match overlay.destination {
+) -> Result<Output, DropReason> {
+    cx.counters.count(match destination {
         IpAddr::V4(_) => Node::Ipv4Lookup,
         IpAddr::V6(_) => Node::Ipv6Lookup,
     });
     let tables = cx.tables;
     let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
-    if !is_own(routes, overlay.source, cx.machine) {
+    if !is_own(routes, source, cx.machine) {
         return Err(DropReason::SourceSpoofed);
     }
-    let ingress = Ingress::machine(cx.machine);
-    let (_, target) = routes
-        .lookup(overlay.destination)
-        .ok_or(DropReason::NoRoute)?;
+    let (_, target) = routes.lookup(destination).ok_or(DropReason::NoRoute)?;
     match target {
-        Target::Own(port) | Target::Alias(port) => {
-            Ok(deliver(cx, ingress, port, overlay.destination))
-        }
-        Target::Remote { underlay, .. } => {
-            let uplink = choose_uplink(tables, || path_hash(cx.vni.get(), tuple))?;
-            let header = ipip::header(uplink, overlay.source, cx.underlay, underlay);
-            let epoch = tables.epoch;
-            Ok(Decision {
-                epoch,
-                ingress,
-                port: uplink.port,
-                header,
-                action: Action::Encap,
-            })
-        }
+        Target::Own(port) | Target::Alias(port) => Ok(Output::Deliver(port)),
+        Target::Remote { underlay, .. } => Ok(Output::Encap {
+            uplink: *choose_uplink(tables, || path_hash(cx.vni.get(), tuple))?,
+            source: cx.underlay,
+            destination: underlay,
+        }),
     }
 }
 
-fn from_tunnel(cx: &Context<'_>, overlay: &Overlay, slot: u16) -> Result<Decision, DropReason> {
+fn from_tunnel(
+    cx: &Context<'_>,
+    endpoint: &Endpoint,
+    destination: IpAddr,
+) -> Result<Output, DropReason> {
     let routes = cx.tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
-    let is_ours = match cx.prefix {
-        Some(prefix) => prefix.contains(overlay.destination),
-        None => is_own(routes, overlay.destination, cx.machine),
+    let is_ours = match endpoint.prefix {
+        Some(prefix) => prefix.contains(destination),
+        None => is_own(routes, destination, cx.machine),
     };
-    if !is_ours {
-        return Err(DropReason::DestinationForeign);
-    }
-    Ok(deliver(
-        cx,
-        Ingress::tunnel(slot),
-        cx.machine,
-        overlay.destination,
-    ))
-}
-
-fn deliver(cx: &Context<'_>, ingress: Ingress, port: PortId, destination: IpAddr) -> Decision {
-    let ethertype = match destination {
-        IpAddr::V4(_) => ethernet::TYPE_IPV4,
-        IpAddr::V6(_) => ethernet::TYPE_IPV6,
-    };
-    let mut header = [0; ipip::TUNNEL_LEN];
-    [header[12], header[13]] = ethertype.to_be_bytes();
-    Decision {
-        epoch: cx.tables.epoch,
-        ingress,
-        port,
-        header,
-        action: Action::Deliver,
+    if is_ours {
+        Ok(Output::Deliver(cx.machine))
+    } else {
+        Err(DropReason::DestinationForeign)
     }
 }
 
@@ -105,11 +77,11 @@ fn is_own(routes: &VniRoutes, address: IpAddr, port: PortId) -> bool {
 }
 
 /// Refuses what no router may forward.
-fn check_forwardable(overlay: &Overlay) -> Result<(), DropReason> {
-    match overlay.destination {
+fn check_forwardable(source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
+    match destination {
         IpAddr::V4(a) if a.is_multicast() || a.is_broadcast() => Err(DropReason::Multicast),
         IpAddr::V6(a) if a.is_multicast() => Err(DropReason::Multicast),
-        destination if is_local_scope(destination) || is_local_scope(overlay.source) => {
+        destination if is_local_scope(destination) || is_local_scope(source) => {
             Err(DropReason::NotForwardable)
         }
         _ => Ok(()),

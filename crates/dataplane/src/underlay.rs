@@ -4,9 +4,10 @@
 //! probing at no more than half load; the keys lie apart from the values so that a probe touches one cache line.
 
 use crate::config::UnderlaySeed;
+use crate::flow::key::Scope;
 use crate::verdict::PortId;
 use core::net::Ipv6Addr;
-use net::{Prefix, Vni};
+use net::Prefix;
 use std::sync::Arc;
 
 /// What an underlay address stands for. The numbers are those of byte 9 of a typed address.
@@ -24,8 +25,8 @@ pub enum UnderlayKind {
 pub(crate) struct Endpoint {
     /// The machine port behind it.
     pub port: PortId,
-    /// Its virtual network.
-    pub vni: Vni,
+    /// How tuples of its packets are meant: its virtual network.
+    pub scope: Scope,
     /// `None` for the interface itself.
     pub prefix: Option<Prefix>,
 }

@@ -106,6 +106,10 @@ drop_reasons! {
     NoHeadroom = "no_headroom",
     /// The flow table is full. Stateful handling is not possible, so the packet is not forwarded.
     FlowTableFull = "flow_table_full",
+    /// The table of tunnels is full, see [`crate::Limits::adjacencies_max`].
+    AdjacencyTableFull = "adjacency_table_full",
+    /// With its outer header the packet is larger than the uplink's MTU.
+    PacketTooBig = "packet_too_big",
     /// DHCPv4 or DHCPv6 message that cannot be parsed.
     DhcpMalformed = "dhcp_malformed",
     /// DHCP message of a type that is not answered (releases, declines, relayed messages, replies).

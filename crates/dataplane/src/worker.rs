@@ -1,14 +1,18 @@
 //! The packet side: one worker owns its flows and counters and runs bursts to completion.
 //!
-//! A burst is worked off in passes: parse all, fetch all buckets, fetch all flows, answer all in order. The loads of a pass do
-//! not depend on each other, so the processor has many cache misses in flight at once; that is what makes a million flows cost
-//! little more than a thousand, without any prefetch instruction.
+//! A burst is worked off in passes: parse all, fetch all buckets, find all entries, fetch all entries, answer all in order. The loads of a
+//! pass do not depend on each other, so the processor has many cache misses in flight at once; that is what makes a million flows cost
+//! little more than a thousand, without any prefetch instruction. The passes that only fetch are a few instructions per packet, because what
+//! limits the number of misses in flight is how many packets fit into the processor's window of instructions.
 
 use crate::PortKind;
 use crate::cls::{self, Fast};
-use crate::conntrack::{self, Timeouts};
+use crate::config::Limits;
+use crate::conntrack;
 use crate::counters::{Counters, Node};
-use crate::flow::key::Hasher;
+use crate::flow::adjacency::AdjacencyTable;
+use crate::flow::key::{FlowKey, Hasher, Scope};
+use crate::flow::rewrite::Layout;
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Coarse, Ingress, NONE};
 use crate::graph::{self, Parts};
@@ -21,7 +25,7 @@ use crate::verdict::{DropReason, PortId, Verdict};
 use core::hint::black_box;
 use core::net::Ipv6Addr;
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
-use net::{Vni, protocol};
+use net::protocol;
 
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;
@@ -30,27 +34,27 @@ pub const BURST_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Worker {
     flows: FlowTable,
-    hasher: Hasher,
-    timeouts: Timeouts,
+    adjacencies: AdjacencyTable,
     counters: Counters,
     /// Working space of a burst, kept to spare its initialization.
     parsed: Box<[Parsed; BURST_MAX]>,
 }
 
-/// What the first pass found out about a packet.
+/// What the first pass found out about a packet: one cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
 struct Parsed {
     fast: Fast,
-    /// The flow it probably belongs to, or [`NONE`].
-    flow: u32,
+    /// The entry that probably answers it, or [`NONE`].
+    entry: u32,
     ingress: Ingress,
 }
 
 impl Parsed {
     const EMPTY: Parsed = Parsed {
         fast: Fast::EMPTY,
-        flow: NONE,
-        ingress: Ingress::machine(PortId(0)),
+        entry: NONE,
+        ingress: Ingress::NOWHERE,
     };
 }
 
@@ -76,12 +80,16 @@ struct Sent {
 }
 
 impl Worker {
-    pub(crate) fn new(ports: usize, flows_max: u32, flow_timeout_s: u32, hash_seed: u64) -> Worker {
-        let flows = FlowTable::new(flows_max, flow_timeout_s);
+    pub(crate) fn new(
+        ports: usize,
+        limits: &Limits,
+        flow_timeout_s: u32,
+        hash_seed: u64,
+    ) -> Worker {
+        let hasher = Hasher::new(hash_seed);
         Worker {
-            timeouts: Timeouts::new(flows.idle_timeout()),
-            flows,
-            hasher: Hasher::new(hash_seed),
+            flows: FlowTable::new(limits.flows_max, flow_timeout_s, hasher),
+            adjacencies: AdjacencyTable::new(limits.adjacencies_max),
             counters: Counters::new(ports),
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
         }
@@ -97,6 +105,12 @@ impl Worker {
     #[must_use]
     pub fn flow_saturation(&self) -> (usize, usize) {
         (self.flows.len(), self.flows.capacity())
+    }
+
+    /// Tunnels in use by tracked connections, and the most there can be.
+    #[must_use]
+    pub fn adjacency_saturation(&self) -> (usize, usize) {
+        self.adjacencies.saturation()
     }
 
     /// Decides one packet that came in on `port` and edits it.
@@ -136,7 +150,7 @@ impl Worker {
             .zip(verdicts.chunks_mut(BURST_MAX))
         {
             self.parse_burst(tables, port, packets);
-            self.fetch_flows(packets.len());
+            self.find_entries(packets.len());
             self.answer_burst(tables, port, packets, verdicts, now);
         }
     }
@@ -145,52 +159,63 @@ impl Worker {
     pub fn tick(&mut self, now: Instant) {
         let Worker {
             flows,
-            hasher,
+            adjacencies,
             counters,
             ..
         } = self;
-        counters.flows_expired += flows.age(Coarse::of(now), |key| hasher.rehash(key));
+        counters.flows_expired += flows.age(Coarse::of(now), |entries, _| {
+            for entry in entries {
+                conntrack::release(adjacencies, entry);
+            }
+        });
     }
 
     fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) {
-        let Worker { hasher, parsed, .. } = self;
+        let Worker { flows, parsed, .. } = self;
+        let hasher = *flows.hasher();
         let parsed = parsed.iter_mut().zip(packets);
         match tables
             .port(port)
             .map(|found| (found.kind, found.interface.as_ref()))
         {
             Some((PortKind::Machine, Some(attached))) => {
-                let vni = attached.interface.spec.vni;
+                let scope = Scope::plain(attached.interface.spec.vni);
+                let ingress = Ingress::machine(port);
                 for (parsed, packet) in parsed {
-                    parsed.ingress = Ingress::machine(port);
-                    let is_plain = machine_fast(hasher, vni, packet.frame(), &mut parsed.fast);
-                    parsed.forget_unless(is_plain);
+                    parsed.ingress = ingress;
+                    if !machine_fast(&hasher, scope, packet.frame(), &mut parsed.fast) {
+                        parsed.forget();
+                    }
                 }
             }
             Some((PortKind::Uplink(_), _)) => {
                 for (parsed, packet) in parsed {
-                    let is_plain = uplink_fast(hasher, tables, packet.frame(), parsed);
-                    parsed.forget_unless(is_plain);
+                    if !uplink_fast(&hasher, tables, packet.frame(), parsed) {
+                        parsed.forget();
+                    }
                 }
             }
             Some((PortKind::Machine, None)) | None => {
-                parsed.for_each(|(parsed, _)| parsed.forget_unless(false));
+                parsed.for_each(|(parsed, _)| parsed.forget());
             }
         }
     }
 
-    /// Finds the probable flows, one kind of memory per pass. The sum only keeps the loads from being optimised away.
-    fn fetch_flows(&mut self, count: usize) {
+    /// Finds the probable entries, one kind of memory per pass. The sums only keep the loads from being optimised away.
+    fn find_entries(&mut self, count: usize) {
         let Worker { flows, parsed, .. } = self;
         let Some(parsed) = parsed.get_mut(..count) else {
             return;
         };
-        for parsed in parsed.iter_mut() {
-            parsed.flow = flows.guess(parsed.fast.keyed.hash);
-        }
         let mut touched = 0_u64;
         for parsed in parsed.iter() {
-            touched ^= flows.touch_flow(parsed.flow, parsed.fast.keyed.direction);
+            touched ^= flows.touch_bucket(parsed.fast.hash);
+        }
+        for parsed in parsed.iter_mut() {
+            parsed.entry = flows.guess(parsed.fast.hash);
+        }
+        for parsed in parsed.iter() {
+            touched ^= flows.touch_entry(parsed.entry);
         }
         black_box(touched);
     }
@@ -205,8 +230,7 @@ impl Worker {
     ) {
         let Worker {
             flows,
-            hasher,
-            timeouts,
+            adjacencies,
             counters,
             parsed,
         } = self;
@@ -218,9 +242,8 @@ impl Worker {
         let mut cx = Burst {
             parts: Parts {
                 flows,
+                adjacencies,
                 counters,
-                hasher,
-                timeouts: *timeouts,
             },
             tables,
             ports: &tables.ports,
@@ -234,7 +257,7 @@ impl Worker {
         let count = packets.len() as u64;
         for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
             rx_bytes += packet.len() as u64;
-            match answer_hit(&mut cx, parsed, parsed.flow, packet) {
+            match answer_hit(&mut cx, parsed, parsed.entry, packet) {
                 Some((to, action)) => {
                     *verdict = Verdict::Transmit(to);
                     encap += u64::from(action == Action::Encap);
@@ -257,12 +280,12 @@ impl Worker {
 }
 
 impl Parsed {
-    /// A packet that the fast parser did not understand must match no flow.
+    /// A packet that the fast parser did not understand must match no entry.
     #[inline]
-    fn forget_unless(&mut self, is_plain: bool) {
-        if !is_plain {
-            self.fast = Fast::EMPTY;
-        }
+    fn forget(&mut self) {
+        self.fast.key = FlowKey::NONE;
+        self.fast.hash = 0;
+        self.ingress = Ingress::NOWHERE;
     }
 }
 
@@ -288,19 +311,19 @@ impl Sent {
     }
 }
 
-#[inline]
-fn machine_fast(hasher: &Hasher, vni: Vni, frame: &[u8], fast: &mut Fast) -> bool {
+#[inline(always)]
+fn machine_fast(hasher: &Hasher, scope: Scope, frame: &[u8], fast: &mut Fast) -> bool {
     let Some((header, ip)) = frame.split_first_chunk::<ETHERNET_LEN>() else {
         return false;
     };
     match u16::from_be_bytes([header[12], header[13]]) {
-        TYPE_IPV4 => cls::fast_v4(hasher, vni, ip, fast),
-        TYPE_IPV6 => cls::fast_v6(hasher, vni, ip, fast),
+        TYPE_IPV4 => cls::fast_v4(hasher, scope, ip, fast),
+        TYPE_IPV6 => cls::fast_v6(hasher, scope, ip, fast),
         _ => false,
     }
 }
 
-#[inline]
+#[inline(always)]
 fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Parsed) -> bool {
     let Some((outer, inner)) = frame.split_first_chunk::<TUNNEL_LEN>() else {
         return false;
@@ -322,38 +345,45 @@ fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Pars
     parsed.ingress = Ingress::tunnel(slot);
     tables.is_host_prefix(destination)
         && match outer[20] {
-            protocol::IPV4 => cls::fast_v4(hasher, endpoint.vni, inner, &mut parsed.fast),
-            protocol::IPV6 => cls::fast_v6(hasher, endpoint.vni, inner, &mut parsed.fast),
+            protocol::IPV4 => cls::fast_v4(hasher, endpoint.scope, inner, &mut parsed.fast),
+            protocol::IPV6 => cls::fast_v6(hasher, endpoint.scope, inner, &mut parsed.fast),
             _ => false,
         }
 }
 
-/// Applies a cached decision that is still valid; `None` sends the packet on the slow walk, untouched.
+/// Carries out a cached answer that is still valid; `None` sends the packet on the slow walk, untouched.
 #[inline(always)]
 fn answer_hit(
     cx: &mut Burst<'_, '_>,
     parsed: &Parsed,
-    flow: u32,
+    number: u32,
     packet: &mut impl Packet,
 ) -> Option<(PortId, Action)> {
     let Fast {
-        keyed,
+        key,
         length,
         tcp_flags,
+        ..
     } = &parsed.fast;
-    let flow = cx.parts.flows.get_mut(flow)?;
-    let decision = flow.decision(keyed.direction);
-    let is_valid = decision.epoch == cx.epoch && decision.ingress == parsed.ingress;
-    if !is_valid || !flow.key.is(&keyed.key) {
+    let entry = cx.parts.flows.entry_mut(number)?;
+    let is_valid = entry.epoch == cx.epoch && entry.ingress == parsed.ingress;
+    if !is_valid || !entry.key.is(key) {
         return None;
     }
-    let action = decision.action;
-    let to = ipip::apply(decision, cx.ports, packet, cx.ip_offset, *length).ok()?;
-    if flow.last_seen != cx.now {
-        flow.last_seen = cx.now;
+    let to = ipip::apply(
+        entry,
+        cx.parts.adjacencies,
+        cx.ports,
+        packet,
+        (cx.ip_offset, *length, Layout::PLAIN_V4),
+    )
+    .ok()?;
+    if entry.last_seen != cx.now {
+        entry.last_seen = cx.now;
     }
-    if conntrack::may_advance(flow.tcp, *tcp_flags) {
-        conntrack::advance(flow, *tcp_flags, keyed.direction, cx.parts.timeouts);
+    let action = entry.action;
+    if conntrack::may_advance(entry, *tcp_flags) {
+        conntrack::advance(cx.parts.flows, number, *tcp_flags);
     }
     Some((to, action))
 }
@@ -362,10 +392,10 @@ fn answer_hit(
 #[cold]
 #[inline(never)]
 fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut impl Packet) -> Verdict {
-    // An earlier packet of this burst may have begun the flow.
-    let flow = cx.parts.flows.guess(parsed.fast.keyed.hash);
-    if flow != parsed.flow
-        && let Some((to, action)) = answer_hit(cx, parsed, flow, packet)
+    // An earlier packet of this burst may have begun the connection.
+    let entry = cx.parts.flows.guess(parsed.fast.hash);
+    if entry != parsed.entry
+        && let Some((to, action)) = answer_hit(cx, parsed, entry, packet)
     {
         cx.parts
             .counters

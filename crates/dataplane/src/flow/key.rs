@@ -1,4 +1,7 @@
-//! Flow keys: the 5-tuple of a connection in an order that both directions agree on.
+//! Flow keys: what the packets of one direction of a connection show.
+//!
+//! A key is the tuple in wire order, so that the fast parser makes it with a few loads: first a word of ports and [`Scope`], then the addresses.
+//! The two directions of a connection have different keys, and with translation not even mirrored ones.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::Vni;
@@ -27,61 +30,70 @@ pub(crate) struct Tuple {
     pub transport: Transport,
 }
 
-/// Identity of a connection: lower endpoint, higher endpoint, and a word of protocol and VNI.
-///
-/// IPv4 endpoints are address and port in one word; IPv6 ports are in the last word, which has a bit for the family.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FlowKey([u64; 5]);
-
-impl FlowKey {
-    /// No packet has this key.
-    pub(crate) const NONE: FlowKey = FlowKey([0; 5]);
-
-    /// Equality without branches: an array comparison would call `memcmp`, which costs more than the rest of the probe.
-    #[inline]
-    pub(crate) const fn is(&self, other: &FlowKey) -> bool {
-        let FlowKey([a, b, c, d, e]) = *self;
-        let FlowKey([v, w, x, y, z]) = *other;
-        (a ^ v) | (b ^ w) | (c ^ x) | (d ^ y) | (e ^ z) == 0
+impl Tuple {
+    /// The tuple of an answer.
+    pub(crate) const fn inverted(self) -> Tuple {
+        let Tuple {
+            source,
+            destination,
+            source_port,
+            destination_port,
+            transport,
+        } = self;
+        Tuple {
+            source: destination,
+            destination: source,
+            source_port: destination_port,
+            destination_port: source_port,
+            transport: match transport {
+                Transport::Echo { request } => Transport::Echo { request: !request },
+                Transport::Tcp | Transport::Udp | Transport::Fragment => transport,
+            },
+        }
     }
 }
 
-/// A key, its hash, and which direction the packet at hand takes: 0 if it comes from the lower endpoint.
+/// In which network a tuple is meant, and in which of two roles: a packet on its way to a load balancer's address and the same packet on its
+/// way from there to a target differ in nothing but the outer header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scope(u32);
+
+impl Scope {
+    /// Packets from machines and to them.
+    pub(crate) const fn plain(vni: Vni) -> Scope {
+        Scope(vni.get())
+    }
+
+    /// Packets for the underlay address of a load balancer.
+    #[expect(dead_code, reason = "the endpoints of load balancers, which come next")]
+    pub(crate) const fn balanced(vni: Vni) -> Scope {
+        Scope(vni.get() | 1 << 24)
+    }
+}
+
+/// Identity of one direction: ports and scope, then four words of addresses. IPv4 uses only the first of those; what the table keeps in the
+/// others is no part of the key.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Keyed {
-    pub key: FlowKey,
-    pub hash: u64,
-    pub direction: u8,
+#[repr(C)]
+pub(crate) struct FlowKey {
+    pub first: u64,
+    pub addresses: [u64; 4],
 }
 
-impl Keyed {
-    pub(crate) const EMPTY: Keyed = Keyed {
-        key: FlowKey::NONE,
-        hash: 0,
-        direction: 0,
-    };
-}
-
-const IPV6: u64 = 0x80;
-
-/// A transport as a number, and the bit of it that means "the higher endpoint asks".
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Kind {
-    number: u64,
-    flip: u64,
-}
+/// Bits of [`FlowKey::first`] above the scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind(u32);
 
 impl Kind {
-    pub(crate) const TCP: Kind = Kind { number: 1, flip: 0 };
-    pub(crate) const UDP: Kind = Kind { number: 2, flip: 0 };
-    const FRAGMENT: Kind = Kind { number: 6, flip: 0 };
+    pub(crate) const TCP: Kind = Kind(1 << 28);
+    pub(crate) const UDP: Kind = Kind(2 << 28);
+    const FRAGMENT: Kind = Kind(3 << 28);
+    const MASK: u32 = 7 << 28;
+    const IPV6: u32 = 1 << 31;
 
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn echo(request: bool) -> Kind {
-        Kind {
-            number: 4 | request as u64,
-            flip: 1,
-        }
+        Kind((4 | request as u32) << 28)
     }
 
     const fn of(transport: Transport) -> Kind {
@@ -93,23 +105,148 @@ impl Kind {
         }
     }
 
-    /// The number as both directions see it, given whether the sender is the higher endpoint.
-    #[inline]
-    const fn seen(self, swapped: bool) -> u64 {
-        self.number ^ (self.flip & swapped as u64)
+    const fn transport(self) -> Transport {
+        match self {
+            Kind::TCP => Transport::Tcp,
+            Kind::UDP => Transport::Udp,
+            Kind::FRAGMENT => Transport::Fragment,
+            Kind(other) => Transport::Echo {
+                request: other & (1 << 28) != 0,
+            },
+        }
     }
 }
 
-/// Makes keys. The secret keeps machines from choosing addresses and ports that share a bucket.
+impl FlowKey {
+    /// No packet has this key.
+    pub(crate) const NONE: FlowKey = FlowKey {
+        first: 0,
+        addresses: [0; 4],
+    };
+
+    /// `ports` are the first four bytes of the transport header, `addresses` the addresses of the IP header.
+    #[inline(always)]
+    pub(crate) const fn v4(scope: Scope, kind: Kind, ports: u32, addresses: u64) -> FlowKey {
+        FlowKey {
+            first: (ports as u64) << 32 | (scope.0 | kind.0) as u64,
+            addresses: [addresses, 0, 0, 0],
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn v6(scope: Scope, kind: Kind, ports: u32, addresses: [u64; 4]) -> FlowKey {
+        FlowKey {
+            first: (ports as u64) << 32 | (scope.0 | kind.0 | Kind::IPV6) as u64,
+            addresses,
+        }
+    }
+
+    /// The key of a tuple; `None` if its addresses are of different families.
+    pub(crate) fn of(scope: Scope, tuple: &Tuple) -> Option<FlowKey> {
+        let kind = Kind::of(tuple.transport);
+        let ports = wire_ports(tuple);
+        match (tuple.source, tuple.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let addresses = wire_addresses_v4(source, destination);
+                Some(FlowKey::v4(scope, kind, ports, addresses))
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let [a, b] = wire_address_v6(source);
+                let [c, d] = wire_address_v6(destination);
+                Some(FlowKey::v6(scope, kind, ports, [a, b, c, d]))
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn is_v6(&self) -> bool {
+        self.first as u32 & Kind::IPV6 != 0
+    }
+
+    /// Equality without branches but for the family: an array comparison would call `memcmp`, which costs more than the rest of the probe.
+    #[inline(always)]
+    pub(crate) const fn is(&self, other: &FlowKey) -> bool {
+        let [a, b, c, d] = self.addresses;
+        let [w, x, y, z] = other.addresses;
+        let same = (self.first ^ other.first) | (a ^ w) == 0;
+        same && (!self.is_v6() || (b ^ x) | (c ^ y) | (d ^ z) == 0)
+    }
+
+    /// The tuple it was made of.
+    pub(crate) fn tuple(&self) -> Tuple {
+        let [s0, s1, d0, d1] = ((self.first >> 32) as u32).to_le_bytes();
+        let [a, b, c, d] = self.addresses;
+        let (source, destination) = if self.is_v6() {
+            (
+                IpAddr::V6(address_v6([a, b])),
+                IpAddr::V6(address_v6([c, d])),
+            )
+        } else {
+            let [e, f, g, h, i, j, k, l] = a.to_le_bytes();
+            (
+                IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
+                IpAddr::V4(Ipv4Addr::new(i, j, k, l)),
+            )
+        };
+        Tuple {
+            source,
+            destination,
+            source_port: u16::from_be_bytes([s0, s1]),
+            destination_port: u16::from_be_bytes([d0, d1]),
+            transport: Kind(self.first as u32 & Kind::MASK).transport(),
+        }
+    }
+
+    /// The scope it was made with.
+    #[expect(dead_code, reason = "the release of NAT ports, which comes next")]
+    pub(crate) const fn scope(&self) -> Scope {
+        Scope(self.first as u32 & 0x0fff_ffff)
+    }
+}
+
+/// Ports as they are on the wire, read as one little-endian word.
+pub(crate) const fn wire_ports(tuple: &Tuple) -> u32 {
+    let [s0, s1] = tuple.source_port.to_be_bytes();
+    let [d0, d1] = tuple.destination_port.to_be_bytes();
+    u32::from_le_bytes([s0, s1, d0, d1])
+}
+
+/// IPv4 addresses as they are on the wire, read as one little-endian word.
+pub(crate) const fn wire_addresses_v4(source: Ipv4Addr, destination: Ipv4Addr) -> u64 {
+    let [a, b, c, d] = source.octets();
+    let [e, f, g, h] = destination.octets();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The same for an IPv6 address.
+pub(crate) const fn wire_address_v6(address: Ipv6Addr) -> [u64; 2] {
+    let bits = address.to_bits().swap_bytes();
+    [bits as u64, (bits >> 64) as u64]
+}
+
+/// The inverse of [`wire_address_v6`].
+pub(crate) const fn address_v6([low, high]: [u64; 2]) -> Ipv6Addr {
+    Ipv6Addr::from_bits((low as u128 | (high as u128) << 64).swap_bytes())
+}
+
+/// Makes hashes. The secret keeps machines from choosing addresses and ports that share a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hasher {
     secret: [u64; 3],
 }
 
+/// A key and its hash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keyed {
+    pub key: FlowKey,
+    pub hash: u64,
+}
+
 /// Multiplies to 128 bits and folds: every input bit reaches every output bit (the mixing step of wyhash and foldhash).
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
+#[inline(always)]
+const fn fold(a: u64, b: u64) -> u64 {
+    let product = a as u128 * b as u128;
     (product as u64) ^ ((product >> 64) as u64)
 }
 
@@ -125,106 +262,37 @@ impl Hasher {
         Hasher { secret }
     }
 
-    #[inline]
-    pub(crate) fn v4(
-        &self,
-        vni: Vni,
-        source: Ipv4Addr,
-        destination: Ipv4Addr,
-        ports: (u16, u16),
-        kind: Kind,
-    ) -> Keyed {
-        let from = u64::from(source.to_bits()) << 16 | u64::from(ports.0);
-        let to = u64::from(destination.to_bits()) << 16 | u64::from(ports.1);
-        let swapped = from > to;
-        let (low, high) = if swapped { (to, from) } else { (from, to) };
-        let meta = kind.seen(swapped) << 24 | u64::from(vni.get());
-        let hash = self.hash_v4(low, high, meta);
-        Keyed {
-            key: FlowKey([low, 0, high, 0, meta]),
-            hash,
-            direction: u8::from(swapped),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn v6(
-        &self,
-        vni: Vni,
-        source: Ipv6Addr,
-        destination: Ipv6Addr,
-        ports: (u16, u16),
-        kind: Kind,
-    ) -> Keyed {
-        let (from, to) = (source.to_bits(), destination.to_bits());
-        let swapped = (from, ports.0) > (to, ports.1);
-        let ((low, low_port), (high, high_port)) = if swapped {
-            ((to, ports.1), (from, ports.0))
-        } else {
-            ((from, ports.0), (to, ports.1))
-        };
-        let meta = u64::from(low_port) << 48
-            | u64::from(high_port) << 32
-            | (kind.seen(swapped) | IPV6) << 24
-            | u64::from(vni.get());
-        let words = [
-            (low >> 64) as u64,
-            low as u64,
-            (high >> 64) as u64,
-            high as u64,
-        ];
-        let [a, b, c, d] = words;
-        let hash = self.hash_v6(words, meta);
-        Keyed {
-            key: FlowKey([a, b, c, d, meta]),
-            hash,
-            direction: u8::from(swapped),
-        }
-    }
-
-    #[inline]
-    fn hash_v4(&self, low: u64, high: u64, meta: u64) -> u64 {
+    /// Hash of an IPv4 key.
+    #[inline(always)]
+    pub(crate) fn v4(&self, first: u64, addresses: u64) -> u64 {
         let [s0, s1, s2] = self.secret;
-        fold(fold(low ^ s0, high ^ s1) ^ meta, s2)
+        fold(fold(first ^ s0, addresses ^ s1), s2)
     }
 
-    #[inline]
-    fn hash_v6(&self, [a, b, c, d]: [u64; 4], meta: u64) -> u64 {
+    /// Hash of an IPv6 key.
+    #[inline(always)]
+    pub(crate) fn v6(&self, first: u64, [a, b, c, d]: [u64; 4]) -> u64 {
         let [s0, s1, s2] = self.secret;
         fold(
-            fold(a ^ s0, b ^ s1).rotate_left(17) ^ fold(c ^ s1, d ^ s2) ^ meta,
+            fold(a ^ s0, b ^ s1).rotate_left(17) ^ fold(c ^ s1, d ^ s2) ^ first,
             s2,
         )
     }
 
-    /// The hash that a key had when it was made.
-    pub(crate) fn rehash(&self, key: &FlowKey) -> u64 {
-        let FlowKey([a, b, c, d, meta]) = *key;
-        if meta & (IPV6 << 24) == 0 {
-            self.hash_v4(a, c, meta)
+    /// Hash of any key.
+    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+        let [a, ..] = key.addresses;
+        if key.is_v6() {
+            self.v6(key.first, key.addresses)
         } else {
-            self.hash_v6([a, b, c, d], meta)
+            self.v4(key.first, a)
         }
     }
 
-    /// The key of a tuple; `None` if its addresses are of different families.
-    pub(crate) fn tuple(&self, vni: Vni, tuple: &Tuple) -> Option<Keyed> {
-        let Tuple {
-            source,
-            destination,
-            source_port,
-            destination_port,
-            transport,
-        } = *tuple;
-        let ports = (source_port, destination_port);
-        match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                Some(self.v4(vni, source, destination, ports, Kind::of(transport)))
-            }
-            (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                Some(self.v6(vni, source, destination, ports, Kind::of(transport)))
-            }
-            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => None,
-        }
+    /// Key and hash of a tuple; `None` if its addresses are of different families.
+    pub(crate) fn tuple(&self, scope: Scope, tuple: &Tuple) -> Option<Keyed> {
+        let key = FlowKey::of(scope, tuple)?;
+        let hash = self.hash(&key);
+        Some(Keyed { key, hash })
     }
 }

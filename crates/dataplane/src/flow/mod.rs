@@ -1,13 +1,18 @@
 //! Flows: what is remembered about a connection, and the whole answer for its next packet.
 //!
-//! - [`key`]: both directions of a connection have one key and one entry.
+//! - [`key`]: what the packets of one direction show.
 //! - [`table`]: hash buckets of signatures, and the entries.
-//! - [`wheel`]: which entries to look at next for their age.
+//! - [`adjacency`]: the outer headers that entries share.
+//! - [`rewrite`]: the change of addresses and ports that an entry prescribes.
+//! - [`wheel`]: which connections to look at next for their age.
 //!
-//! An entry takes three cache lines: what identifies and ages the connection, and one [`Decision`] per direction. A hit reads
-//! the bucket, the first line and one of the other two.
+//! A connection is a pair of [`Entry`]s, one per direction, because with translation the two directions show different tuples. Its number is half
+//! that of its entries: entry `2 n` is the direction of the first packet, `2 n + 1` that of the answers. An entry is one cache line and has everything
+//! a packet needs except the outer header. What only ageing and the slow walk need is in a [`Cold`] record elsewhere.
 
+pub(crate) mod adjacency;
 pub(crate) mod key;
+pub(crate) mod rewrite;
 pub(crate) mod table;
 mod wheel;
 
@@ -15,7 +20,7 @@ use crate::conntrack::TcpState;
 use crate::verdict::PortId;
 use key::FlowKey;
 
-/// No flow.
+/// No entry.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Coarse monotonic time: 2^24 ns (16.8 ms) per unit, wraps after 2.2 years of uptime, compared by wrapping difference.
@@ -44,83 +49,107 @@ pub(crate) struct Ingress(u16);
 
 impl Ingress {
     const TUNNEL: u16 = 0x8000;
+    /// Of a packet that no entry may answer.
+    pub(crate) const NOWHERE: Ingress = Ingress(u16::MAX);
 
     pub(crate) const fn machine(port: PortId) -> Ingress {
         Ingress(port.0 & !Self::TUNNEL)
     }
 
+    #[inline(always)]
     pub(crate) const fn tunnel(underlay_slot: u16) -> Ingress {
         Ingress(underlay_slot | Self::TUNNEL)
     }
 }
 
-/// What is done with a packet.
+/// What is done with a packet after its addresses and ports were changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Action {
     /// Not decided yet.
     Undecided,
-    /// Put [`Decision::header`] in front and send it out of the uplink.
+    /// Put the header of adjacency [`Entry::target`] in front and send it out of that adjacency's uplink.
     Encap,
-    /// Hand it to the machine.
+    /// Hand it to the machine on port [`Entry::target`].
     Deliver,
 }
 
-/// The whole answer for one direction, in one cache line.
+/// The whole answer for the packets of one direction, in one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(crate) struct Decision {
-    /// Of the tables it was taken with.
+pub(crate) struct Entry {
+    /// What packets show. The three words that an IPv4 key leaves unused hold the rest of the rewrite.
+    pub key: FlowKey,
+    /// Of the tables it was decided with.
     pub epoch: u32,
+    pub last_seen: Coarse,
+    /// Adjacency or port, see [`Action`].
+    pub target: u32,
     /// Valid only for packets that came in here; others are decided anew, which is where spoofing is found.
     pub ingress: Ingress,
-    pub port: PortId,
-    /// Ethernet and IPv6 header of the tunnel, whose payload length is filled in per packet; for a delivery only the EtherType
-    /// counts, since addresses are learned at any time.
-    pub header: [u8; 54],
     pub action: Action,
+    /// [`Entry::TRACKED`], [`Entry::TRANSLATED`].
+    pub flags: u8,
+    /// New addresses, see [`rewrite`].
+    pub rewrite: u64,
 }
 
-impl Decision {
-    pub(crate) const UNDECIDED: Decision = Decision {
+impl Entry {
+    /// A TCP handshake is in progress: every segment must be looked at.
+    pub(crate) const TRACKED: u8 = 1;
+    /// Addresses or ports change within their family.
+    pub(crate) const TRANSLATED: u8 = 2;
+
+    pub(crate) const FREE: Entry = Entry {
+        key: FlowKey::NONE,
         epoch: 0,
-        ingress: Ingress(u16::MAX),
-        port: PortId(u16::MAX),
-        header: [0; 54],
+        last_seen: Coarse(0),
+        target: NONE,
+        ingress: Ingress::NOWHERE,
         action: Action::Undecided,
+        flags: 0,
+        rewrite: 0,
     };
+
+    #[inline(always)]
+    pub(crate) const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
 }
 
-/// A tracked connection.
+/// Which service changed or steered a connection; what must be given back when it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+#[expect(
+    dead_code,
+    reason = "the stages of the services, which come next, construct them"
+)]
+pub(crate) enum Service {
+    /// Plain forwarding.
+    #[default]
+    None,
+    /// Source translated to the machine's virtual address, or destination from there.
+    Vip,
+    /// Source translated to a port of a shared address.
+    Nat,
+    /// The same with a change from IPv6 to IPv4.
+    Nat64,
+    /// Relayed to the host that owns the NAT port.
+    NeighbourNat,
+    /// Steered to a target of a load balancer.
+    LoadBalancer,
+}
+
+/// What is known about a connection beside its entries.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct Flow {
-    pub key: FlowKey,
-    pub last_seen: Coarse,
-    /// Idle time after which it is forgotten, in [`Coarse`] units.
-    pub timeout: u32,
-    /// The attachment that created it: [`crate::tables::Attached::generation`] on port `owner_port`.
-    pub owner: u32,
-    /// Next in the list of its wheel slot, or of free entries.
+pub(crate) struct Cold {
+    /// Next in the list of its wheel slot, or of free connections.
     pub next: u32,
+    /// The attachment that created it: [`crate::tables::Attached::generation`] on port `owner_port`; 0 if it belongs to no machine.
+    pub owner: u32,
     pub owner_port: PortId,
     pub tcp: TcpState,
-    /// Direction of the last SYN that began a handshake.
-    pub syn_direction: u8,
-    /// Direction of the first packet.
-    pub origin: u8,
-    pub decisions: [Decision; 2],
-}
-
-impl Flow {
-    #[inline]
-    pub(crate) fn decision(&self, direction: u8) -> &Decision {
-        let [low, high] = &self.decisions;
-        if direction == 0 { low } else { high }
-    }
-
-    pub(crate) fn decision_mut(&mut self, direction: u8) -> &mut Decision {
-        let [low, high] = &mut self.decisions;
-        if direction == 0 { low } else { high }
-    }
+    /// Side (0 or 1) of the last SYN that began a handshake.
+    pub syn_side: u8,
+    pub service: Service,
 }

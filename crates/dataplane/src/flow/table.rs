@@ -1,80 +1,80 @@
-//! The flow table: signature buckets of one cache line, and the entries they point to.
+//! The flow table: signature buckets of one cache line, the entries they point to, and the cold records.
 //!
-//! A key has two possible buckets of eight places each. If both are full, an entry of theirs moves to its own second bucket; at
-//! the load we allow (never above 80 %) that practically never fails, and if it does, the flow is refused like in a full table. Entries are created from a reserved
-//! vector and recycled over a free list, so nothing is allocated after construction, and memory is touched only as flows come.
+//! A key has two possible buckets of ten places each. If both are full, an entry of theirs moves to its own second bucket; at the load we
+//! allow (never above 85 %) that practically never fails, and if it does, the flow is refused like in a full table. Entries and records are
+//! created from reserved vectors and recycled over a free list, so nothing is allocated after construction, and memory is touched only as
+//! flows come. A connection costs at most 160 bytes: two entries, a record, two places.
 
-use super::key::{FlowKey, Keyed};
+use super::key::{FlowKey, Hasher, Keyed, Scope, Tuple};
 use super::wheel::Wheel;
-use super::{Coarse, Decision, Flow, NONE};
+use super::{Coarse, Cold, Entry, NONE, Service};
 use crate::conntrack::TcpState;
 use crate::verdict::PortId;
 
 /// Places per bucket.
-const WAYS: usize = 8;
-/// Signatures per word.
-const LANES: usize = 4;
+const WAYS: usize = 10;
+/// Words of signatures; the last two lanes of the last one are no places.
+const WORDS: usize = 3;
 /// 1 in every lane.
 const ONES: u64 = 0x0001_0001_0001_0001;
 /// The top bit of every lane.
 const TOPS: u64 = 0x8000_8000_8000_8000;
-/// Entries one call of [`FlowTable::age`] looks at, so that ageing never delays packets for long.
+/// Neither free nor a signature, which are odd.
+const NO_PLACES: u64 = 0x0002_0002_0000_0000;
+/// Connections one call of [`FlowTable::age`] looks at, so that ageing never delays packets for long.
 pub(crate) const AGE_BUDGET_MAX: usize = 2_048;
 
 /// Signatures and entry numbers. Four signatures of 16 bits share a word, the first in the lowest bits; 0 marks a free place.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Bucket {
-    signatures: [u64; WAYS / LANES],
-    flows: [u32; WAYS],
+    signatures: [u64; WORDS],
+    entries: [u32; WAYS],
 }
 
 /// Marks lanes of `word` that equal `signature`: exact for the lowest marked lane, which is the only one used (Warren, Hacker's
 /// Delight, §6-1).
-#[inline]
+#[inline(always)]
 const fn equal_lanes(word: u64, signature: u16) -> u64 {
-    let difference = word ^ (signature as u64 * ONES);
+    let difference = word ^ (signature as u64).wrapping_mul(ONES);
     difference.wrapping_sub(ONES) & !difference & TOPS
 }
 
-/// Upper bits of the hash, never 0.
-#[inline]
-fn signature(hash: u64) -> u16 {
-    ((hash >> 48) as u16).max(1)
+/// Lower bits of the hash (the upper ones choose the bucket), never 0 nor 2.
+#[inline(always)]
+const fn signature(hash: u64) -> u16 {
+    hash as u16 | 1
 }
 
 impl Bucket {
     const EMPTY: Bucket = Bucket {
-        signatures: [0; WAYS / LANES],
-        flows: [NONE; WAYS],
+        signatures: [0, 0, NO_PLACES],
+        entries: [NONE; WAYS],
     };
 
-    /// The first place that holds `signature`.
-    #[inline]
+    /// A place that holds `signature`, without a branch per word: the marks of the words are laid into different bits of the same lanes.
+    #[inline(always)]
     fn position(&self, signature: u16) -> Option<usize> {
-        let [low, high] = self.signatures;
-        let (low, high) = (equal_lanes(low, signature), equal_lanes(high, signature));
-        if low != 0 {
-            Some(low.trailing_zeros() as usize / 16)
-        } else if high != 0 {
-            Some(LANES + high.trailing_zeros() as usize / 16)
-        } else {
-            None
-        }
+        let [a, b, c] = self.signatures;
+        let marks = equal_lanes(a, signature) >> 15
+            | equal_lanes(b, signature) >> 14
+            | equal_lanes(c, signature) >> 13;
+        let lowest = marks.trailing_zeros() as usize;
+        (marks != 0).then_some((lowest & 15) * 4 + (lowest >> 4))
     }
 
     /// The signature of a place.
     fn signature(&self, way: usize) -> u16 {
-        let word = self.signatures.get(way / LANES).copied().unwrap_or(0);
-        (word >> (way % LANES * 16)) as u16
+        let word = self.signatures.get(way / 4).copied().unwrap_or(0);
+        (word >> (way % 4 * 16)) as u16
     }
 
-    fn set(&mut self, way: usize, signature: u16, flow: u32) {
-        let shift = way % LANES * 16;
-        let word = self.signatures.get_mut(way / LANES);
-        if let (Some(word), Some(place)) = (word, self.flows.get_mut(way)) {
+    fn set(&mut self, way: usize, signature: u16, entry: u32) {
+        let shift = way % 4 * 16;
+        let word = self.signatures.get_mut(way / 4);
+        if let (Some(word), Some(place)) = (word, self.entries.get_mut(way)) {
             *word = *word & !(0xffff << shift) | u64::from(signature) << shift;
-            *place = flow;
+            *place = entry;
         }
     }
 }
@@ -82,98 +82,140 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct FlowTable {
     buckets: Box<[Bucket]>,
-    mask: usize,
-    flows: Vec<Flow>,
+    entries: Vec<Entry>,
+    cold: Vec<Cold>,
+    hasher: Hasher,
     flows_max: usize,
     free: u32,
     len: usize,
     wheel: Wheel,
-    /// Timeout of everything but established TCP, in [`Coarse`] units.
-    timeout: u32,
+    /// Timeout of everything but established TCP, and of that, in [`Coarse`] units.
+    idle: u32,
+    established: u32,
+}
+
+/// Maps a 32-bit number to one below `count` (Lemire 2016: multiply instead of divide).
+#[inline(always)]
+const fn reduce(number: u32, count: usize) -> usize {
+    ((number as u64 * count as u64) >> 32) as usize
 }
 
 impl FlowTable {
-    pub(crate) fn new(flows_max: u32, timeout_s: u32) -> FlowTable {
-        // Indices stay below NONE; 5/4 keeps the load at or below 80 %.
-        let flows_max = flows_max.clamp(1, NONE / 2) as usize;
-        let buckets = (flows_max * 5 / 4).div_ceil(WAYS).next_power_of_two();
+    pub(crate) fn new(flows_max: u32, timeout_s: u32, hasher: Hasher) -> FlowTable {
+        // Entry numbers stay below NONE, bucket numbers below 2^32.
+        let flows_max = flows_max.clamp(1, NONE / 4) as usize;
+        let buckets = (flows_max * 2 * 20).div_ceil(17 * WAYS).max(2);
+        let established = Coarse::units(crate::EngineConfig::TCP_ESTABLISHED_TIMEOUT_S);
         FlowTable {
             buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),
-            mask: buckets - 1,
-            flows: Vec::with_capacity(flows_max),
+            entries: Vec::with_capacity(flows_max * 2),
+            cold: Vec::with_capacity(flows_max),
+            hasher,
             flows_max,
             free: NONE,
             len: 0,
             wheel: Wheel::new(),
-            timeout: Coarse::units(timeout_s.clamp(1, 300)),
+            idle: Coarse::units(timeout_s.clamp(1, 300)),
+            established,
         }
     }
 
-    /// Live flows.
+    /// Live connections.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Most flows there can be.
+    /// Most connections there can be.
     pub(crate) fn capacity(&self) -> usize {
         self.flows_max
     }
 
-    /// Timeout of everything but established TCP.
-    pub(crate) fn idle_timeout(&self) -> u32 {
-        self.timeout
+    /// Key and hash of a tuple; `None` if its addresses are of different families.
+    pub(crate) fn keyed(&self, scope: Scope, tuple: &Tuple) -> Option<Keyed> {
+        self.hasher.tuple(scope, tuple)
     }
 
-    #[inline]
+    #[inline(always)]
+    pub(crate) fn hasher(&self) -> &Hasher {
+        &self.hasher
+    }
+
+    #[inline(always)]
     fn first(&self, hash: u64) -> usize {
-        hash as usize & self.mask
+        reduce((hash >> 32) as u32, self.buckets.len())
     }
 
-    /// The other bucket of a signature; applying it twice gives the first one back.
+    /// The other bucket of a signature; applying it twice gives the first one back. (A difference, because the number of buckets is no
+    /// power of two, which would waste up to half of them.)
     #[inline]
     fn second(&self, first: usize, signature: u16) -> usize {
-        (first ^ usize::from(signature).wrapping_mul(0x9e37_79b1)) & self.mask
+        let count = self.buckets.len();
+        let total = reduce(u32::from(signature).wrapping_mul(0x9e37_79b1), count);
+        if total >= first {
+            total - first
+        } else {
+            total + count - first
+        }
     }
 
-    /// The most likely flow of a hash, unverified: the first signature that fits, usually in the first bucket.
-    #[inline]
+    /// The most likely entry of a hash, unverified: a signature that fits, usually in the first bucket.
+    #[inline(always)]
     pub(crate) fn guess(&self, hash: u64) -> u32 {
         let (first, wanted) = (self.first(hash), signature(hash));
         let Some(bucket) = self.buckets.get(first) else {
             return NONE;
         };
         match bucket.position(wanted) {
-            Some(way) => bucket.flows.get(way).copied().unwrap_or(NONE),
+            Some(way) => bucket.entries.get(way).copied().unwrap_or(NONE),
             None => self.guess_second(first, wanted),
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn guess_second(&self, first: usize, wanted: u16) -> u32 {
         let bucket = self.buckets.get(self.second(first, wanted));
-        let found = bucket.and_then(|bucket| bucket.flows.get(bucket.position(wanted)?));
+        let found = bucket.and_then(|bucket| bucket.entries.get(bucket.position(wanted)?));
         found.copied().unwrap_or(NONE)
     }
 
-    /// Something of the two lines a hit reads, to bring them into the cache.
-    #[inline]
-    pub(crate) fn touch_flow(&self, flow: u32, direction: u8) -> u64 {
-        let Some(flow) = self.flows.get(flow as usize) else {
-            return 0;
-        };
-        u64::from(flow.timeout) ^ u64::from(flow.decision(direction).epoch)
+    /// Something of the bucket of a hash, to bring it into the cache.
+    #[inline(always)]
+    pub(crate) fn touch_bucket(&self, hash: u64) -> u64 {
+        match self.buckets.get(self.first(hash)) {
+            Some(bucket) => bucket.signatures[0],
+            None => 0,
+        }
     }
 
-    #[inline]
-    pub(crate) fn get(&self, flow: u32) -> Option<&Flow> {
-        self.flows.get(flow as usize)
+    /// Something of an entry, to bring it into the cache.
+    #[inline(always)]
+    pub(crate) fn touch_entry(&self, entry: u32) -> u64 {
+        match self.entries.get(entry as usize) {
+            Some(entry) => entry.rewrite,
+            None => 0,
+        }
     }
 
-    #[inline]
-    pub(crate) fn get_mut(&mut self, flow: u32) -> Option<&mut Flow> {
-        self.flows.get_mut(flow as usize)
+    pub(crate) fn entry(&self, entry: u32) -> Option<&Entry> {
+        self.entries.get(entry as usize)
     }
 
-    /// The flow of a key.
+    #[inline(always)]
+    pub(crate) fn entry_mut(&mut self, entry: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(entry as usize)
+    }
+
+    /// The cold record of the connection that an entry belongs to.
+    pub(crate) fn cold(&self, entry: u32) -> Option<&Cold> {
+        self.cold.get(entry as usize / 2)
+    }
+
+    pub(crate) fn cold_mut(&mut self, entry: u32) -> Option<&mut Cold> {
+        self.cold.get_mut(entry as usize / 2)
+    }
+
+    /// The entry of a key.
     pub(crate) fn find(&self, keyed: &Keyed) -> Option<u32> {
         let first = self.first(keyed.hash);
         let wanted = signature(keyed.hash);
@@ -181,41 +223,68 @@ impl FlowTable {
             .into_iter()
             .find_map(|bucket| {
                 let bucket = self.buckets.get(bucket)?;
-                bucket.flows.iter().enumerate().find_map(|(way, flow)| {
+                let mut places = bucket.entries.iter().enumerate();
+                places.find_map(|(way, entry)| {
                     let is_it = bucket.signature(way) == wanted
                         && self
-                            .get(*flow)
+                            .entry(*entry)
                             .is_some_and(|found| found.key.is(&keyed.key));
-                    is_it.then_some(*flow)
+                    is_it.then_some(*entry)
                 })
             })
     }
 
-    /// Creates the flow of a key that is not in the table. `None` if there is no room.
+    /// Creates the connection of two keys that are not in the table, undecided, and returns the entry of the first one. `None` if there is no
+    /// room.
     pub(crate) fn insert(
         &mut self,
-        keyed: &Keyed,
+        keys: [&Keyed; 2],
         owner: (PortId, u32),
+        service: Service,
         now: Coarse,
     ) -> Option<u32> {
-        let wanted = signature(keyed.hash);
-        let (bucket, way) = self.make_room(self.first(keyed.hash), wanted)?;
-        let flow = self.allocate(Flow {
-            key: keyed.key,
-            last_seen: now,
-            timeout: self.timeout,
-            owner: owner.1,
+        let record = Cold {
             next: NONE,
+            owner: owner.1,
             owner_port: owner.0,
             tcp: TcpState::None,
-            syn_direction: keyed.direction,
-            origin: keyed.direction,
-            decisions: [Decision::UNDECIDED; 2],
-        })?;
-        self.buckets.get_mut(bucket)?.set(way, wanted, flow);
-        self.wheel.link(&mut self.flows, flow, now, self.timeout);
+            syn_side: 0,
+            service,
+        };
+        let connection = self.allocate(record)?;
+        for (side, keyed) in (0..).zip(keys) {
+            if !self.place(keyed, connection * 2 + side, now) {
+                if side == 1 {
+                    self.unplace(connection * 2);
+                }
+                self.recycle(connection);
+                return None;
+            }
+        }
+        self.wheel.link(&mut self.cold, connection, now, self.idle);
         self.len += 1;
-        Some(flow)
+        Some(connection * 2)
+    }
+
+    /// Gives an entry its key and a place in a bucket.
+    fn place(&mut self, keyed: &Keyed, entry: u32, now: Coarse) -> bool {
+        let wanted = signature(keyed.hash);
+        let Some((bucket, way)) = self.make_room(self.first(keyed.hash), wanted) else {
+            return false;
+        };
+        let Some(place) = self.entries.get_mut(entry as usize) else {
+            return false;
+        };
+        *place = Entry {
+            key: keyed.key,
+            last_seen: now,
+            ..Entry::FREE
+        };
+        match self.buckets.get_mut(bucket) {
+            Some(bucket) => bucket.set(way, wanted, entry),
+            None => return false,
+        }
+        true
     }
 
     /// A free place for a signature, if need be by moving another entry to its own second bucket (one step of cuckoo hashing,
@@ -230,10 +299,10 @@ impl FlowTable {
         for bucket in candidates {
             for way in 0..WAYS {
                 let from = self.buckets.get(bucket)?;
-                let (moved, flow) = (from.signature(way), *from.flows.get(way)?);
+                let (moved, entry) = (from.signature(way), *from.entries.get(way)?);
                 let other = self.second(bucket, moved);
                 if let Some(place) = self.buckets.get(other)?.position(0) {
-                    self.buckets.get_mut(other)?.set(place, moved, flow);
+                    self.buckets.get_mut(other)?.set(place, moved, entry);
                     return Some((bucket, way));
                 }
             }
@@ -241,57 +310,103 @@ impl FlowTable {
         None
     }
 
-    fn allocate(&mut self, flow: Flow) -> Option<u32> {
-        if let Some(place) = self.flows.get_mut(self.free as usize) {
+    /// A connection number with its record in place.
+    fn allocate(&mut self, record: Cold) -> Option<u32> {
+        if let Some(place) = self.cold.get_mut(self.free as usize) {
             let index = self.free;
             self.free = place.next;
-            *place = flow;
+            *place = record;
             return Some(index);
         }
-        if self.flows.len() >= self.flows_max {
+        if self.cold.len() >= self.flows_max {
             return None;
         }
-        self.flows.push(flow);
-        Some((self.flows.len() - 1) as u32)
+        self.cold.push(record);
+        self.entries.extend([Entry::FREE; 2]);
+        Some((self.cold.len() - 1) as u32)
     }
 
-    /// Looks at flows whose turn has come and forgets the idle ones; returns how many. Bounded by [`AGE_BUDGET_MAX`] entries.
-    pub(crate) fn age(&mut self, now: Coarse, rehash: impl Fn(&FlowKey) -> u64) -> u64 {
+    fn recycle(&mut self, connection: u32) {
+        for entry in [connection * 2, connection * 2 + 1] {
+            if let Some(entry) = self.entry_mut(entry) {
+                // A freed entry must not answer for its former key.
+                *entry = Entry::FREE;
+            }
+        }
+        if let Some(record) = self.cold.get_mut(connection as usize) {
+            record.next = self.free;
+            self.free = connection;
+        }
+    }
+
+    /// Takes both entries of a connection out of their buckets, so that no packet finds it. Its number is recycled when its turn on the wheel comes.
+    pub(crate) fn forget(&mut self, entry: u32) {
+        self.len -= 1;
+        self.unplace(entry & !1);
+        self.unplace(entry | 1);
+        for entry in [entry & !1, entry | 1] {
+            if let Some(entry) = self.entry_mut(entry) {
+                *entry = Entry::FREE;
+            }
+        }
+    }
+
+    /// Looks at connections whose turn has come and recycles the idle ones; returns how many. Bounded by [`AGE_BUDGET_MAX`] connections. `ending`
+    /// sees both entries and the record before they go.
+    pub(crate) fn age(&mut self, now: Coarse, mut ending: impl FnMut([&Entry; 2], &Cold)) -> u64 {
         let mut expired = 0;
         for _ in 0..AGE_BUDGET_MAX {
-            let Some(index) = self.wheel.next_due(&mut self.flows, now) else {
+            let Some(connection) = self.wheel.next_due(&mut self.cold, now) else {
                 break;
             };
-            let Some(flow) = self.flows.get_mut(index as usize) else {
+            let (forward, backward) = (connection * 2, connection * 2 + 1);
+            let (Some(one), Some(two), Some(record)) = (
+                self.entry(forward),
+                self.entry(backward),
+                self.cold(forward),
+            ) else {
                 break;
             };
-            let idle = now.since(flow.last_seen);
-            if idle <= flow.timeout {
+            let is_forgotten = one.key.first == FlowKey::NONE.first;
+            let idle = now.since(one.last_seen).min(now.since(two.last_seen));
+            let timeout = match record.tcp {
+                TcpState::Established => self.established,
+                TcpState::None
+                | TcpState::NewSyn
+                | TcpState::NewSynAck
+                | TcpState::FinWait
+                | TcpState::RstFin => self.idle,
+            };
+            if idle <= timeout && !is_forgotten {
                 // Long timeouts are looked at once per idle timeout, so that a connection that closes is not kept much longer.
-                let wait = (flow.timeout - idle + 1).min(self.timeout);
-                self.wheel.link(&mut self.flows, index, now, wait);
+                let wait = (timeout - idle + 1).min(self.idle);
+                self.wheel.link(&mut self.cold, connection, now, wait);
                 continue;
             }
-            let hash = rehash(&flow.key);
-            // A freed entry must not answer for its former key.
-            flow.key = FlowKey::NONE;
-            flow.next = self.free;
-            self.free = index;
-            self.unplace(hash, index);
-            self.len -= 1;
-            expired += 1;
+            if !is_forgotten {
+                ending([one, two], record);
+                self.unplace(forward);
+                self.unplace(backward);
+                self.len -= 1;
+                expired += 1;
+            }
+            self.recycle(connection);
         }
         expired
     }
 
-    /// Frees the place of a flow in its bucket.
-    fn unplace(&mut self, hash: u64, flow: u32) {
+    /// Frees the place of an entry in its bucket.
+    fn unplace(&mut self, entry: u32) {
+        let Some(key) = self.entry(entry).map(|entry| entry.key) else {
+            return;
+        };
+        let hash = self.hasher.hash(&key);
         let first = self.first(hash);
         for bucket in [first, self.second(first, signature(hash))] {
             let Some(bucket) = self.buckets.get_mut(bucket) else {
                 continue;
             };
-            if let Some(way) = bucket.flows.iter().position(|place| *place == flow) {
+            if let Some(way) = bucket.entries.iter().position(|place| *place == entry) {
                 bucket.set(way, 0, NONE);
                 return;
             }

@@ -1,10 +1,10 @@
-//! Timer wheel over flow entries: one list per period of about a second, linked through the entries themselves.
+//! Timer wheel over connections: one list per period of about a second, linked through their cold records.
 //!
 //! A flow is not moved when it sees a packet; it is looked at when its original time comes, and then either forgotten or put
 //! where its time really is (lazy timers, Varghese and Lauck 1987, scheme 6 without cancellation). So a hit costs nothing here,
 //! and no scan over the table is ever needed.
 
-use super::{Coarse, Flow, NONE};
+use super::{Coarse, Cold, NONE};
 
 /// [`Coarse`] units per period: 2^6, that is 1.07 s.
 const PERIOD_SHIFT: u32 = 6;
@@ -41,7 +41,7 @@ impl Wheel {
     }
 
     /// Schedules a flow to be looked at `wait` units after `now`, or a little later.
-    pub(super) fn link(&mut self, flows: &mut [Flow], index: u32, now: Coarse, wait: u32) {
+    pub(super) fn link(&mut self, records: &mut [Cold], index: u32, now: Coarse, wait: u32) {
         self.cursor.get_or_insert(period(now));
         let due = Coarse(
             now.0
@@ -50,14 +50,14 @@ impl Wheel {
         let Some(head) = self.head(period(due).wrapping_add(1)) else {
             return;
         };
-        let Some(flow) = flows.get_mut(index as usize) else {
+        let Some(record) = records.get_mut(index as usize) else {
             return;
         };
-        flow.next = core::mem::replace(head, index);
+        record.next = core::mem::replace(head, index);
     }
 
     /// Takes the next flow whose period has begun; `None` when all are worked off.
-    pub(super) fn next_due(&mut self, flows: &mut [Flow], now: Coarse) -> Option<u32> {
+    pub(super) fn next_due(&mut self, records: &mut [Cold], now: Coarse) -> Option<u32> {
         let today = period(now);
         let mut cursor = *self.cursor.get_or_insert(today);
         // A clock that jumped far ahead need not walk the same lists over and over.
@@ -69,9 +69,9 @@ impl Wheel {
         loop {
             self.cursor = Some(cursor);
             let head = self.head(cursor)?;
-            if let Some(flow) = flows.get_mut(*head as usize) {
+            if let Some(record) = records.get_mut(*head as usize) {
                 let index = *head;
-                *head = flow.next;
+                *head = record.next;
                 return Some(index);
             }
             if !behind(cursor, today) {

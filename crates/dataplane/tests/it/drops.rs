@@ -120,6 +120,22 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
                 from_guest(&build::udp(("10.100.1.1", 1), (far, 3), b"")),
             )
         }
+        DropReason::AdjacencyTableFull => {
+            let mut config = config();
+            config.limits.adjacencies_max = 1;
+            bed = Bed::with(config);
+            assert_eq!(
+                bed.send(VM1, &from_guest(&plain())).0,
+                Verdict::Transmit(PF0)
+            );
+            // Another tunnel, because the next header differs.
+            let echo = build::echo("2000:100:1::1", "2000:100:2::1", true, 1);
+            (VM1, from_guest(&echo))
+        }
+        DropReason::PacketTooBig => {
+            bed.engine.set_uplink_mtu(PF0, 67);
+            (VM1, from_guest(&plain()))
+        }
         DropReason::DhcpMalformed => (VM1, discover(b"too short")),
         DropReason::DhcpIgnored => (VM1, discover(&dhcp::message(7, &[]))),
         DropReason::DhcpNoAddress => {
