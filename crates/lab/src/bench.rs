@@ -1,5 +1,6 @@
 //! `lab bench`: what a region takes for one more machine and for many interfaces at once, and what its processes weigh.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -178,35 +179,56 @@ async fn sample(region: &Region, first: u32, count: u32) -> Result<()> {
     Ok(())
 }
 
+/// Resident memory of every part, in bytes.
+pub(crate) fn resident(region: &Region) -> Result<BTreeMap<String, u64>> {
+    let status = state::read_status(&region.record.state)?;
+    let running = status.parts.values();
+    running
+        .map(|part| {
+            let Some(pid) = part.pid else {
+                bail!("{} is not running", part.name)
+            };
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let kib = status
+                .lines()
+                .find_map(|l| l.strip_prefix("VmRSS:"))
+                .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
+                .unwrap_or(0);
+            Ok((part.name.clone(), kib << 10))
+        })
+        .collect()
+}
+
+/// Processor time of a process, in seconds.
+fn cpu_seconds(pid: i32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Fields 14 and 15 (user and system ticks of 10 ms), counted after the command name in parentheses.
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks: f64 = [11, 12]
+        .iter()
+        .filter_map(|i| fields.get(*i)?.parse::<f64>().ok())
+        .sum();
+    Ok(ticks / 100.0)
+}
+
 fn memory(region: &Region) -> Result<()> {
+    let resident = resident(region)?;
     say(&format!("{:<22} {:>10} {:>12}", "PART", "RSS MiB", "CPU s"));
     for part in state::read_status(&region.record.state)?.parts.values() {
         let Some(pid) = part.pid else {
             bail!("{} is not running", part.name)
         };
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let rss: f64 = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .and_then(|l| l.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0.0);
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // Fields 14 and 15 (user and system ticks of 10 ms), counted after the command name in parentheses.
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .collect();
-        let ticks: f64 = [11, 12]
-            .iter()
-            .filter_map(|i| fields.get(*i)?.parse::<f64>().ok())
-            .sum();
+        let bytes = resident.get(&part.name).copied().unwrap_or(0);
         say(&format!(
             "{:<22} {:>10.1} {:>12.2}",
             part.name,
-            rss / 1024.0,
-            ticks / 100.0
+            bytes as f64 / f64::from(1 << 20),
+            cpu_seconds(pid)?
         ));
     }
     Ok(())

@@ -5,6 +5,7 @@
 mod frames;
 pub mod inject;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::demo::report::Report;
 use crate::demo::{self, EXAMPLE, Region};
 use crate::storm::frames::Target;
 use crate::topology::{API_PORT, METALBOND_HTTP_PORT, METALBOND_PORT};
-use crate::{Name, UpArgs, commands, machines, network, probe, state};
+use crate::{Name, UpArgs, bench, commands, machines, network, probe, state};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two pings.
@@ -28,6 +29,9 @@ const PING_INTERVAL: Duration = Duration::from_millis(100);
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 /// Share of pings that may be lost, in percent.
 const LOST_PERCENT_MAX: u32 = 1;
+
+/// Memory by which a part may grow during the storm.
+const GROWTH_MAX_BYTES: u64 = 128 << 20;
 
 /// Ten minutes of hostile frames and bytes against a region, with a ping beside them.
 #[derive(Debug, Clone, Args)]
@@ -89,6 +93,7 @@ async fn rage(region: &Region, args: &StormArgs, report: &mut Report) -> Result<
         args.seconds, args.seed
     ));
     let before = state::read_status(&region.record.state)?;
+    let weights = bench::resident(region)?;
     let mut senders = Vec::new();
     for (number, sender) in senders_of(region).await?.into_iter().enumerate() {
         senders.push((
@@ -106,6 +111,7 @@ async fn rage(region: &Region, args: &StormArgs, report: &mut Report) -> Result<
     report.check("a ping beside it", judge(seen));
     report.chapter("Afterwards");
     report.check("no part died", alive(region, &before));
+    report.check("memory", grown(&weights, &bench::resident(region)?));
     for (from, to) in [
         ("red-1", "10.0.0.2"),
         ("red-2", "fd00:10::1"),
@@ -156,6 +162,22 @@ fn alive(region: &Region, before: &state::LabStatus) -> Result<String> {
         "{} processes are those from before",
         before.parts.len()
     ))
+}
+
+/// What hostile input may make a part keep: caches and allocator slack, but not more than this.
+fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Result<String> {
+    let growth = after.iter().map(|(part, now)| {
+        let then = before.get(part).copied().unwrap_or(0);
+        (now.saturating_sub(then), part)
+    });
+    let Some((most, part)) = growth.max() else {
+        bail!("no part runs");
+    };
+    let summary = format!("{part} grew most, by {} MiB", most >> 20);
+    if most > GROWTH_MAX_BYTES {
+        bail!("{summary}");
+    }
+    Ok(summary)
 }
 
 /// A process that sends from inside a namespace.
