@@ -4,7 +4,7 @@
 //! the plain cases (no options, no extension headers, no fragments; TCP, UDP, echo) in straight-line code and says nothing about
 //! the others, which then go through `overlay`. A test feeds both with the same bytes.
 
-use crate::flow::key::{FlowKey, Hasher, Kind, Scope, Transport, Tuple};
+use crate::flow::key::{FlowKey, Hasher, Kind, Place, Scope, Transport, Tuple};
 use crate::flow::rewrite::Layout;
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv6Addr};
@@ -347,7 +347,7 @@ fn quoted_transport(
 #[repr(C)]
 pub(crate) struct Fast {
     pub key: FlowKey,
-    pub hash: u64,
+    pub place: Place,
     pub length: u16,
     /// Control bits of TCP, 0 for others.
     pub tcp_flags: u8,
@@ -356,10 +356,43 @@ pub(crate) struct Fast {
 impl Fast {
     pub(crate) const EMPTY: Fast = Fast {
         key: FlowKey::NONE,
-        hash: 0,
+        place: Place {
+            bucket: 0,
+            signature: 1,
+        },
         length: 0,
         tcp_flags: 0,
     };
+}
+
+/// The fields of an IPv4 packet without options that the fast parser looks at, each read as one little-endian word.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    front: u64,
+    protocol: u8,
+    addresses: u64,
+    /// The first two words of the transport header, and the third.
+    ports: u32,
+    third: u16,
+}
+
+impl Head {
+    /// Taken apart by constant steps, so that one length check is left of it and every field is one load.
+    #[inline(always)]
+    fn read(bytes: &[u8]) -> Option<Head> {
+        let head = bytes.first_chunk::<28>()?;
+        let (front, rest) = head.split_first_chunk::<8>()?;
+        let ([_, protocol, _, _], rest) = rest.split_first_chunk::<4>()?;
+        let (addresses, rest) = rest.split_first_chunk::<8>()?;
+        let (ports, rest) = rest.split_first_chunk::<4>()?;
+        Some(Head {
+            front: u64::from_le_bytes(*front),
+            protocol: *protocol,
+            addresses: u64::from_le_bytes(*addresses),
+            ports: u32::from_le_bytes(*ports),
+            third: u16::from_le_bytes(*rest.first_chunk::<2>()?),
+        })
+    }
 }
 
 /// The plain cases of [`overlay_v4`], written to `fast`; false for all others. Fields are read as the processor reads them, see [`FlowKey`].
@@ -367,37 +400,37 @@ impl Fast {
 pub(crate) fn fast_v4(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fast) -> bool {
     /// Version and header length, and the fragment field without "don't fragment".
     const CHECKED: u64 = 0xff3f_0000_0000_00ff;
-    let Some(head) = bytes.first_chunk::<28>() else {
+    let Some(Head {
+        front,
+        protocol,
+        addresses,
+        ports,
+        third,
+    }) = Head::read(bytes)
+    else {
         return false;
     };
-    let [a, b, c, d, e, f, g, h, ..] = *head;
-    let front = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    let [.., a, b, c, d, e, f, g, h, i, j, k, l, _, _, _, _] = *head;
-    let addresses = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    let tail = u32::from_le_bytes([i, j, k, l]);
-    let length = (front >> 16) as u16;
-    let length = length.swap_bytes();
+    let length = ((front >> 16) as u16).swap_bytes();
     if front & CHECKED != 0x45 || length < 28 || usize::from(length) > bytes.len() {
         return false;
     }
-    let (ports, kind) = match head[9] {
-        protocol::UDP
-            if is_plain_udp(u16::from_be_bytes([head[24], head[25]]), length - 20, fast) =>
-        {
-            (tail, Kind::UDP)
-        }
-        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => (tail, Kind::TCP),
-        protocol::ICMP if matches!(head[20], icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
+    let (ports, kind) = match protocol {
+        protocol::UDP if is_plain_udp(third.swap_bytes(), length - 20, fast) => (ports, Kind::UDP),
+        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => (ports, Kind::TCP),
+        protocol::ICMP if matches!(ports as u8, icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
             fast.tcp_flags = 0;
-            let identifier = [head[24], head[25], head[24], head[25]];
-            let kind = Kind::echo(head[20] == icmp::ECHO_REQUEST);
-            (u32::from_le_bytes(identifier), kind)
+            let identifier = u32::from(third);
+            let kind = Kind::echo(ports as u8 == icmp::ECHO_REQUEST);
+            (identifier | identifier << 16, kind)
         }
         _ => return false,
     };
     fast.length = length;
-    fast.key = FlowKey::v4(scope, kind, ports, addresses);
-    fast.hash = hasher.v4(fast.key.first, addresses);
+    // The other words of the key are not looked at: what is left there from an earlier packet does no harm.
+    let first = FlowKey::first_v4(scope, kind, ports);
+    fast.key.first = first;
+    fast.key.addresses[0] = addresses;
+    fast.place = hasher.v4(first, addresses);
     true
 }
 
@@ -407,26 +440,26 @@ pub(crate) fn fast_v6(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fa
     let Some(head) = bytes.first_chunk::<48>() else {
         return false;
     };
-    let payload = u16::from_be_bytes([head[4], head[5]]);
-    let length = payload.saturating_add(40);
-    let fits = (8..=u16::MAX - 40).contains(&payload) && usize::from(length) <= bytes.len();
-    if head[0] >> 4 != 6 || !fits {
-        return false;
-    }
     let (chunks, _) = head.as_chunks::<8>();
-    let &[_, a, b, c, d, [p0, p1, p2, p3, third @ .., _, _]] = chunks else {
+    let &[front, a, b, c, d, transport] = chunks else {
         return false;
     };
-    let ports = u32::from_le_bytes([p0, p1, p2, p3]);
-    let (ports, kind) = match head[6] {
-        protocol::UDP if is_plain_udp(u16::from_be_bytes(third), payload, fast) => {
-            (ports, Kind::UDP)
-        }
+    let front = u64::from_le_bytes(front);
+    let payload = ((front >> 32) as u16).swap_bytes();
+    let length = payload.saturating_add(40);
+    let fits = (8..=u16::MAX - 40).contains(&payload) && usize::from(length) <= bytes.len();
+    if front & 0xf0 != 0x60 || !fits {
+        return false;
+    }
+    let transport = u64::from_le_bytes(transport);
+    let (ports, third) = (transport as u32, (transport >> 32) as u16);
+    let (ports, kind) = match (front >> 48) as u8 {
+        protocol::UDP if is_plain_udp(third.swap_bytes(), payload, fast) => (ports, Kind::UDP),
         protocol::TCP if is_plain_tcp(bytes.get(52..54), payload, fast) => (ports, Kind::TCP),
-        protocol::ICMPV6 if matches!(p0, icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
+        protocol::ICMPV6 if matches!(ports as u8, icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
             fast.tcp_flags = 0;
-            let identifier = u32::from(u16::from_le_bytes(third));
-            let kind = Kind::echo(p0 == icmp::V6_ECHO_REQUEST);
+            let identifier = u32::from(third);
+            let kind = Kind::echo(ports as u8 == icmp::V6_ECHO_REQUEST);
             (identifier | identifier << 16, kind)
         }
         _ => return false,
@@ -434,7 +467,7 @@ pub(crate) fn fast_v6(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fa
     fast.length = length;
     let addresses = [a, b, c, d].map(u64::from_le_bytes);
     fast.key = FlowKey::v6(scope, kind, ports, addresses);
-    fast.hash = hasher.v6(fast.key.first, addresses);
+    fast.place = hasher.v6(fast.key.first, addresses);
     true
 }
 
@@ -452,5 +485,6 @@ fn is_plain_tcp(offset_and_flags: Option<&[u8]>, available: u16, fast: &mut Fast
 #[inline(always)]
 fn is_plain_udp(length: u16, available: u16, fast: &mut Fast) -> bool {
     fast.tcp_flags = 0;
-    8 <= length && length <= available
+    // Both bounds in one comparison; there are at least eight bytes.
+    length.wrapping_sub(8) <= available.wrapping_sub(8)
 }

@@ -92,7 +92,7 @@ impl Host {
         Host {
             engine,
             worker,
-            hasher: Hasher::new(7),
+            hasher: Hasher::new(7, 1_000),
             packet,
             now: Instant::from_secs(1),
         }
@@ -193,10 +193,10 @@ impl Host {
                 .map(|keyed| (keyed, tcp_flags.unwrap_or(0), tuple)),
             Ok(L4::Error { .. }) | Err(_) => None,
         };
-        assert_eq!(self.hasher.hash(&fast.key), fast.hash);
+        assert_eq!(self.hasher.place(&fast.key), fast.place);
         let same = flow.is_some_and(|(keyed, flags, tuple)| {
             keyed.key.is(&fast.key)
-                && (keyed.hash, flags, tuple) == (fast.hash, fast.tcp_flags, fast.key.tuple())
+                && (keyed.place, flags, tuple) == (fast.place, fast.tcp_flags, fast.key.tuple())
         });
         assert!(same, "the parsers disagree: {fast:?} and {flow:?}");
     }

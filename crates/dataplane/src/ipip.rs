@@ -97,39 +97,40 @@ pub(crate) fn apply<P: Packet + ?Sized>(
     (ip_offset, length, layout): (usize, u16, Layout),
 ) -> Result<PortId, DropReason> {
     let keep = usize::from(length);
-    let (to, inner) = match entry.action {
+    let (to, header_len) = match entry.action {
         Action::Encap => {
             let adjacency = adjacencies.get(entry.target).ok_or(DropReason::Bug)?;
             if length > adjacency.inner_max {
                 return Err(DropReason::PacketTooBig);
             }
-            if !packet.reframe(ip_offset, TUNNEL_LEN, keep) {
-                return Err(DropReason::NoHeadroom);
-            }
-            let frame = packet.frame_mut();
-            let (front, inner) = frame
-                .split_first_chunk_mut::<TUNNEL_LEN>()
+            let frame = packet
+                .reframed(ip_offset, TUNNEL_LEN, keep)
+                .ok_or(DropReason::NoHeadroom)?;
+            let front = frame
+                .first_chunk_mut::<TUNNEL_LEN>()
                 .ok_or(DropReason::Bug)?;
             *front = adjacency.header;
             [front[18], front[19]] = length.to_be_bytes();
-            (adjacency.port, inner)
+            (adjacency.port, TUNNEL_LEN)
         }
         Action::Deliver => {
             let port = ports.get(entry.target as usize).ok_or(DropReason::Bug)?;
-            if !packet.reframe(ip_offset, ETHERNET_LEN, keep) {
-                return Err(DropReason::Bug);
-            }
-            let frame = packet.frame_mut();
-            let (front, inner) = frame
-                .split_first_chunk_mut::<ETHERNET_LEN>()
+            let frame = packet
+                .reframed(ip_offset, ETHERNET_LEN, keep)
+                .ok_or(DropReason::Bug)?;
+            let front = frame
+                .first_chunk_mut::<ETHERNET_LEN>()
                 .ok_or(DropReason::Bug)?;
             *front = port.delivery_header(entry.key.is_v6());
-            (PortId(entry.target as u16), inner)
+            (PortId(entry.target as u16), ETHERNET_LEN)
         }
         Action::Undecided => return Err(DropReason::Bug),
     };
-    if entry.has(Entry::TRANSLATED) && !rewrite::apply(entry, inner, layout) {
-        return Err(DropReason::Bug);
+    if entry.has(Entry::TRANSLATED) {
+        let inner = packet.frame_mut().get_mut(header_len..);
+        if !inner.is_some_and(|inner| rewrite::apply(entry, inner, layout)) {
+            return Err(DropReason::Bug);
+        }
     }
     Ok(to)
 }

@@ -26,6 +26,12 @@ pub trait Packet {
     /// Empties the packet and restores its headroom, so that an answer can be written with [`Packet::resize`].
     fn clear(&mut self);
 
+    /// [`Packet::reframe`] and the frame afterwards; `None` means "unchanged".
+    #[inline(always)]
+    fn reframed(&mut self, remove: usize, add: usize, keep: usize) -> Option<&mut [u8]> {
+        self.reframe(remove, add, keep).then(|| self.frame_mut())
+    }
+
     /// Length of the frame.
     #[inline]
     fn len(&self) -> usize {
@@ -148,20 +154,6 @@ impl PacketBuf {
         self.start
     }
 
-    /// Replaces the first `remove` bytes by `add` others (whatever was there) and keeps at most `keep` bytes behind them; false
-    /// (and unchanged) if there is no room, or nothing to remove.
-    #[must_use]
-    #[inline]
-    pub fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool {
-        let kept = self.start + remove;
-        if add > kept || kept > self.end {
-            return false;
-        }
-        self.end = self.end.min(kept.saturating_add(keep));
-        self.start = kept - add;
-        true
-    }
-
     /// Sets the length, growing at the end if needed; false (and unchanged) if the buffer is too small.
     #[must_use]
     pub fn resize(&mut self, length: usize) -> bool {
@@ -192,7 +184,18 @@ impl Packet for PacketBuf {
 
     #[inline(always)]
     fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool {
-        PacketBuf::reframe(self, remove, add, keep)
+        self.reframed(remove, add, keep).is_some()
+    }
+
+    #[inline(always)]
+    fn reframed(&mut self, remove: usize, add: usize, keep: usize) -> Option<&mut [u8]> {
+        let kept = self.start + remove;
+        let available = self.end.checked_sub(kept)?;
+        let end = kept + available.min(keep);
+        let start = kept.checked_sub(add)?;
+        let frame = self.bytes.get_mut(start..end)?;
+        (self.start, self.end) = (start, end);
+        Some(frame)
     }
 
     fn resize(&mut self, length: usize) -> bool {

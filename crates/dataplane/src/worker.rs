@@ -11,10 +11,10 @@ use crate::config::Limits;
 use crate::conntrack;
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{FlowKey, Hasher, Scope};
+use crate::flow::key::{Hasher, Scope};
 use crate::flow::rewrite::Layout;
 use crate::flow::table::FlowTable;
-use crate::flow::{Action, Coarse, Ingress, NONE};
+use crate::flow::{Coarse, Ingress, NONE};
 use crate::graph::{self, Parts};
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::Packet;
@@ -29,6 +29,9 @@ use net::protocol;
 
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;
+
+const ETHERTYPE_V4: [u8; 2] = TYPE_IPV4.to_be_bytes();
+const ETHERTYPE_V6: [u8; 2] = TYPE_IPV6.to_be_bytes();
 
 /// Flows and counters of one packet-processing thread.
 #[derive(Debug)]
@@ -76,6 +79,7 @@ struct Burst<'w, 't> {
 struct Sent {
     to: PortId,
     packets: u64,
+    /// Of the IP packets, without what is around them.
     bytes: u64,
 }
 
@@ -86,9 +90,8 @@ impl Worker {
         flow_timeout_s: u32,
         hash_seed: u64,
     ) -> Worker {
-        let hasher = Hasher::new(hash_seed);
         Worker {
-            flows: FlowTable::new(limits.flows_max, flow_timeout_s, hasher),
+            flows: FlowTable::new(limits.flows_max, flow_timeout_s, hash_seed),
             adjacencies: AdjacencyTable::new(limits.adjacencies_max),
             counters: Counters::new(ports),
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
@@ -149,9 +152,10 @@ impl Worker {
             .chunks_mut(BURST_MAX)
             .zip(verdicts.chunks_mut(BURST_MAX))
         {
-            self.parse_burst(tables, port, packets);
+            let rx_bytes = self.parse_burst(tables, port, packets);
             self.find_entries(packets.len());
             self.answer_burst(tables, port, packets, verdicts, now);
+            self.count_received(tables, port, packets.len(), rx_bytes);
         }
     }
 
@@ -170,10 +174,12 @@ impl Worker {
         });
     }
 
-    fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) {
+    /// Parses all packets and returns their bytes.
+    fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) -> u64 {
         let Worker { flows, parsed, .. } = self;
         let hasher = *flows.hasher();
         let parsed = parsed.iter_mut().zip(packets);
+        let mut bytes = 0;
         match tables
             .port(port)
             .map(|found| (found.kind, found.interface.as_ref()))
@@ -182,23 +188,31 @@ impl Worker {
                 let scope = Scope::plain(attached.interface.spec.vni);
                 let ingress = Ingress::machine(port);
                 for (parsed, packet) in parsed {
+                    let frame = packet.frame();
+                    bytes += frame.len() as u64;
                     parsed.ingress = ingress;
-                    if !machine_fast(&hasher, scope, packet.frame(), &mut parsed.fast) {
+                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast) {
                         parsed.forget();
                     }
                 }
             }
             Some((PortKind::Uplink(_), _)) => {
                 for (parsed, packet) in parsed {
-                    if !uplink_fast(&hasher, tables, packet.frame(), parsed) {
+                    let frame = packet.frame();
+                    bytes += frame.len() as u64;
+                    if !uplink_fast(&hasher, tables, frame, parsed) {
                         parsed.forget();
                     }
                 }
             }
             Some((PortKind::Machine, None)) | None => {
-                parsed.for_each(|(parsed, _)| parsed.forget());
+                for (parsed, packet) in parsed {
+                    bytes += packet.len() as u64;
+                    parsed.forget();
+                }
             }
         }
+        bytes
     }
 
     /// Finds the probable entries, one kind of memory per pass. The sums only keep the loads from being optimised away.
@@ -207,15 +221,20 @@ impl Worker {
         let Some(parsed) = parsed.get_mut(..count) else {
             return;
         };
+        let is_far = flows.is_far();
         let mut touched = 0_u64;
-        for parsed in parsed.iter() {
-            touched ^= flows.touch_bucket(parsed.fast.hash);
+        if is_far {
+            for parsed in parsed.iter() {
+                touched ^= flows.touch_bucket(parsed.fast.place);
+            }
         }
         for parsed in parsed.iter_mut() {
-            parsed.entry = flows.guess(parsed.fast.hash);
+            parsed.entry = flows.guess(parsed.fast.place);
         }
-        for parsed in parsed.iter() {
-            touched ^= flows.touch_entry(parsed.entry);
+        if is_far {
+            for parsed in parsed.iter() {
+                touched ^= flows.touch_entry(parsed.entry);
+            }
         }
         black_box(touched);
     }
@@ -253,29 +272,35 @@ impl Worker {
             ip_offset,
             slow: 0,
         };
-        let (mut encap, mut rx_bytes, mut sent) = (0, 0, Sent::default());
-        let count = packets.len() as u64;
+        let mut sent = Sent::default();
         for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
-            rx_bytes += packet.len() as u64;
             match answer_hit(&mut cx, parsed, parsed.entry, packet) {
-                Some((to, action)) => {
+                Some(to) => {
                     *verdict = Verdict::Transmit(to);
-                    encap += u64::from(action == Action::Encap);
-                    sent.add(cx.parts.counters, to, packet.len());
+                    if to != sent.to {
+                        sent.flush(cx.ports, cx.parts.counters);
+                        sent.to = to;
+                    }
+                    sent.packets += 1;
+                    sent.bytes += u64::from(parsed.fast.length);
                 }
                 None => *verdict = answer_miss(&mut cx, parsed, packet),
             }
         }
-        let hits = count - cx.slow;
-        sent.flush(counters);
-        if let Some(port) = counters.port_mut(port) {
-            port.rx_packets += count;
-            port.rx_bytes += rx_bytes;
-        }
-        counters.count_many(Node::Cls, count);
+        let hits = packets.len() as u64 - cx.slow;
+        sent.flush(&tables.ports, counters);
         counters.count_many(Node::FlowCache, hits);
-        counters.count_many(Node::IpipEncap, encap);
         counters.count_many(Node::IpipDecap, if is_tunnel { hits } else { 0 });
+    }
+
+    fn count_received(&mut self, tables: &Tables, port: PortId, packets: usize, bytes: u64) {
+        self.counters.count_many(Node::Cls, packets as u64);
+        if tables.port(port).is_some()
+            && let Some(port) = self.counters.port_mut(port)
+        {
+            port.rx_packets += packets as u64;
+            port.rx_bytes += bytes;
+        }
     }
 }
 
@@ -283,29 +308,27 @@ impl Parsed {
     /// A packet that the fast parser did not understand must match no entry.
     #[inline]
     fn forget(&mut self) {
-        self.fast.key = FlowKey::NONE;
-        self.fast.hash = 0;
+        self.fast = Fast::EMPTY;
         self.ingress = Ingress::NOWHERE;
     }
 }
 
 impl Sent {
-    #[inline(always)]
-    fn add(&mut self, counters: &mut Counters, to: PortId, bytes: usize) {
-        if self.to != to {
-            self.flush(counters);
-            self.to = to;
-        }
-        self.packets += 1;
-        self.bytes += bytes as u64;
-    }
-
     #[cold]
     #[inline(never)]
-    fn flush(&mut self, counters: &mut Counters) {
+    fn flush(&mut self, ports: &[Port], counters: &mut Counters) {
+        let kind = ports.get(self.to.index()).map(|port| port.kind);
+        // Only encapsulated packets leave by an uplink.
+        let header_len = match kind {
+            Some(PortKind::Uplink(_)) => {
+                counters.count_many(Node::IpipEncap, self.packets);
+                TUNNEL_LEN
+            }
+            Some(PortKind::Machine) | None => ETHERNET_LEN,
+        };
         if let Some(port) = counters.port_mut(self.to) {
             port.tx_packets += self.packets;
-            port.tx_bytes += self.bytes;
+            port.tx_bytes += self.bytes + self.packets * header_len as u64;
         }
         (self.packets, self.bytes) = (0, 0);
     }
@@ -316,9 +339,9 @@ fn machine_fast(hasher: &Hasher, scope: Scope, frame: &[u8], fast: &mut Fast) ->
     let Some((header, ip)) = frame.split_first_chunk::<ETHERNET_LEN>() else {
         return false;
     };
-    match u16::from_be_bytes([header[12], header[13]]) {
-        TYPE_IPV4 => cls::fast_v4(hasher, scope, ip, fast),
-        TYPE_IPV6 => cls::fast_v6(hasher, scope, ip, fast),
+    match [header[12], header[13]] {
+        ETHERTYPE_V4 => cls::fast_v4(hasher, scope, ip, fast),
+        ETHERTYPE_V6 => cls::fast_v6(hasher, scope, ip, fast),
         _ => false,
     }
 }
@@ -358,7 +381,7 @@ fn answer_hit(
     parsed: &Parsed,
     number: u32,
     packet: &mut impl Packet,
-) -> Option<(PortId, Action)> {
+) -> Option<PortId> {
     let Fast {
         key,
         length,
@@ -381,11 +404,10 @@ fn answer_hit(
     if entry.last_seen != cx.now {
         entry.last_seen = cx.now;
     }
-    let action = entry.action;
     if conntrack::may_advance(entry, *tcp_flags) {
         conntrack::advance(cx.parts.flows, number, *tcp_flags);
     }
-    Some((to, action))
+    Some(to)
 }
 
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
@@ -393,14 +415,12 @@ fn answer_hit(
 #[inline(never)]
 fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut impl Packet) -> Verdict {
     // An earlier packet of this burst may have begun the connection.
-    let entry = cx.parts.flows.guess(parsed.fast.hash);
+    let entry = cx.parts.flows.guess(parsed.fast.place);
     if entry != parsed.entry
-        && let Some((to, action)) = answer_hit(cx, parsed, entry, packet)
+        && let Some(to) = answer_hit(cx, parsed, entry, packet)
     {
-        cx.parts
-            .counters
-            .count_many(Node::IpipEncap, u64::from(action == Action::Encap));
-        cx.parts.counters.count_sent(to, packet.len());
+        let (packets, bytes) = (1, u64::from(parsed.fast.length));
+        Sent { to, packets, bytes }.flush(cx.ports, cx.parts.counters);
         return Verdict::Transmit(to);
     }
     cx.slow += 1;

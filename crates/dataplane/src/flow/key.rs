@@ -124,11 +124,16 @@ impl FlowKey {
         addresses: [0; 4],
     };
 
-    /// `ports` are the first four bytes of the transport header, `addresses` the addresses of the IP header.
+    /// The first word of an IPv4 key; `ports` are the first four bytes of the transport header.
     #[inline(always)]
-    pub(crate) const fn v4(scope: Scope, kind: Kind, ports: u32, addresses: u64) -> FlowKey {
+    pub(crate) const fn first_v4(scope: Scope, kind: Kind, ports: u32) -> u64 {
+        (ports as u64) << 32 | (scope.0 | kind.0) as u64
+    }
+
+    /// `ports` are the first four bytes of the transport header, `addresses` the addresses of the IP header.
+    const fn v4(scope: Scope, kind: Kind, ports: u32, addresses: u64) -> FlowKey {
         FlowKey {
-            first: (ports as u64) << 32 | (scope.0 | kind.0) as u64,
+            first: FlowKey::first_v4(scope, kind, ports),
             addresses: [addresses, 0, 0, 0],
         }
     }
@@ -230,17 +235,25 @@ pub(crate) const fn address_v6([low, high]: [u64; 2]) -> Ipv6Addr {
     Ipv6Addr::from_bits((low as u128 | (high as u128) << 64).swap_bytes())
 }
 
-/// Makes hashes. The secret keeps machines from choosing addresses and ports that share a bucket.
+/// Finds the places of keys in a table. The secret keeps machines from choosing addresses and ports that share a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hasher {
     secret: [u64; 3],
+    buckets: u32,
 }
 
-/// A key and its hash.
+/// Where in a table a key is looked for first: a bucket, and the signature of the key, which is odd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub bucket: u32,
+    pub signature: u16,
+}
+
+/// A key and its place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keyed {
     pub key: FlowKey,
-    pub hash: u64,
+    pub place: Place,
 }
 
 /// Multiplies to 128 bits and folds: every input bit reaches every output bit (the mixing step of wyhash and foldhash).
@@ -251,7 +264,8 @@ const fn fold(a: u64, b: u64) -> u64 {
 }
 
 impl Hasher {
-    pub(crate) fn new(seed: u64) -> Hasher {
+    /// For a table of so many buckets.
+    pub(crate) fn new(seed: u64, buckets: u32) -> Hasher {
         // Digits of pi (as in Blowfish), so that seed 0 is as good as any.
         let mix = |constant: u64| fold(seed ^ constant, 0x9e37_79b9_7f4a_7c15) | 1;
         let secret = [
@@ -259,28 +273,48 @@ impl Hasher {
             mix(0x1319_8a2e_0370_7344),
             mix(0xa409_3822_299f_31d0),
         ];
-        Hasher { secret }
+        Hasher { secret, buckets }
     }
 
-    /// Hash of an IPv4 key.
+    /// The upper half of the hash chooses the bucket (Lemire 2016: multiply instead of divide), the lowest bits are the signature.
     #[inline(always)]
-    pub(crate) fn v4(&self, first: u64, addresses: u64) -> u64 {
-        let [s0, s1, s2] = self.secret;
-        fold(fold(first ^ s0, addresses ^ s1), s2)
+    const fn place_of(&self, hash: u64) -> Place {
+        Place {
+            bucket: reduce((hash >> 32) as u32, self.buckets),
+            signature: hash as u16 | 1,
+        }
     }
 
-    /// Hash of an IPv6 key.
+    /// The other bucket of a signature; applying it twice gives the first one back. (A difference, because the number of buckets is no
+    /// power of two, which would waste up to half of them.)
+    #[inline]
+    pub(crate) const fn other(&self, Place { bucket, signature }: Place) -> Place {
+        let total = reduce((signature as u32).wrapping_mul(0x9e37_79b1), self.buckets);
+        let bucket = if total >= bucket {
+            total - bucket
+        } else {
+            total + (self.buckets - bucket)
+        };
+        Place { bucket, signature }
+    }
+
+    /// Place of an IPv4 key.
     #[inline(always)]
-    pub(crate) fn v6(&self, first: u64, [a, b, c, d]: [u64; 4]) -> u64 {
-        let [s0, s1, s2] = self.secret;
-        fold(
-            fold(a ^ s0, b ^ s1).rotate_left(17) ^ fold(c ^ s1, d ^ s2) ^ first,
-            s2,
-        )
+    pub(crate) const fn v4(&self, first: u64, addresses: u64) -> Place {
+        let [s0, s1, _] = self.secret;
+        self.place_of(fold(first ^ s0, addresses ^ s1))
     }
 
-    /// Hash of any key.
-    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+    /// Place of an IPv6 key.
+    #[inline(always)]
+    pub(crate) const fn v6(&self, first: u64, [a, b, c, d]: [u64; 4]) -> Place {
+        let [s0, s1, s2] = self.secret;
+        let mixed = fold(a ^ s0, b ^ s1).rotate_left(17) ^ fold(c ^ s1, d ^ s2);
+        self.place_of(fold(mixed ^ first, s2))
+    }
+
+    /// Place of any key.
+    pub(crate) const fn place(&self, key: &FlowKey) -> Place {
         let [a, ..] = key.addresses;
         if key.is_v6() {
             self.v6(key.first, key.addresses)
@@ -289,10 +323,16 @@ impl Hasher {
         }
     }
 
-    /// Key and hash of a tuple; `None` if its addresses are of different families.
+    /// Key and place of a tuple; `None` if its addresses are of different families.
     pub(crate) fn tuple(&self, scope: Scope, tuple: &Tuple) -> Option<Keyed> {
         let key = FlowKey::of(scope, tuple)?;
-        let hash = self.hash(&key);
-        Some(Keyed { key, hash })
+        let place = self.place(&key);
+        Some(Keyed { key, place })
     }
+}
+
+/// Maps a 32-bit number to one below `count`.
+#[inline(always)]
+const fn reduce(number: u32, count: u32) -> u32 {
+    ((number as u64 * count as u64) >> 32) as u32
 }

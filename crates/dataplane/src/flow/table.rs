@@ -5,7 +5,7 @@
 //! created from reserved vectors and recycled over a free list, so nothing is allocated after construction, and memory is touched only as
 //! flows come. A connection costs at most 160 bytes: two entries, a record, two places.
 
-use super::key::{FlowKey, Hasher, Keyed, Scope, Tuple};
+use super::key::{FlowKey, Hasher, Keyed, Place, Scope, Tuple};
 use super::wheel::Wheel;
 use super::{Coarse, Cold, Entry, NONE, Service};
 use crate::conntrack::TcpState;
@@ -21,6 +21,8 @@ const ONES: u64 = 0x0001_0001_0001_0001;
 const TOPS: u64 = 0x8000_8000_8000_8000;
 /// Neither free nor a signature, which are odd.
 const NO_PLACES: u64 = 0x0002_0002_0000_0000;
+/// Connections whose entries and buckets find room in a second-level cache of 1 MiB.
+const NEAR_MAX: usize = 4_096;
 /// Connections one call of [`FlowTable::age`] looks at, so that ageing never delays packets for long.
 pub(crate) const AGE_BUDGET_MAX: usize = 2_048;
 
@@ -38,12 +40,6 @@ struct Bucket {
 const fn equal_lanes(word: u64, signature: u16) -> u64 {
     let difference = word ^ (signature as u64).wrapping_mul(ONES);
     difference.wrapping_sub(ONES) & !difference & TOPS
-}
-
-/// Lower bits of the hash (the upper ones choose the bucket), never 0 nor 2.
-#[inline(always)]
-const fn signature(hash: u64) -> u16 {
-    hash as u16 | 1
 }
 
 impl Bucket {
@@ -94,23 +90,18 @@ pub(crate) struct FlowTable {
     established: u32,
 }
 
-/// Maps a 32-bit number to one below `count` (Lemire 2016: multiply instead of divide).
-#[inline(always)]
-const fn reduce(number: u32, count: usize) -> usize {
-    ((number as u64 * count as u64) >> 32) as usize
-}
-
 impl FlowTable {
-    pub(crate) fn new(flows_max: u32, timeout_s: u32, hasher: Hasher) -> FlowTable {
+    pub(crate) fn new(flows_max: u32, timeout_s: u32, hash_seed: u64) -> FlowTable {
         // Entry numbers stay below NONE, bucket numbers below 2^32.
         let flows_max = flows_max.clamp(1, NONE / 4) as usize;
+        // At most 85 % of the places are used.
         let buckets = (flows_max * 2 * 20).div_ceil(17 * WAYS).max(2);
         let established = Coarse::units(crate::EngineConfig::TCP_ESTABLISHED_TIMEOUT_S);
         FlowTable {
             buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),
             entries: Vec::with_capacity(flows_max * 2),
             cold: Vec::with_capacity(flows_max),
-            hasher,
+            hasher: Hasher::new(hash_seed, buckets as u32),
             flows_max,
             free: NONE,
             len: 0,
@@ -141,48 +132,39 @@ impl FlowTable {
     }
 
     #[inline(always)]
-    fn first(&self, hash: u64) -> usize {
-        reduce((hash >> 32) as u32, self.buckets.len())
+    fn bucket(&self, place: Place) -> Option<&Bucket> {
+        self.buckets.get(place.bucket as usize)
     }
 
-    /// The other bucket of a signature; applying it twice gives the first one back. (A difference, because the number of buckets is no
-    /// power of two, which would waste up to half of them.)
-    #[inline]
-    fn second(&self, first: usize, signature: u16) -> usize {
-        let count = self.buckets.len();
-        let total = reduce(u32::from(signature).wrapping_mul(0x9e37_79b1), count);
-        if total >= first {
-            total - first
-        } else {
-            total + count - first
-        }
-    }
-
-    /// The most likely entry of a hash, unverified: a signature that fits, usually in the first bucket.
+    /// The most likely entry of a place, unverified: a signature that fits, usually in the first bucket.
     #[inline(always)]
-    pub(crate) fn guess(&self, hash: u64) -> u32 {
-        let (first, wanted) = (self.first(hash), signature(hash));
-        let Some(bucket) = self.buckets.get(first) else {
+    pub(crate) fn guess(&self, place: Place) -> u32 {
+        let Some(bucket) = self.bucket(place) else {
             return NONE;
         };
-        match bucket.position(wanted) {
+        match bucket.position(place.signature) {
             Some(way) => bucket.entries.get(way).copied().unwrap_or(NONE),
-            None => self.guess_second(first, wanted),
+            None => self.guess_other(place),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn guess_second(&self, first: usize, wanted: u16) -> u32 {
-        let bucket = self.buckets.get(self.second(first, wanted));
-        let found = bucket.and_then(|bucket| bucket.entries.get(bucket.position(wanted)?));
+    fn guess_other(&self, place: Place) -> u32 {
+        let bucket = self.bucket(self.hasher.other(place));
+        let found = bucket.and_then(|bucket| bucket.entries.get(bucket.position(place.signature)?));
         found.copied().unwrap_or(NONE)
     }
 
-    /// Something of the bucket of a hash, to bring it into the cache.
+    /// Whether the connections are too many for the nearer caches, so that touching what is needed next pays.
+    pub(crate) fn is_far(&self) -> bool {
+        self.len > NEAR_MAX
+    }
+
+    /// Something of a bucket, to bring it into the cache.
     #[inline(always)]
-    pub(crate) fn touch_bucket(&self, hash: u64) -> u64 {
-        match self.buckets.get(self.first(hash)) {
+    pub(crate) fn touch_bucket(&self, place: Place) -> u64 {
+        match self.bucket(place) {
             Some(bucket) => bucket.signatures[0],
             None => 0,
         }
@@ -217,15 +199,15 @@ impl FlowTable {
 
     /// The entry of a key.
     pub(crate) fn find(&self, keyed: &Keyed) -> Option<u32> {
-        let first = self.first(keyed.hash);
-        let wanted = signature(keyed.hash);
-        [first, self.second(first, wanted)]
+        [keyed.place, self.hasher.other(keyed.place)]
             .into_iter()
-            .find_map(|bucket| {
-                let bucket = self.buckets.get(bucket)?;
+            .find_map(|place| {
+                let bucket = self.bucket(place)?;
+                // Most buckets are done with here, without a look at each place.
+                bucket.position(place.signature)?;
                 let mut places = bucket.entries.iter().enumerate();
                 places.find_map(|(way, entry)| {
-                    let is_it = bucket.signature(way) == wanted
+                    let is_it = bucket.signature(way) == place.signature
                         && self
                             .entry(*entry)
                             .is_some_and(|found| found.key.is(&keyed.key));
@@ -268,8 +250,7 @@ impl FlowTable {
 
     /// Gives an entry its key and a place in a bucket.
     fn place(&mut self, keyed: &Keyed, entry: u32, now: Coarse) -> bool {
-        let wanted = signature(keyed.hash);
-        let Some((bucket, way)) = self.make_room(self.first(keyed.hash), wanted) else {
+        let Some((bucket, way)) = self.make_room(keyed.place) else {
             return false;
         };
         let Some(place) = self.entries.get_mut(entry as usize) else {
@@ -281,7 +262,7 @@ impl FlowTable {
             ..Entry::FREE
         };
         match self.buckets.get_mut(bucket) {
-            Some(bucket) => bucket.set(way, wanted, entry),
+            Some(bucket) => bucket.set(way, keyed.place.signature, entry),
             None => return false,
         }
         true
@@ -289,8 +270,8 @@ impl FlowTable {
 
     /// A free place for a signature, if need be by moving another entry to its own second bucket (one step of cuckoo hashing,
     /// Pagh and Rodler 2001).
-    fn make_room(&mut self, first: usize, wanted: u16) -> Option<(usize, usize)> {
-        let candidates = [first, self.second(first, wanted)];
+    fn make_room(&mut self, place: Place) -> Option<(usize, usize)> {
+        let candidates = [place, self.hasher.other(place)].map(|place| place.bucket as usize);
         for bucket in candidates {
             if let Some(way) = self.buckets.get(bucket)?.position(0) {
                 return Some((bucket, way));
@@ -299,10 +280,14 @@ impl FlowTable {
         for bucket in candidates {
             for way in 0..WAYS {
                 let from = self.buckets.get(bucket)?;
-                let (moved, entry) = (from.signature(way), *from.entries.get(way)?);
-                let other = self.second(bucket, moved);
-                if let Some(place) = self.buckets.get(other)?.position(0) {
-                    self.buckets.get_mut(other)?.set(place, moved, entry);
+                let (signature, entry) = (from.signature(way), *from.entries.get(way)?);
+                let moved = Place {
+                    bucket: bucket as u32,
+                    signature,
+                };
+                let other = self.hasher.other(moved).bucket as usize;
+                if let Some(free) = self.buckets.get(other)?.position(0) {
+                    self.buckets.get_mut(other)?.set(free, signature, entry);
                     return Some((bucket, way));
                 }
             }
@@ -400,13 +385,12 @@ impl FlowTable {
         let Some(key) = self.entry(entry).map(|entry| entry.key) else {
             return;
         };
-        let hash = self.hasher.hash(&key);
-        let first = self.first(hash);
-        for bucket in [first, self.second(first, signature(hash))] {
-            let Some(bucket) = self.buckets.get_mut(bucket) else {
+        let place = self.hasher.place(&key);
+        for place in [place, self.hasher.other(place)] {
+            let Some(bucket) = self.buckets.get_mut(place.bucket as usize) else {
                 continue;
             };
-            if let Some(way) = bucket.entries.iter().position(|place| *place == entry) {
+            if let Some(way) = bucket.entries.iter().position(|found| *found == entry) {
                 bucket.set(way, 0, NONE);
                 return;
             }
