@@ -12,7 +12,7 @@ use crate::graph::{self, Context, Output, Previous, Source, Walk};
 use crate::packet::Packet;
 use crate::tables::Tables;
 use crate::verdict::{DropReason, PortId, Verdict};
-use crate::{flow, ipip, route_lookup};
+use crate::{flow, ipip, pmtu, route_lookup};
 use net::tcp::{ACK, FIN, RST, SYN};
 
 /// How far a TCP connection has got, from the control bits of both sides.
@@ -104,8 +104,10 @@ pub(crate) fn track(
             &once
         }
     };
-    cx.counters
-        .count_many(Node::IpipEncap, u64::from(entry.action == Action::Encap));
+    let inner_max = match entry.action {
+        Action::Encap => cx.adjacencies.get(entry.target).map(|to| to.inner_max),
+        Action::Undecided | Action::Deliver => None,
+    };
     let sent = ipip::apply(
         entry,
         cx.adjacencies,
@@ -116,7 +118,15 @@ pub(crate) fn track(
     if matches!(overlay.l4, Ok(L4::Error { .. })) {
         release(cx.adjacencies, entry);
     }
-    Ok(Verdict::Transmit(sent?))
+    match (sent, inner_max) {
+        (Err(DropReason::PacketTooBig), Some(mtu)) => pmtu::answer(cx, packet, overlay, mtu),
+        (sent, to_uplink) => {
+            let encapsulated = sent.is_ok() && to_uplink.is_some();
+            cx.counters
+                .count_many(Node::IpipEncap, u64::from(encapsulated));
+            Ok(Verdict::Transmit(sent?))
+        }
+    }
 }
 
 /// The decided entry for a tuple that just came in.

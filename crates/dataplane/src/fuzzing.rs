@@ -4,7 +4,8 @@
 //! all, answers the same packet differently from its cache, or if its two parsers disagree.
 
 use crate::cls::{self, Fast, FromMachine, L4};
-use crate::flow::key::{Hasher, Scope};
+use crate::flow::key::{FlowKey, Hasher, Scope, Transport, Tuple};
+use crate::flow::{Entry, rewrite};
 use crate::{
     Counters, DropReason, Engine, EngineConfig, Instant, InterfaceSpec, Metering, Node, PacketBuf,
     PortConfig, PortId, PortKind, Pxe, UnderlaySeed, Verdict, Worker,
@@ -200,6 +201,34 @@ impl Host {
         });
         assert!(same, "the parsers disagree: {fast:?} and {flow:?}");
     }
+}
+
+/// An IPv4 packet after a flow has changed its source and destination, address and port each; `None` if flows do not do that to it.
+#[must_use]
+pub fn rewritten(ip: &[u8], [source, destination]: [(Ipv4Addr, u16); 2]) -> Option<Vec<u8>> {
+    let overlay = cls::from_tunnel(protocol::IPV4, ip).ok()?;
+    let Ok(L4::Flow { tuple, .. }) = overlay.l4 else {
+        return None;
+    };
+    let (source_port, destination_port) = match tuple.transport {
+        Transport::Echo { .. } => (source.1, source.1),
+        Transport::Tcp | Transport::Udp | Transport::Fragment => (source.1, destination.1),
+    };
+    let to = Tuple {
+        source: IpAddr::V4(source.0),
+        destination: IpAddr::V4(destination.0),
+        source_port,
+        destination_port,
+        ..tuple
+    };
+    let mut entry = Entry {
+        key: FlowKey::of(Scope::plain(Vni::MAX), &tuple)?,
+        ..Entry::FREE
+    };
+    let mut packet = ip.to_vec();
+    let done = rewrite::prescribe(&mut entry, &tuple, &to)
+        && (!entry.has(Entry::TRANSLATED) || rewrite::apply(&entry, &mut packet, overlay.layout));
+    done.then_some(packet)
 }
 
 /// Received, sent, dropped.

@@ -20,6 +20,7 @@ use crate::flow::key::{Scope, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Service};
 use crate::packet::Packet;
+use crate::pmtu::ErrorBudget;
 use crate::tables::{Tables, Uplink};
 use crate::underlay::Endpoint;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -45,6 +46,7 @@ pub(crate) struct Parts<'a> {
     pub flows: &'a mut FlowTable,
     pub adjacencies: &'a mut AdjacencyTable,
     pub counters: &'a mut Counters,
+    pub errors: &'a mut ErrorBudget,
 }
 
 /// What the stages know and may touch while one packet takes its walk.
@@ -54,6 +56,8 @@ pub(crate) struct Context<'a> {
     pub flows: &'a mut FlowTable,
     pub adjacencies: &'a mut AdjacencyTable,
     pub counters: &'a mut Counters,
+    /// For ICMP errors.
+    pub errors: &'a mut ErrorBudget,
     pub now: Coarse,
     /// The port it came in on.
     #[expect(dead_code, reason = "relayed packets, which come next, leave by it")]
@@ -187,6 +191,7 @@ fn context<'a>(
         flows: parts.flows,
         adjacencies: parts.adjacencies,
         counters: parts.counters,
+        errors: parts.errors,
         now,
         from,
         source,

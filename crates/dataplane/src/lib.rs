@@ -35,6 +35,7 @@ mod jhash;
 mod lpm;
 mod packet;
 mod periodic;
+mod pmtu;
 mod reply;
 mod route_lookup;
 mod tables;

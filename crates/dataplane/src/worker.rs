@@ -18,6 +18,7 @@ use crate::flow::{Coarse, Ingress, NONE};
 use crate::graph::{self, Parts};
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::Packet;
+use crate::pmtu::ErrorBudget;
 use crate::tables::{Port, Tables};
 use crate::time::Instant;
 use crate::underlay::HostPart;
@@ -39,6 +40,7 @@ pub struct Worker {
     flows: FlowTable,
     adjacencies: AdjacencyTable,
     counters: Counters,
+    errors: ErrorBudget,
     /// Working space of a burst, kept to spare its initialization.
     parsed: Box<[Parsed; BURST_MAX]>,
 }
@@ -94,6 +96,7 @@ impl Worker {
             flows: FlowTable::new(limits.flows_max, flow_timeout_s, hash_seed),
             adjacencies: AdjacencyTable::new(limits.adjacencies_max),
             counters: Counters::new(ports),
+            errors: ErrorBudget::FULL,
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
         }
     }
@@ -251,6 +254,7 @@ impl Worker {
             flows,
             adjacencies,
             counters,
+            errors,
             parsed,
         } = self;
         let is_tunnel = matches!(
@@ -263,6 +267,7 @@ impl Worker {
                 flows,
                 adjacencies,
                 counters,
+                errors,
             },
             tables,
             ports: &tables.ports,

@@ -134,7 +134,9 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
         }
         DropReason::PacketTooBig => {
             bed.engine.set_uplink_mtu(PF0, 67);
-            (VM1, from_guest(&plain()))
+            // A fragment that is not the first: no error may be sent about it.
+            let fragment = build::ipv4_with(17, from, to, 100, &[], &[0; 40]);
+            (VM1, from_guest(&fragment))
         }
         DropReason::DhcpMalformed => (VM1, discover(b"too short")),
         DropReason::DhcpIgnored => (VM1, discover(&dhcp::message(7, &[]))),

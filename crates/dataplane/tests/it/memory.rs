@@ -8,8 +8,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    /// Allocations of this thread; tests of other threads do not count.
+    /// Allocations of this thread, and their bytes; tests of other threads do not count.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -22,6 +23,7 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        BYTES.with(|bytes| bytes.set(bytes.get() + layout.size() as u64));
         // SAFETY: the caller's contract is the callee's.
         unsafe { System.alloc(layout) }
     }
@@ -123,4 +125,20 @@ fn packets_allocate_nothing() {
     bed.worker.tick(bed.now.plus_secs(100));
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
     assert_eq!(bed.worker.flow_saturation().0, 0);
+}
+
+#[test]
+fn a_flow_costs_at_most_160_bytes() {
+    let reserved = |flows_max: u32| {
+        let mut config = config();
+        config.limits.flows_max = flows_max;
+        let engine = dataplane::Engine::new(config);
+        let before = BYTES.with(Cell::get);
+        let worker = engine.worker();
+        let bytes = BYTES.with(Cell::get) - before;
+        assert_eq!(worker.flow_saturation(), (0, flows_max as usize));
+        bytes
+    };
+    let per_flow = (reserved(1_000_000) - reserved(1_000)) as f64 / 999_000.0;
+    assert!(per_flow <= 160.0, "{per_flow} bytes");
 }
