@@ -26,8 +26,7 @@ pub(crate) fn process(
         .and_then(|attached| attached.interface.spec.ipv4);
     let learned = own == Some(request.sender_ip) && !frame.source().is_group();
     if learned {
-        port.learned.learn(frame.source());
-        port.learned.set_confirmed(true);
+        port.learned.learn_from_arp(frame.source());
     }
     if request.opcode != arp::REQUEST || request.target_ip != GATEWAY_IPV4 {
         return Err(if learned {

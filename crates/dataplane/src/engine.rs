@@ -311,7 +311,7 @@ impl Engine {
             .underlay
             .insert(HostPart::of(interface.underlay), endpoint);
         if let Some(port) = Arc::make_mut(&mut tables.ports).get_mut(port_id.index()) {
-            port.learned.set_confirmed(false);
+            port.learned.forget_confirmation();
             let interface = Arc::new(interface);
             port.interface = Some(Attached {
                 interface,

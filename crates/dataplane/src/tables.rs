@@ -77,6 +77,8 @@ pub(crate) struct Learned {
     /// In wire order, first octet lowest.
     mac: AtomicU64,
     confirmed: AtomicBool,
+    /// The address changed after it was confirmed: only hearing the same one twice in a row settles it.
+    disputed: AtomicBool,
 }
 
 impl Learned {
@@ -85,6 +87,7 @@ impl Learned {
         Learned {
             mac: AtomicU64::new(wire(guess)),
             confirmed: AtomicBool::new(false),
+            disputed: AtomicBool::new(false),
         }
     }
 
@@ -99,17 +102,39 @@ impl Learned {
         self.mac.load(Ordering::Relaxed)
     }
 
+    /// Takes the address from a packet. One that differs from a confirmed one puts it in doubt, so that the machine is asked: a
+    /// process on the machine may have forged it, and the kernel there would not speak up by itself for a minute.
     pub(crate) fn learn(&self, mac: Mac) {
+        if self.mac() == mac {
+            return;
+        }
         self.mac.store(wire(mac), Ordering::Relaxed);
+        if self.is_confirmed() {
+            self.confirmed.store(false, Ordering::Relaxed);
+            self.disputed.store(true, Ordering::Relaxed);
+        }
     }
 
-    /// Whether an ARP packet of the machine has been seen since its interface was created.
+    /// The same from an ARP packet of the machine, which settles the question unless it is in dispute.
+    pub(crate) fn learn_from_arp(&self, mac: Mac) {
+        let same = self.mac() == mac;
+        let settles = same || !(self.is_confirmed() || self.disputed.load(Ordering::Relaxed));
+        self.learn(mac);
+        if settles {
+            self.disputed.store(false, Ordering::Relaxed);
+            self.confirmed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an ARP packet of the machine has told its address since its interface was created.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_confirmed(&self, confirmed: bool) {
-        self.confirmed.store(confirmed, Ordering::Relaxed);
+    /// For a new interface on the same port: the address stays as a guess.
+    pub(crate) fn forget_confirmation(&self) {
+        self.confirmed.store(false, Ordering::Relaxed);
+        self.disputed.store(false, Ordering::Relaxed);
     }
 }
 

@@ -226,6 +226,35 @@ fn periodic_announcements() {
 }
 
 #[test]
+fn a_changed_address_is_asked_for_until_it_is_heard_twice() {
+    let mut bed = Bed::empty(config());
+    bed.attach(spec("vm1", VM1, V100, "10.100.1.1", ""));
+    let forged = |mac: Mac| {
+        let body = build::arp(1, (mac, v4("10.100.1.1")), (Mac::ZERO, v4("10.100.1.1")));
+        build::ethernet(Mac::BROADCAST, mac, 0x0806, &body)
+    };
+    let (question, statement) = {
+        let mac = bed.port_mac(VM1);
+        (gratuitous(mac, "10.100.1.1"), gratuitous(mac, GATEWAY))
+    };
+    let mut now = Instant::from_secs(100);
+    assert_eq!(round(&mut bed, now), vec![]);
+    let other = Mac([2, 0, 0, 0, 0, 9]);
+    for (heard, then_sent) in [
+        (GUEST_MAC, &statement),
+        // Something on the machine claims another address, then the machine itself answers our question.
+        (other, &question),
+        (GUEST_MAC, &question),
+        (GUEST_MAC, &statement),
+    ] {
+        let _ = bed.send(VM1, &forged(heard));
+        assert_eq!(bed.engine.machine_mac(VM1), Some(heard));
+        now = now.plus_secs(5);
+        assert_eq!(round(&mut bed, now), vec![(2, then_sent.clone())]);
+    }
+}
+
+#[test]
 fn periodic_rounds_slow_down_after_initialization() {
     let mut bed = Bed::empty(config());
     bed.attach(spec("vm1", VM1, V100, "10.100.1.1", ""));
