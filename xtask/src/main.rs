@@ -60,7 +60,7 @@ enum Task {
     },
     /// Run the benchmarks and compare them with their baselines.
     Bench {
-        /// Only these: packet, metalbond, store, lab.
+        /// Only these: packet, metalbond, store, server, lab.
         names: Vec<String>,
     },
 }
@@ -141,12 +141,13 @@ const BENCHMARKS: &[(&str, &str, &str)] = &[
     ("packet", "dataplane", "packet"),
     ("metalbond", "metalbond", "hub"),
     ("store", "apiserver", "store"),
+    ("server", "apiserver", "server"),
 ];
 
 fn bench(names: &[String]) -> Result<()> {
     for name in names {
         if name != "lab" && !BENCHMARKS.iter().any(|(n, _, _)| n == name) {
-            anyhow::bail!("no benchmark named {name}; there are: packet, metalbond, store, lab");
+            anyhow::bail!("no benchmark named {name}; there are: packet, metalbond, store, server, lab");
         }
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);

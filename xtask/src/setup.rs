@@ -20,6 +20,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("tcpdump", "packet capture"),
     ("udhcpc", "DHCPv4 client of machines"),
     ("isc-dhcp-client", "DHCPv6 client of machines"),
+    (
+        "python3-kubernetes",
+        "a client of the API server for its tests",
+    ),
 ];
 
 /// # Errors

@@ -56,6 +56,35 @@ impl ErrorKind {
     }
 }
 
+/// A place in a document, as a chain to its root: walking costs nothing, the text is made only when somebody must be told.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// The document itself.
+    Root,
+    /// A field of an object, or an entry of a map.
+    Field(&'a Place<'a>, &'a str),
+    /// An element of a list.
+    Item(&'a Place<'a>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Place::Root => Ok(()),
+            Place::Item(list, index) => write!(f, "{list}[{index}]"),
+            // Map keys such as label names hold dots, so Kubernetes writes them in brackets.
+            Place::Field(object, name) if !is_plain(name) => write!(f, "{object}[{name}]"),
+            Place::Field(Place::Root, name) => f.write_str(name),
+            Place::Field(object, name) => write!(f, "{object}.{name}"),
+        }
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    name.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'$')
+}
+
 /// One wrong field. The caller repairs the object; retrying the same object is useless.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FieldError {

@@ -8,6 +8,7 @@
 pub mod apinet;
 mod builtin;
 pub mod compute;
+pub mod crd;
 pub mod defaults;
 pub mod field;
 pub mod ids;

@@ -9,7 +9,7 @@ use crate::registry::{Write, cache_key, store_key};
 use crate::status::{Failure, Outcome, Reason};
 use crate::store::{At, Expect, Guard};
 use api::names::{APINET, finalizer};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// Namespaces that nobody may delete.
@@ -40,6 +40,33 @@ pub fn mutate_create(kind: &Kind, object: &mut Value) {
             object::set_finalizers(object, list);
         }
         _ => {}
+    }
+}
+
+/// Turns what clients may write in a shorthand into what is kept: the texts of a secret become data.
+pub fn expand(kind: &Kind, object: &mut Value) {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    if !(kind.group.is_empty() && kind.plural == "secrets") {
+        return;
+    }
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
+    // What is no map of texts stays, for the schema to refuse.
+    let texts = map.get("stringData").and_then(Value::as_object);
+    let coded: Option<Map<String, Value>> = texts.and_then(|texts| {
+        let code = |text: &Value| Some(json!(STANDARD.encode(text.as_str()?)));
+        let entries = texts
+            .iter()
+            .map(|(key, text)| Some((key.clone(), code(text)?)));
+        entries.collect()
+    });
+    if let Some(coded) = coded
+        && let Value::Object(data) = map.entry("data").or_insert_with(|| json!({}))
+    {
+        data.extend(coded);
+        map.remove("stringData");
     }
 }
 

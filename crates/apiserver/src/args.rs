@@ -49,6 +49,22 @@ pub struct Args {
     /// Highest network identifier (VNI) to give out.
     #[arg(long, value_name = "VNI", default_value_t = (1 << 24) - 1)]
     pub max_vni: u32,
+
+    /// Print the kinds of a group, such as networking.metalnet.openkcm.dev, as CustomResourceDefinitions and end.
+    #[arg(long, value_name = "GROUP")]
+    pub print_crds: Option<String>,
+}
+
+/// The kinds of a group as a stream of YAML documents.
+fn definitions(group: &str) -> anyhow::Result<String> {
+    let mut out = String::new();
+    let kinds = api::table::kinds().iter();
+    for kind in kinds.filter(|kind| kind.group == group && !kind.builtin) {
+        out.push_str("---\n");
+        out.push_str(&serde_saphyr::to_string(&api::crd::definition(kind))?);
+    }
+    anyhow::ensure!(!out.is_empty(), "no kinds in the group {group:?}");
+    Ok(out)
 }
 
 impl Args {
@@ -106,6 +122,11 @@ pub const PKI_FOLDER: &str = "pki";
 
 /// Runs the server until `shutdown`.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    if let Some(group) = &args.print_crds {
+        use std::io::Write as _;
+        let text = definitions(group)?;
+        return Ok(std::io::stdout().lock().write_all(text.as_bytes())?);
+    }
     let ranges = args.ranges()?;
     let names = args.names();
     let folder = args.state.join(PKI_FOLDER);

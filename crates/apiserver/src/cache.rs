@@ -10,7 +10,7 @@ use crate::status::Failure;
 use crate::store::{At, Change, Kv, Rev, Store, StoreError, WatchBatch, WatchMessage};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -34,6 +34,8 @@ pub struct Entry {
     pub encoded: Encoded,
     pub uid: Box<str>,
     pub labels: Box<[(Box<str>, Box<str>)]>,
+    /// What field selectors may name: read from the document when one asks first, then shared by all of them.
+    fields: OnceLock<Box<[Box<str>]>>,
 }
 
 impl Entry {
@@ -50,6 +52,7 @@ impl Entry {
             encoded,
             uid: head.uid.into(),
             labels,
+            fields: OnceLock::new(),
         })
     }
 
@@ -83,6 +86,22 @@ impl Entry {
             .iter()
             .find(|(k, _)| &**k == key)
             .map(|(_, value)| &**value)
+    }
+
+    /// The text of a field, empty when absent. `pointers` are those of the entry's kind.
+    pub fn field(&self, pointers: &[String], index: usize) -> &str {
+        let fields = self.fields.get_or_init(|| {
+            let value = self.value();
+            let text = |pointer: &String| -> Box<str> {
+                match value.pointer(pointer) {
+                    Some(serde_json::Value::String(text)) => text.as_str().into(),
+                    None | Some(serde_json::Value::Null) => Box::default(),
+                    Some(other) => other.to_string().into(),
+                }
+            };
+            pointers.iter().map(text).collect()
+        });
+        fields.get(index).map_or("", |text| text)
     }
 
     pub fn value(&self) -> serde_json::Value {

@@ -2,6 +2,7 @@
 
 use crate::negotiate::Encoding;
 use crate::status::{Failure, Outcome};
+use api::field::Place;
 use serde::de::{Deserialize as _, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -51,7 +52,7 @@ pub fn json(body: &[u8]) -> Outcome<Decoded> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let node = Node {
         duplicates: &mut duplicates,
-        path: String::new(),
+        place: Place::Root,
     };
     let value = node
         .deserialize(&mut deserializer)
@@ -74,7 +75,7 @@ fn yaml(body: &[u8]) -> Outcome<Decoded> {
 
 struct Node<'a> {
     duplicates: &'a mut Vec<String>,
-    path: String,
+    place: Place<'a>,
 }
 
 impl<'de> DeserializeSeed<'de> for Node<'_> {
@@ -131,11 +132,11 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let Node { duplicates, path } = self;
+        let Node { duplicates, place } = self;
         let mut items = Vec::new();
         while let Some(item) = access.next_element_seed(Node {
             duplicates: &mut *duplicates,
-            path: format!("{path}[{}]", items.len()),
+            place: Place::Item(&place, items.len()),
         })? {
             items.push(item);
         }
@@ -143,20 +144,16 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let Node { duplicates, path } = self;
+        let Node { duplicates, place } = self;
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
-            let path = if path.is_empty() {
-                key.clone()
-            } else {
-                format!("{path}.{key}")
-            };
+            let place = Place::Field(&place, &key);
             if map.contains_key(&key) && duplicates.len() < DUPLICATES_MAX {
-                duplicates.push(path.clone());
+                duplicates.push(place.to_string());
             }
             let value = access.next_value_seed(Node {
                 duplicates: &mut *duplicates,
-                path,
+                place,
             })?;
             map.insert(key, value);
         }

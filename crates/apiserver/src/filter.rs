@@ -5,7 +5,7 @@ use crate::kinds::Kind;
 use crate::query::Query;
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::status::{Failure, Outcome};
-use serde_json::Value;
+use std::sync::Arc;
 
 /// Which objects of a kind are wanted.
 #[derive(Debug, Clone, Default)]
@@ -14,8 +14,10 @@ pub struct Filter {
     namespace: Option<String>,
     name: Option<String>,
     labels: Option<LabelSelector>,
-    /// Conditions on fields other than name and namespace: JSON pointer, value, whether equal.
-    fields: Vec<(String, String, bool)>,
+    /// Conditions on fields other than name and namespace: index of the field, value, whether equal.
+    fields: Vec<(usize, String, bool)>,
+    /// JSON pointers of the kind's fields.
+    pointers: Arc<[String]>,
     names_excluded: Vec<String>,
     namespaces_excluded: Vec<String>,
 }
@@ -25,6 +27,7 @@ impl Filter {
     pub fn parse(kind: &Kind, namespace: Option<&str>, query: &Query) -> Outcome<Filter> {
         let mut filter = Filter {
             namespace: namespace.map(str::to_owned),
+            pointers: Arc::clone(&kind.pointers),
             ..Filter::default()
         };
         if let Some(text) = query.text("labelSelector") {
@@ -59,14 +62,14 @@ impl Filter {
                 _ => self.namespace = Some(value.to_owned()),
             },
             (field, equal) => {
-                let Some(pointer) = kind.selectable(field) else {
+                let Some(index) = kind.selectable(field) else {
                     return Err(Failure::bad_request(format!(
                         "Unable to find \"{}\" that match label selector \"\", field selector \"{field}={value}\": field label not \
                          supported: {field}",
                         kind.api_version()
                     )));
                 };
-                self.fields.push((pointer, value.to_owned(), equal));
+                self.fields.push((index, value.to_owned(), equal));
             }
         }
         Ok(())
@@ -101,17 +104,8 @@ impl Filter {
                 .labels
                 .as_ref()
                 .is_none_or(|selector| selector.matches(|key| entry.label(key)))
-            && (self.fields.is_empty() || self.fields_match(&entry.value()))
-    }
-
-    fn fields_match(&self, value: &Value) -> bool {
-        self.fields.iter().all(|(pointer, wanted, equal)| {
-            let is = match value.pointer(pointer) {
-                Some(Value::String(text)) => text.clone(),
-                None | Some(Value::Null) => String::new(),
-                Some(other) => other.to_string(),
-            };
-            (is == *wanted) == *equal
-        })
+            && self.fields.iter().all(|(index, wanted, equal)| {
+                (entry.field(&self.pointers, *index) == wanted) == *equal
+            })
     }
 }

@@ -13,7 +13,7 @@ use crate::registry::delete::{DeleteOptions, Propagation};
 use crate::registry::update::Proposal;
 use crate::registry::{Part, Write, cache_key};
 use crate::status::{Outcome, Reason};
-use crate::store::{Change, Kv, StoreError, WatchMessage};
+use crate::store::{At, Change, Kv, StoreError, WatchMessage};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -210,10 +210,7 @@ async fn look(
         &Query::default(),
         "garbage-collector",
     )?;
-    let Some(live) = write.live().await? else {
-        return Ok(());
-    };
-    let Ok(head) = live.encoded.head() else {
+    let Some(head) = committed(&write).await? else {
         return Ok(());
     };
     if head.deletion_timestamp.is_some() {
@@ -358,6 +355,54 @@ async fn drop_owners(write: &Write<'_>, uid: &str, owners: &HashSet<&str>) -> Ou
     result.await.map(|_| ())
 }
 
+/// The dependents of an object as the index knows them, ready to be written. References across namespaces do not count.
+fn dependents<'a>(
+    region: &'a Arc<Region>,
+    index: &'a Index,
+    owner: &Write<'_>,
+    uid: &str,
+    user: &'a User,
+) -> Outcome<Vec<Write<'a>>> {
+    let known = index.dependents.get(uid).into_iter().flatten();
+    let placed = known.filter_map(|(id, key)| {
+        let kind = region.kinds.by_id(*id)?;
+        let (namespace, name) = split(kind, key);
+        let foreign =
+            kind.namespaced && !owner.namespace.is_empty() && namespace != owner.namespace;
+        (!foreign).then_some((kind, namespace, name))
+    });
+    placed
+        .map(|(kind, namespace, name)| {
+            let place = (namespace, name, Part::Main);
+            Write::new(
+                region,
+                kind,
+                place,
+                user,
+                &Query::default(),
+                "garbage-collector",
+            )
+        })
+        .collect()
+}
+
+/// An object's metadata as it was committed last.
+async fn committed(write: &Write<'_>) -> Outcome<Option<Head>> {
+    let key = crate::registry::store_key(write.kind, write.namespace, write.name);
+    let stored = write.region.store.get(&key, At::Latest).await?;
+    Ok(stored.and_then(|kv| Encoded::restore(kv.value).ok()?.head().ok()))
+}
+
+/// A dependent as it was committed last, and its reference to the owner; nothing when either is gone.
+async fn reference(dependent: &Write<'_>, owner: &str) -> Outcome<Option<(Head, OwnerReference)>> {
+    let head = committed(dependent).await?;
+    Ok(head.and_then(|head| {
+        let mut references = head.owner_references.iter();
+        let found = references.find(|reference| reference.uid == owner)?.clone();
+        Some((head, found))
+    }))
+}
+
 /// Frees the dependents of an object that is deleted without them, then lets it go.
 async fn orphan(
     region: &Arc<Region>,
@@ -367,28 +412,11 @@ async fn orphan(
     user: &User,
 ) -> Outcome<()> {
     let owner = HashSet::from([head.uid.as_str()]);
-    for (id, key) in index
-        .dependents
-        .get(head.uid.as_str())
-        .into_iter()
-        .flatten()
-    {
-        let Some(kind) = region.kinds.by_id(*id) else {
+    for one in dependents(region, index, write, &head.uid, user)? {
+        let Some((dependent, _)) = reference(&one, &head.uid).await? else {
             continue;
         };
-        let Some(entry) = region.cache.get(*id, key) else {
-            continue;
-        };
-        let (namespace, name) = split(kind, key);
-        let one = Write::new(
-            region,
-            kind,
-            (namespace, name, Part::Main),
-            user,
-            &Query::default(),
-            "garbage-collector",
-        )?;
-        match drop_owners(&one, &entry.uid, &owner).await {
+        match drop_owners(&one, &dependent.uid, &owner).await {
             Err(failure) if failure.reason != Reason::NotFound => return Err(failure),
             _ => {}
         }
@@ -404,92 +432,22 @@ async fn foreground(
     head: &Head,
     user: &User,
 ) -> Outcome<()> {
-    let mut blocked = false;
-    for (id, key) in index
-        .dependents
-        .get(head.uid.as_str())
-        .into_iter()
-        .flatten()
-    {
-        let Some(kind) = region.kinds.by_id(*id) else {
-            continue;
-        };
-        let (namespace, name) = split(kind, key);
-        if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
-            continue;
-        }
-        let one = Write::new(
-            region,
-            kind,
-            (namespace, name, Part::Main),
-            user,
-            &Query::default(),
-            "garbage-collector",
-        )?;
-        let Some(live) = one.live().await? else {
-            continue;
-        };
-        let Ok(dependent) = live.encoded.head() else {
-            continue;
-        };
-        let Some(reference) = dependent
-            .owner_references
-            .iter()
-            .find(|owner| owner.uid == head.uid)
-        else {
-            continue;
-        };
-        blocked |= reference.block_owner_deletion;
-        if dependent.deletion_timestamp.is_none() {
-            judge_owners(region, &one, &dependent).await?;
+    let all = dependents(region, index, write, &head.uid, user)?;
+    for one in &all {
+        if let Some((dependent, _)) = reference(one, &head.uid).await?
+            && dependent.deletion_timestamp.is_none()
+        {
+            judge_owners(region, one, &dependent).await?;
         }
     }
     // Dependents without finalizers are gone by now; the rest wake us when they go.
-    if blocked && still_blocked(region, index, write, head).await? {
-        return Ok(());
+    for one in &all {
+        let left = reference(one, &head.uid).await?;
+        if left.is_some_and(|(_, reference)| reference.block_owner_deletion) {
+            return Ok(());
+        }
     }
     drop_finalizer(write, &head.uid, FOREGROUND).await
-}
-
-async fn still_blocked(
-    region: &Arc<Region>,
-    index: &Index,
-    write: &Write<'_>,
-    head: &Head,
-) -> Outcome<bool> {
-    for (id, key) in index
-        .dependents
-        .get(head.uid.as_str())
-        .into_iter()
-        .flatten()
-    {
-        let Some(kind) = region.kinds.by_id(*id) else {
-            continue;
-        };
-        let (namespace, name) = split(kind, key);
-        if kind.namespaced && !write.namespace.is_empty() && namespace != write.namespace {
-            continue;
-        }
-        let store_key = crate::registry::store_key(kind, namespace, name);
-        let Some(kv) = region
-            .store
-            .get(&store_key, crate::store::At::Latest)
-            .await?
-        else {
-            continue;
-        };
-        let Ok(dependent) = Encoded::restore(kv.value).and_then(|encoded| encoded.head()) else {
-            continue;
-        };
-        if dependent
-            .owner_references
-            .iter()
-            .any(|owner| owner.uid == head.uid && owner.block_owner_deletion)
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 async fn drop_finalizer(write: &Write<'_>, uid: &str, finalizer: &str) -> Outcome<()> {

@@ -5,6 +5,7 @@ use api::field::FieldError;
 use api::schema::Schema;
 use api::table::{self, Generation, KindInfo};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Index of a stored kind.
@@ -29,6 +30,8 @@ pub struct Kind {
     pub builtin: bool,
     /// How objects look to clients of this kind when they are stored in the shape of another one.
     pub view: Option<Shape>,
+    /// JSON pointers, in the stored shape, of all fields that selectors may name. Kinds with one place share them.
+    pub pointers: Arc<[String]>,
     /// The row of the kind as clients see it.
     pub info: &'static KindInfo,
     /// The row of the kind as it is stored.
@@ -60,6 +63,7 @@ impl Kind {
             has_status: info.has_status(),
             builtin: info.builtin,
             view,
+            pointers: Arc::default(),
             info,
             stored,
         }
@@ -148,17 +152,19 @@ impl Kind {
         if self.builtin { BUILTIN } else { OURS }
     }
 
-    /// The JSON pointer, in the stored shape, of a field that selectors may name.
-    pub fn selectable(&self, field: &str) -> Option<String> {
-        if !self.info.selectable.contains(&field) {
-            return None;
-        }
+    /// The index in [`Kind::pointers`] of a field that selectors may name.
+    pub fn selectable(&self, field: &str) -> Option<usize> {
+        let pointer = self.pointer(self.info.selectable.iter().find(|known| **known == field)?);
+        self.pointers.iter().position(|known| *known == pointer)
+    }
+
+    fn pointer(&self, field: &str) -> String {
         let field = match (self.view, field) {
             (_, "source") => "source.component".to_owned(),
             (Some(shape), field) => shape.stored_path(field),
             (None, field) => field.to_owned(),
         };
-        Some(format!("/{}", field.replace('.', "/")))
+        format!("/{}", field.replace('.', "/"))
     }
 
     /// Fills in defaults.
@@ -233,21 +239,36 @@ impl Kinds {
         let core_events = rows
             .iter()
             .position(|row| row.group.is_empty() && row.plural == "events");
-        let list: Vec<Arc<Kind>> = rows
+        let mut list: Vec<Kind> = rows
             .iter()
             .enumerate()
             .map(|(index, info)| {
                 let shared = core_events
                     .filter(|_| info.group == "events.k8s.io")
                     .and_then(|at| Some((at, rows.get(at)?)));
-                Arc::new(match shared {
+                match shared {
                     Some((at, stored)) => {
                         Kind::new(ResourceId(at), info, stored, Some(Shape::Events))
                     }
                     None => Kind::new(ResourceId(index), info, info, None),
-                })
+                }
             })
             .collect();
+        let mut pointers: BTreeMap<ResourceId, BTreeSet<String>> = BTreeMap::new();
+        for kind in &list {
+            let own = kind.info.selectable.iter();
+            let of_place = pointers.entry(kind.id).or_default();
+            of_place.extend(own.map(|field| kind.pointer(field)));
+        }
+        for kind in &mut list {
+            kind.pointers = pointers
+                .get(&kind.id)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect();
+        }
+        let list = list.into_iter().map(Arc::new).collect();
         Kinds { list }
     }
 

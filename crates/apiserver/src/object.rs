@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 /// Bytes before the JSON: the little-endian offset of the place of the revision.
 const HEADER: usize = 4;
 
+/// Room taken for an encoding at first; most objects fit.
+const ENCODED_BYTES: usize = 2_048;
+
 /// A stored object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded(Bytes);
@@ -26,7 +29,8 @@ impl Encoded {
     pub fn from_value(object: &Value) -> Encoded {
         let empty = Map::new();
         let map = object.as_object().unwrap_or(&empty);
-        let mut json = vec![0; HEADER];
+        let mut json = Vec::with_capacity(ENCODED_BYTES);
+        json.resize(HEADER, 0);
         json.push(b'{');
         for key in ["apiVersion", "kind"] {
             if let Some(value) = map.get(key) {
@@ -57,6 +61,8 @@ impl Encoded {
         for (target, byte) in json.iter_mut().zip(place) {
             *target = byte;
         }
+        // What is kept for long keeps no spare room.
+        json.shrink_to_fit();
         Encoded(json.into())
     }
 
@@ -129,9 +135,10 @@ fn member(json: &mut Vec<u8>, key: &str, value: &Value) {
     if json.last() != Some(&b'{') {
         json.push(b',');
     }
-    json.extend_from_slice(Value::from(key).to_string().as_bytes());
+    // A document has text keys only and a vector takes every byte, so this cannot fail.
+    drop(serde_json::to_writer(&mut *json, key));
     json.push(b':');
-    json.extend_from_slice(value.to_string().as_bytes());
+    drop(serde_json::to_writer(json, value));
 }
 
 fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {

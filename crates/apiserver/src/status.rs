@@ -91,6 +91,8 @@ pub struct Details {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_s: u32,
+    /// A token that goes on with a listing whose own token has expired.
+    pub continue_token: String,
 }
 
 /// A failed request.
@@ -276,6 +278,11 @@ impl Failure {
             "reason": self.reason.as_str(),
             "code": self.reason.code(),
         });
+        if !self.details.continue_token.is_empty()
+            && let Some(metadata) = status.get_mut("metadata")
+        {
+            *metadata = json!({ "continue": self.details.continue_token });
+        }
         let details = self.details.to_value();
         if let (Some(status), false) = (status.as_object_mut(), details.is_empty()) {
             status.insert("details".into(), Value::Object(details));

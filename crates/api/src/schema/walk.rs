@@ -8,22 +8,8 @@ use std::collections::HashSet;
 use serde_json::Value;
 
 use super::{ListType, Schema, Type};
-use crate::field::{ErrorKind, FieldError, sorted};
+use crate::field::{ErrorKind, FieldError, Place, sorted};
 use crate::meta::{Ip, IpPrefix};
-
-fn join(path: &str, name: &str) -> String {
-    match (path.is_empty(), plain(name)) {
-        (true, true) => name.to_owned(),
-        (false, true) => format!("{path}.{name}"),
-        // Map keys such as label names hold dots, so Kubernetes writes them in brackets.
-        (_, false) => format!("{path}[{name}]"),
-    }
-}
-
-fn plain(name: &str) -> bool {
-    name.bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-' || b == b'$')
-}
 
 impl Schema {
     /// Removes every field that the schema does not know.
@@ -53,28 +39,28 @@ impl Schema {
     /// `spec.ips[0].typo`.
     pub fn unknown_fields(&self, value: &Value) -> Vec<String> {
         let mut paths = Vec::new();
-        self.collect_unknown(value, "", &mut paths);
+        self.collect_unknown(value, Place::Root, &mut paths);
         paths
     }
 
-    fn collect_unknown(&self, value: &Value, path: &str, paths: &mut Vec<String>) {
+    fn collect_unknown(&self, value: &Value, place: Place<'_>, paths: &mut Vec<String>) {
         if self.is_opaque() {
             return;
         }
         match value {
             Value::Object(map) if self.kind == Type::Object => {
                 for (name, inner) in map {
-                    let path = join(path, name);
+                    let place = Place::Field(&place, name);
                     match self.field(name) {
-                        Some(schema) => schema.collect_unknown(inner, &path, paths),
-                        None => paths.push(path),
+                        Some(schema) => schema.collect_unknown(inner, place, paths),
+                        None => paths.push(place.to_string()),
                     }
                 }
             }
             Value::Array(list) => {
                 if let Some(items) = &self.items {
                     for (i, inner) in list.iter().enumerate() {
-                        items.collect_unknown(inner, &format!("{path}[{i}]"), paths);
+                        items.collect_unknown(inner, Place::Item(&place, i), paths);
                     }
                 }
             }
@@ -142,15 +128,16 @@ impl Schema {
     /// fields are not looked at.
     pub fn validate(&self, value: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        self.check(value, "", &mut errors);
+        self.check(value, Place::Root, &mut errors);
         sorted(errors)
     }
 
-    fn check(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
+    fn check(&self, value: &Value, place: Place<'_>, errors: &mut Vec<FieldError>) {
         if value.is_null() && self.nullable {
             return;
         }
         if let Some(expected) = self.type_mismatch(value) {
+            let path = place.to_string();
             let detail = format!(
                 "{path} in body must be of type {expected}: {:?}",
                 type_name(value)
@@ -158,7 +145,7 @@ impl Schema {
             let kind = ErrorKind::TypeInvalid;
             let value = Value::String(type_name(value).into());
             errors.push(FieldError {
-                path: path.into(),
+                path,
                 kind,
                 value,
                 detail,
@@ -169,19 +156,23 @@ impl Schema {
             Value::Object(map) => {
                 for name in &self.required {
                     if !map.contains_key(name) {
-                        errors.push(FieldError::required(join(path, name), ""));
+                        errors.push(FieldError::required(
+                            Place::Field(&place, name).to_string(),
+                            "",
+                        ));
                     }
                 }
                 for (name, inner) in map {
                     if let Some(schema) = self.field(name) {
-                        schema.check(inner, &join(path, name), errors);
+                        schema.check(inner, Place::Field(&place, name), errors);
                     }
                 }
             }
-            Value::Array(list) => self.check_list(list, path, errors),
-            Value::String(text) => self.check_text(text, path, errors),
+            Value::Array(list) => self.check_list(list, place, errors),
+            Value::String(text) => self.check_text(text, place, errors),
             Value::Number(number) => {
-                if let Some(detail) = self.number_problem(number, path) {
+                if let Some(detail) = self.number_problem(number, place) {
+                    let path = place.to_string();
                     errors.push(FieldError::invalid(path, value.clone(), detail));
                 }
             }
@@ -208,17 +199,17 @@ impl Schema {
         if fits { None } else { self.kind.as_str() }
     }
 
-    fn check_list(&self, list: &[Value], path: &str, errors: &mut Vec<FieldError>) {
+    fn check_list(&self, list: &[Value], place: Place<'_>, errors: &mut Vec<FieldError>) {
         if let Some(min) = self.min_items.filter(|min| list.len() < *min) {
-            let detail = format!("{path} in body should have at least {min} items");
-            errors.push(FieldError::invalid(path, list.len(), detail));
+            let detail = format!("{place} in body should have at least {min} items");
+            errors.push(FieldError::invalid(place.to_string(), list.len(), detail));
         }
         if let Some(max) = self.max_items.filter(|max| list.len() > *max) {
-            errors.push(FieldError::too_many(path, list.len(), max));
+            errors.push(FieldError::too_many(place.to_string(), list.len(), max));
         }
         if let Some(items) = &self.items {
             for (i, inner) in list.iter().enumerate() {
-                items.check(inner, &format!("{path}[{i}]"), errors);
+                items.check(inner, Place::Item(&place, i), errors);
             }
         }
         let mut seen = HashSet::new();
@@ -232,11 +223,11 @@ impl Schema {
                     (ListType::Map(keys), Value::Object(map)) if keys.len() == 1 => {
                         let key = keys.first().map_or("", String::as_str);
                         (
-                            format!("{path}[{i}].{key}"),
+                            format!("{place}[{i}].{key}"),
                             map.get(key).cloned().unwrap_or_default(),
                         )
                     }
-                    _ => (format!("{path}[{i}]"), identity),
+                    _ => (format!("{place}[{i}]"), identity),
                 };
                 errors.push(FieldError::duplicate(path, value));
             }
@@ -258,13 +249,13 @@ impl Schema {
         }
     }
 
-    fn check_text(&self, text: &str, path: &str, errors: &mut Vec<FieldError>) {
+    fn check_text(&self, text: &str, place: Place<'_>, errors: &mut Vec<FieldError>) {
         if !self.words.is_empty() && !self.words.iter().any(|word| word == text) {
             if text.is_empty() {
-                errors.push(FieldError::required(path, ""));
+                errors.push(FieldError::required(place.to_string(), ""));
             } else {
                 let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
-                errors.push(FieldError::not_supported(path, text, &words));
+                errors.push(FieldError::not_supported(place.to_string(), text, &words));
             }
         }
         let problem = match self.format.as_deref() {
@@ -279,15 +270,15 @@ impl Schema {
             Some("date-time") => text
                 .parse::<k8s_openapi::jiff::Timestamp>()
                 .err()
-                .map(|_| format!("{path} in body must be of type date-time: {text:?}")),
+                .map(|_| format!("{place} in body must be of type date-time: {text:?}")),
             _ => None,
         };
         if let Some(detail) = problem {
-            errors.push(FieldError::invalid(path, text, detail));
+            errors.push(FieldError::invalid(place.to_string(), text, detail));
         }
     }
 
-    fn number_problem(&self, number: &serde_json::Number, path: &str) -> Option<String> {
+    fn number_problem(&self, number: &serde_json::Number, place: Place<'_>) -> Option<String> {
         let (low, high) = match self.format.as_deref() {
             Some("int32") => (i64::from(i32::MIN), i64::from(i32::MAX)),
             Some("uint64") => (0, i64::MAX),
@@ -306,11 +297,11 @@ impl Schema {
         };
         if n < i128::from(low) {
             Some(format!(
-                "{path} in body should be greater than or equal to {low}"
+                "{place} in body should be greater than or equal to {low}"
             ))
         } else if n > i128::from(high) {
             Some(format!(
-                "{path} in body should be less than or equal to {high}"
+                "{place} in body should be less than or equal to {high}"
             ))
         } else {
             None

@@ -167,6 +167,7 @@ impl<'a> Write<'a> {
         if let Some(shape) = self.kind.view {
             shape.to_stored(&mut object);
         }
+        crate::admission::expand(self.kind, &mut object);
         Ok((object, warnings))
     }
 

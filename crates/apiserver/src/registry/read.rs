@@ -27,6 +27,9 @@ enum Version {
     Exact(Rev),
 }
 
+/// The revision of tokens that go on with whatever is newest.
+const NOW: Rev = 0;
+
 /// Where a paged listing goes on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Continue {
@@ -206,16 +209,14 @@ pub async fn list(
     Ok(page(selected, rev, filter, left))
 }
 
+fn token(rev: Rev, after: &str) -> Option<String> {
+    let after = after.to_owned();
+    let bytes = serde_json::to_vec(&Continue { rev, after }).ok()?;
+    Some(URL_SAFE_NO_PAD.encode(bytes))
+}
+
 fn page(entries: Vec<Arc<Entry>>, rev: Rev, filter: &Filter, left: u64) -> ListPage {
-    let next = entries.last().and_then(|last| {
-        let token = Continue {
-            rev,
-            after: last.key.to_string(),
-        };
-        serde_json::to_vec(&token)
-            .ok()
-            .map(|bytes| URL_SAFE_NO_PAD.encode(bytes))
-    });
+    let next = entries.last().and_then(|last| token(rev, &last.key));
     let remaining = filter.is_everything().then_some(left);
     ListPage {
         entries,
@@ -234,6 +235,10 @@ async fn list_at(
     options: &ListOptions,
     rev: Rev,
 ) -> Outcome<ListPage> {
+    let rev = match rev {
+        NOW => region.store.current().await,
+        rev => rev,
+    };
     let mut prefix = kind.prefix();
     let base = prefix.clone();
     if let Some(namespace) = namespace {
@@ -304,15 +309,20 @@ async fn list_at(
     }
 }
 
+/// A listing whose revision is forgotten may start again, or go on with what there is now.
 fn expired_token(error: crate::store::StoreError, options: &ListOptions) -> Failure {
-    let paged = options.after.is_some();
-    match error {
-        crate::store::StoreError::Compacted { .. } if paged => Failure::expired(
-            "The provided continue parameter is too old to display a consistent list result. You must start a new list without the \
-             continue parameter.",
-        ),
-        other => other.into(),
-    }
+    let Some(after) = &options.after else {
+        return error.into();
+    };
+    let crate::store::StoreError::Compacted { .. } = error else {
+        return error.into();
+    };
+    let mut failure = Failure::expired(
+        "The provided continue parameter is too old to display a consistent list result. Start a new list without it, or go on with the \
+         token of this answer: changes made since the first page may then be missing or appear in part.",
+    );
+    failure.details.continue_token = token(NOW, after).unwrap_or_default();
+    failure
 }
 
 /// The text of a list answer.

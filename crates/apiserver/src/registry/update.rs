@@ -2,6 +2,7 @@
 
 use super::{CONFLICT_RETRIES_MAX, Part, Write, Written, metadata, store_key};
 use crate::allocate::Draft;
+use crate::auth::Action;
 use crate::decode::Decoded;
 use crate::object::{self, Encoded};
 use crate::status::{Failure, Outcome};
@@ -83,6 +84,7 @@ impl Write<'_> {
             let live = self.live().await?;
             let proposal = propose(live.as_ref())?;
             let Some(live) = live else {
+                self.may_create()?;
                 return self
                     .create_object(proposal.object, proposal.warnings, proposal.track)
                     .await;
@@ -96,6 +98,32 @@ impl Write<'_> {
             "{}: too many concurrent writers",
             self.name
         )))
+    }
+
+    /// An apply that makes the object needs the right to create, beside the right to patch.
+    fn may_create(&self) -> Outcome<()> {
+        let action = Action {
+            verb: "create",
+            group: self.kind.group,
+            resource: self.kind.plural,
+            namespace: self.namespace,
+            name: self.name,
+            ..Action::default()
+        };
+        if self
+            .region
+            .authorizer
+            .allows(self.region, self.user, &action)
+        {
+            return Ok(());
+        }
+        let why = action.refusal(self.user);
+        Err(Failure::forbidden(
+            self.kind.group,
+            self.kind.plural,
+            self.name,
+            &why,
+        ))
     }
 
     /// Commits a proposal over `live`; nothing when somebody else was faster.

@@ -1,6 +1,6 @@
 //! Who may do what: every identity of the region against a table of actions, as `kubectl auth can-i` asks.
 
-use crate::support::{client, client_as, get, post, put, server};
+use crate::support::{client, client_as, get, patch, post, put, server};
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -236,4 +236,32 @@ async fn nobody_hands_out_rights_that_he_does_not_have() {
         .0,
         StatusCode::CREATED
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_apply_that_creates_needs_the_right_to_create() {
+    let server = server().await;
+    let admin = client(&server).await;
+    let [_, _, _, _, metalnet, ..] = WHO;
+    let metalnet = client_as(&server, metalnet.0, &[metalnet.1]).await;
+    let path = "/apis/networking.metalnet.openkcm.dev/v1alpha1/namespaces/default/networks/n";
+    let network = |label: &str| {
+        json!({
+            "apiVersion": "networking.metalnet.openkcm.dev/v1alpha1", "kind": "Network",
+            "metadata": { "name": "n", "labels": { label: "x" } }, "spec": { "id": 300 },
+        })
+    };
+    let by = |manager: &str| format!("{path}?fieldManager={manager}");
+    let (code, answer) = patch(&metalnet, &by("m"), "apply", &network("a")).await;
+    assert_eq!(code, StatusCode::FORBIDDEN, "{answer}");
+    assert!(
+        answer["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("cannot create resource")),
+        "{answer}"
+    );
+    let (code, answer) = patch(&admin, &by("admin"), "apply", &network("a")).await;
+    assert_eq!(code, StatusCode::CREATED, "{answer}");
+    let (code, answer) = patch(&metalnet, &by("m"), "apply", &network("a")).await;
+    assert_eq!(code, StatusCode::OK, "what exists he may patch: {answer}");
 }

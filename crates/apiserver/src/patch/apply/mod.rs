@@ -14,6 +14,7 @@ pub use path::{Element, FieldSet, describe};
 
 use api::schema::Schema;
 use serde_json::Value;
+use std::sync::LazyLock;
 use typed::{Comparison, Emptied, compare};
 
 /// The annotation in which client-side apply keeps its last configuration.
@@ -65,15 +66,21 @@ impl Write<'_> {
 
     /// Takes out what cannot be owned through this door.
     fn ownable(&self, set: &FieldSet) -> FieldSet {
-        let mut fixed = FieldSet::default();
-        for path in UNOWNED {
-            fixed.insert(&fields(path.iter().copied()));
+        static FIXED: LazyLock<FieldSet> = LazyLock::new(|| {
+            let mut fixed = FieldSet::default();
+            for path in UNOWNED {
+                fixed.insert(&fields(path.iter().copied()));
+            }
+            fixed
+        });
+        if set.is_empty() {
+            return FieldSet::default();
         }
         let mut below = FieldSet::default();
         for path in self.ignored {
             below.insert(&fields(path.split('.')));
         }
-        set.difference(&fixed).difference_below(&below)
+        set.difference(&FIXED).difference_below(&below)
     }
 }
 
@@ -395,13 +402,18 @@ pub fn track_update(old: Option<&Value>, new: &mut Value, schema: &Schema, write
     };
     // Without an owner to spare: the writer, too, loses what it removed.
     settle(&mut managers, None, &change);
-    let written = change.modified.union(&change.added);
+    let Comparison {
+        added: mut written,
+        modified,
+        removed: _,
+    } = change;
+    written.absorb(modified);
     if !written.is_empty() {
         let owned = managers
             .0
             .entry(write.owner(Operation::Update))
             .or_default();
-        owned.fields.extend(&written);
+        owned.fields.absorb(written);
         owned.time = Some(write.now.to_owned());
     }
     managers.cap();

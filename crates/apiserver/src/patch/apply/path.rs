@@ -1,6 +1,7 @@
 //! Field paths and sets of them, and their `FieldsV1` form.
 
 use serde_json::{Map, Value};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -189,6 +190,29 @@ impl FieldSet {
                 .entry(element.clone())
                 .or_default()
                 .extend(child);
+        }
+    }
+
+    /// Takes in all paths of `other`, which is used up: what is not there yet moves without a copy.
+    pub fn absorb(&mut self, mut other: FieldSet) {
+        if self.members.is_empty() {
+            self.members = other.members;
+        } else {
+            self.members.append(&mut other.members);
+        }
+        for (element, child) in other.children {
+            self.put_below(element, child);
+        }
+    }
+
+    /// Takes in paths below an element. An empty set leaves no trace.
+    pub fn put_below(&mut self, element: Element, child: FieldSet) {
+        if child.is_empty() {
+            return;
+        }
+        match self.children.entry(element) {
+            Entry::Vacant(place) => drop(place.insert(child)),
+            Entry::Occupied(mut place) => place.get_mut().absorb(child),
         }
     }
 

@@ -142,9 +142,7 @@ pub fn paths_of(value: &Value, schema: Option<&Schema>) -> FieldSet {
                 if leaf || empty || !declared(schema, name) {
                     set.members.insert(element.clone());
                 }
-                if !child.is_empty() {
-                    set.children.insert(element, child);
-                }
+                set.put_below(element, child);
             }
         }
         Shape::Elements(items, rule) => {
@@ -152,9 +150,7 @@ pub fn paths_of(value: &Value, schema: Option<&Schema>) -> FieldSet {
                 let element = rule.element(item);
                 let child = paths_of(item, rule.item_schema());
                 set.members.insert(element.clone());
-                if !child.is_empty() {
-                    set.children.entry(element).or_default().extend(&child);
-                }
+                set.put_below(element, child);
             }
         }
     }
@@ -181,12 +177,7 @@ impl Comparison {
             (&mut self.removed, child.removed),
         ];
         for (set, child) in pairs {
-            if !child.is_empty() {
-                set.children
-                    .entry(element.clone())
-                    .or_default()
-                    .extend(&child);
-            }
+            set.put_below(element.clone(), child);
         }
     }
 }
@@ -292,9 +283,7 @@ fn all_paths(value: &Value, schema: Option<&Schema>) -> FieldSet {
     let mut put = |element: Element, value: &Value, schema: Option<&Schema>| {
         let child = all_paths(value, schema);
         set.members.insert(element.clone());
-        if !child.is_empty() {
-            set.children.entry(element).or_default().extend(&child);
-        }
+        set.put_below(element, child);
     };
     match shape(value, schema) {
         Shape::Leaf => {}

@@ -56,7 +56,8 @@ impl Default for Options {
             history_bytes_max: 256 << 20,
             history_min: 10_000,
             history_age: Duration::from_secs(600),
-            cache_bytes: 64 << 20,
+            // Reads are answered from memory; the file is only appended to and trimmed.
+            cache_bytes: 16 << 20,
         }
     }
 }
