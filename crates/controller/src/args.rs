@@ -7,6 +7,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use crate::leader::Election;
 
+/// A connection on which nothing came for this long is given up. Servers end watches earlier, so only a dead peer is that
+/// silent, whose end no packet would ever tell us.
+const SILENCE_MAX: Duration = Duration::from_secs(300);
+
 /// Health, metrics and leader election.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CommonArgs {
@@ -66,5 +70,6 @@ pub async fn client(kubeconfig: Option<&PathBuf>) -> anyhow::Result<kube::Client
             .context("no kubeconfig given and none found")?,
     };
     config.connect_timeout = Some(Duration::from_secs(2));
+    config.read_timeout = Some(SILENCE_MAX);
     kube::Client::try_from(config).context("API client")
 }

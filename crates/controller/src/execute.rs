@@ -17,7 +17,7 @@ use kube::{
 use serde_json::Value;
 
 use crate::{
-    error::Error,
+    error::{Class, Error},
     events::Recorder,
     key::{Key, Target},
     leader::Fence,
@@ -29,6 +29,9 @@ use crate::{
 
 /// A write that takes longer is given up and retried; the server may have done it, which the next plan finds out.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// An external act that takes longer is abandoned and planned anew, as after a crash: one that hangs would hold its key, and a
+/// worker, for ever.
+pub const ACT_TIMEOUT: Duration = Duration::from_secs(120);
 /// A cache that does not show our write after this long (watch broken, object outside the selector) is planned from anyway.
 pub const CAUGHT_UP_WAIT_MAX: Duration = Duration::from_secs(1);
 
@@ -127,7 +130,10 @@ impl Executor {
             Op::Act(act) => {
                 bump(&metrics.acts);
                 executed.acted = true;
-                controller.act(world, key, act).await
+                let what = format!("{} for {key}", act.label);
+                let acting = tokio::time::timeout(ACT_TIMEOUT, controller.act(world, key, act));
+                let late = |late| Err(Error::act(what, Class::Retry, late));
+                acting.await.unwrap_or_else(late)
             }
             Op::RequireGone { target, uid } => self.require_gone(target, &uid).await,
             Op::Apply { .. } | Op::Patch { .. } | Op::Create { .. } | Op::Delete { .. } => {

@@ -1,5 +1,9 @@
-//! The optional plain-HTTP listener of a part: `/healthz`, `/livez` (alive), `/readyz` (caches complete, all checks pass) and
-//! `/metrics`. It is off unless an address is given, and serves nothing else.
+//! The optional plain-HTTP listener of a part: `/livez`, `/healthz`, `/readyz` and `/metrics`. It is off unless an address is
+//! given, and serves nothing else.
+//!
+//! Checks have names, and the pages speak as those of Kubernetes do: `ok`, or with `?verbose` and whenever something fails
+//! one line per check. `/livez` holds what only a restart can cure and is the page for liveness probes; `/healthz` adds the
+//! services that the part depends on, `/readyz` also whether its caches are complete. `/healthz/NAME` asks one check alone.
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -27,14 +32,22 @@ use crate::{
 /// Probe connections served at a time.
 pub const PROBES_MAX: usize = 64;
 
-type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+type Ask = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+struct Check {
+    name: String,
+    /// Whether a failure means that this process needs a restart.
+    own: bool,
+    ask: Ask,
+}
+
 type Render = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 /// Shared state of the listener. `Default` is alive, not ready.
 #[derive(Default)]
 pub struct Health {
     ready: AtomicBool,
-    checks: Mutex<Vec<(&'static str, Check)>>,
+    checks: Mutex<Vec<Check>>,
     renders: Mutex<Vec<Render>>,
 }
 
@@ -43,13 +56,26 @@ impl Health {
         self.ready.store(true, Ordering::Relaxed);
     }
 
-    /// A condition of `/healthz`: a failure asks the supervisor for a restart.
+    /// A condition of all pages: a failure asks the supervisor for a restart.
     pub fn add_check(
         &self,
-        name: &'static str,
-        check: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+        name: impl Into<String>,
+        ask: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) {
-        lock(&self.checks).push((name, Arc::new(check)));
+        self.add(name.into(), true, Arc::new(ask));
+    }
+
+    /// A condition of `/healthz` and `/readyz`: something that the part needs and a restart of the part does not bring back.
+    pub fn add_dependency(
+        &self,
+        name: impl Into<String>,
+        ask: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) {
+        self.add(name.into(), false, Arc::new(ask));
+    }
+
+    fn add(&self, name: String, own: bool, ask: Ask) {
+        lock(&self.checks).push(Check { name, own, ask });
     }
 
     /// Further text for `/metrics`.
@@ -63,6 +89,11 @@ impl Health {
         watches: &BTreeMap<String, (Arc<Store>, Arc<WatchMetrics>)>,
         controllers: impl Iterator<Item = (&'a str, Arc<ControllerMetrics>, Arc<Queue>)>,
     ) {
+        for (store, metrics) in watches.values() {
+            let metrics = metrics.clone();
+            let name = format!("watch-{}", store.kind.kind.to_lowercase());
+            self.add_dependency(name, move || metrics.pulse.check());
+        }
         let watches: Vec<_> = watches.values().cloned().collect();
         let controllers: Vec<_> = controllers
             .map(|(name, metrics, queue)| (name.to_owned(), metrics, queue))
@@ -89,15 +120,18 @@ impl Health {
         });
     }
 
-    fn answer(&self, path: &str) -> (StatusCode, String) {
-        match path {
-            "/healthz" | "/livez" => self.checked(),
-            "/readyz" if self.ready.load(Ordering::Relaxed) => self.checked(),
-            "/readyz" => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "caches are not complete".to_owned(),
-            ),
-            "/metrics" => {
+    /// The page for a path and query.
+    pub fn answer(&self, path: &str, query: &str) -> (StatusCode, String) {
+        let verbose = query
+            .split('&')
+            .any(|pair| pair.split('=').next() == Some("verbose"));
+        let (page, one) = match path.trim_start_matches('/').split_once('/') {
+            Some((page, one)) => (page, Some(one)),
+            None => (path.trim_start_matches('/'), None),
+        };
+        match (page, one) {
+            ("livez" | "healthz" | "readyz", _) => self.checked(page, one, verbose),
+            ("metrics", None) => {
                 let mut out = String::new();
                 for render in lock(&self.renders).iter() {
                     render(&mut out);
@@ -108,13 +142,82 @@ impl Health {
         }
     }
 
-    fn checked(&self) -> (StatusCode, String) {
-        for (name, check) in lock(&self.checks).iter() {
-            if let Err(why) = check() {
-                return (StatusCode::INTERNAL_SERVER_ERROR, format!("{name}: {why}"));
+    fn checked(&self, page: &str, one: Option<&str>, verbose: bool) -> (StatusCode, String) {
+        let mut results = vec![("ping".to_owned(), Ok(()))];
+        if page == "readyz" {
+            let ready = self.ready.load(Ordering::Relaxed);
+            let caches = ready.then_some(()).ok_or("not complete".to_owned());
+            results.push(("caches".to_owned(), caches));
+        }
+        let checks = lock(&self.checks);
+        let asked = checks.iter().filter(|check| check.own || page != "livez");
+        results.extend(asked.map(|check| (check.name.clone(), (check.ask)())));
+        drop(checks);
+        if let Some(one) = one {
+            results.retain(|(name, _)| name == one);
+            if results.is_empty() {
+                return (StatusCode::NOT_FOUND, "not found".to_owned());
             }
         }
-        (StatusCode::OK, "ok".to_owned())
+        let well = results.iter().all(|(_, result)| result.is_ok());
+        if well && !verbose {
+            return (StatusCode::OK, "ok".to_owned());
+        }
+        let mut text = String::new();
+        for (name, result) in results {
+            text.push_str(&match result {
+                Ok(()) => format!("[+]{name} ok\n"),
+                Err(why) => format!("[-]{name} failed: {why}\n"),
+            });
+        }
+        let (status, verdict) = match well {
+            true => (StatusCode::OK, "passed"),
+            false => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+        };
+        text.push_str(&format!("{page} check {verdict}\n"));
+        (status, text)
+    }
+}
+
+/// A failure younger than this is not reported: connections that break and come back at once are no news.
+pub const PULSE_GRACE: Duration = Duration::from_secs(1);
+/// A failure that has not been repeated for this long has healed: who fails tries again much sooner.
+pub const PULSE_HEALED_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether a conversation with a service that is repeated for ever (a watch, a probe) goes well.
+#[derive(Debug, Default)]
+pub struct Pulse(Mutex<Beat>);
+
+#[derive(Debug, Default)]
+struct Beat {
+    /// First and last failure since the last success, and the reason.
+    failing: Option<(Instant, Instant, String)>,
+}
+
+impl Pulse {
+    /// Something came.
+    pub fn well(&self) {
+        lock(&self.0).failing = None;
+    }
+
+    /// It broke, or could not be set up.
+    pub fn failed(&self, why: String) {
+        let now = Instant::now();
+        let mut beat = lock(&self.0);
+        let first = beat.failing.as_ref().map_or(now, |(first, ..)| *first);
+        beat.failing = Some((first, now, why));
+    }
+
+    /// Fails while failures repeat. A watch says nothing while nothing changes, so silence after a failure is health.
+    pub fn check(&self) -> Result<(), String> {
+        let beat = lock(&self.0);
+        let Some((first, last, why)) = &beat.failing else {
+            return Ok(());
+        };
+        if first.elapsed() < PULSE_GRACE || last.elapsed() >= PULSE_HEALED_AFTER {
+            return Ok(());
+        }
+        Err(format!("for {} s: {why}", first.elapsed().as_secs()))
     }
 }
 
@@ -150,7 +253,10 @@ pub async fn serve(
         let health = health.clone();
         probes.spawn(async move {
             let service = service_fn(|request: Request<hyper::body::Incoming>| {
-                let (status, text) = health.answer(request.uri().path());
+                let (status, text) = health.answer(
+                    request.uri().path(),
+                    request.uri().query().unwrap_or_default(),
+                );
                 let mut response = Response::new(Full::new(Bytes::from(text)));
                 *response.status_mut() = status;
                 async move { Ok::<_, Infallible>(response) }

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::error::Class;
+use crate::{error::Class, health::Pulse};
 
 #[derive(Default)]
 pub struct ControllerMetrics {
@@ -25,6 +25,7 @@ pub struct WatchMetrics {
     pub relists: AtomicU64,
     pub events: AtomicU64,
     pub undecodable: AtomicU64,
+    pub pulse: Pulse,
 }
 
 pub(crate) fn bump(counter: &AtomicU64) {

@@ -486,6 +486,10 @@ impl WatchTask {
             let Some(event) = event else { return };
             match event {
                 Ok(event) => {
+                    // A listing that begins proves nothing yet.
+                    if !matches!(event, Event::Init) {
+                        self.metrics.pulse.well();
+                    }
                     if failures > 0 {
                         failures = 0;
                         self.subscribers.iter().for_each(|s| s.queue.retry_now());
@@ -494,6 +498,7 @@ impl WatchTask {
                 }
                 Err(error) => {
                     bump(&self.metrics.restarts);
+                    self.metrics.pulse.failed(error.to_string());
                     if failures == 0 {
                         tracing::info!(kind = kind.kind, err = %error, "watch interrupted");
                     }

@@ -3,17 +3,26 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, Gauges, Input, Phase};
 use crate::plan::ops::{ApiError, ApiOp, DpError, DpOp};
+
+/// A dpservice that is away for less is no news: one lost call alone makes it so for some milliseconds.
+pub const AWAY_GRACE: Duration = Duration::from_secs(1);
+/// The agent's loop turns several times per second; one that stood still for so long will not move again.
+pub const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 
 /// What the metrics page shows.
 #[derive(Debug, Default)]
 pub struct Metrics(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     gauges: Gauges,
+    /// Since when no dpservice answers; `None` while one does.
+    away_since: Option<Instant>,
+    turned_at: Instant,
     live: bool,
     synced: bool,
     dp_calls: BTreeMap<(&'static str, String), u64>,
@@ -21,7 +30,44 @@ struct State {
     route_events: [u64; 2],
 }
 
+impl Default for State {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            gauges: Gauges::default(),
+            away_since: Some(now),
+            turned_at: now,
+            live: false,
+            synced: false,
+            dp_calls: BTreeMap::new(),
+            api_writes: BTreeMap::new(),
+            route_events: [0; 2],
+        }
+    }
+}
+
 impl Metrics {
+    /// Whether a dpservice answers.
+    pub fn dpservice(&self) -> Result<(), String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.away_since.map(|since| since.elapsed()) {
+            Some(away) if away >= AWAY_GRACE => {
+                Err(format!("does not answer since {} s", away.as_secs()))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the agent's loop turns.
+    pub fn turning(&self) -> Result<(), String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let still = state.turned_at.elapsed();
+        if still < STANDSTILL_MAX {
+            return Ok(());
+        }
+        Err(format!("stands still since {} s", still.as_secs()))
+    }
+
     /// Counts what an input stands for.
     pub fn count(&self, input: &Input) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,6 +100,13 @@ impl Metrics {
     pub fn observe(&self, agent: &Agent) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.gauges = agent.gauges();
+        state.turned_at = Instant::now();
+        state.away_since = match agent.phase() {
+            Phase::Down => state.away_since.or(Some(state.turned_at)),
+            Phase::Fresh | Phase::Initializing | Phase::Stale | Phase::Listing | Phase::Live => {
+                None
+            }
+        };
         state.live = agent.phase() == Phase::Live;
         state.synced = agent.api_synced();
     }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
@@ -23,7 +24,9 @@ const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 pub async fn register(client: Client, name: String, shutdown: CancellationToken) {
     let mut failed = false;
     loop {
-        let pause = match renew(&client, &name).await {
+        let renewed = tokio::time::timeout(RENEW_TIMEOUT, renew(&client, &name)).await;
+        let renewed = renewed.unwrap_or_else(|late| Err(kube::Error::Service(Box::new(late))));
+        let pause = match renewed {
             Ok(()) => {
                 failed = false;
                 RENEW_INTERVAL

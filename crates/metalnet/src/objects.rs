@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::k8s_openapi::jiff::Timestamp;
+use controller::health::Pulse;
 use futures::StreamExt as _;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -33,6 +34,19 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest note of an event, in bytes; the API takes 1 KiB.
 const NOTE_MAX: usize = 1000;
 const WATCHES: usize = 2;
+/// Pause between looks at the API server for the health page, and how long it may take to answer one.
+/// Together less than a failure counts, see [`controller::health::PULSE_HEALED_AFTER`].
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How the conversations with the API server go.
+#[derive(Debug, Default)]
+pub struct Pulses {
+    pub networks: Pulse,
+    pub nics: Pulse,
+    /// A server that accepts connections and never answers breaks no watch; a small read finds it.
+    pub server: Pulse,
+}
 
 /// The API as metalnet uses it.
 #[derive(Clone)]
@@ -44,6 +58,7 @@ pub struct Objects {
     inputs: mpsc::Sender<Input>,
     synced: Arc<AtomicUsize>,
     events: Arc<AtomicU64>,
+    pulses: Arc<Pulses>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,6 +98,34 @@ impl Objects {
             inputs,
             synced: Arc::default(),
             events: Arc::default(),
+            pulses: Arc::default(),
+        }
+    }
+
+    /// For the health page.
+    pub fn pulses(&self) -> Arc<Pulses> {
+        self.pulses.clone()
+    }
+
+    /// Looks at the API server from time to time until shutdown.
+    pub async fn probe(self, shutdown: CancellationToken) {
+        let api: Api<DynamicObject> = match &self.namespace {
+            Some(namespace) => {
+                Api::namespaced_with(self.client.clone(), namespace, &Kind::Network.resource())
+            }
+            None => Api::all_with(self.client.clone(), &Kind::Network.resource()),
+        };
+        let one = ListParams::default().limit(1);
+        loop {
+            match tokio::time::timeout(PROBE_TIMEOUT, api.list_metadata(&one)).await {
+                Ok(Ok(_)) => self.pulses.server.well(),
+                Ok(Err(error)) => self.pulses.server.failed(error.to_string()),
+                Err(_) => self.pulses.server.failed("no answer in time".to_owned()),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(PROBE_INTERVAL) => {}
+                () = shutdown.cancelled() => return,
+            }
         }
     }
 
@@ -146,9 +189,14 @@ impl Objects {
             match event {
                 Ok(event) => {
                     failures = 0;
+                    // A listing that begins proves nothing yet.
+                    if !matches!(event, Event::Init) {
+                        self.pulse(kind).well();
+                    }
                     self.take(&mut view, event).await;
                 }
                 Err(error) => {
+                    self.pulse(kind).failed(error.to_string());
                     if failures == 0 {
                         tracing::info!(kind = kind.name(), err = %error, "watch interrupted");
                     }
@@ -159,6 +207,13 @@ impl Objects {
                     }
                 }
             }
+        }
+    }
+
+    fn pulse(&self, kind: Kind) -> &Pulse {
+        match kind {
+            Kind::Network => &self.pulses.networks,
+            Kind::Nic => &self.pulses.nics,
         }
     }
 

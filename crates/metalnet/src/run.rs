@@ -19,7 +19,7 @@ use crate::driver::{self, INPUTS_MAX, Ports, WRITES_MAX};
 use crate::metrics::Metrics;
 use crate::model::Vni;
 use crate::node;
-use crate::objects::Objects;
+use crate::objects::{Objects, Pulses};
 use crate::parse::Reader;
 use crate::plan::desired::Settings;
 use crate::plan::nic::Device;
@@ -76,7 +76,8 @@ pub struct Args {
     /// Where sysfs is mounted.
     #[arg(long, default_value = "/sys", value_name = "DIR")]
     pub sysfs: PathBuf,
-    /// Plain HTTP address for /healthz, /readyz and /metrics, such as `:8081`; `0` turns it off.
+    /// Plain HTTP address for /livez, /healthz, /readyz (each with ?verbose) and /metrics, such as `:8081`; `0` turns it
+    /// off. Point liveness probes at /livez: /healthz also fails while dpservice or the API server is away.
     #[arg(long, default_value = "0", value_name = "ADDRESS")]
     pub health_probe_bind_address: String,
 }
@@ -113,7 +114,6 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     });
     let (current, service) = dpservice::channel();
     let metrics = Arc::new(Metrics::default());
-    let health = health(&metrics);
     let client = controller::args::client(args.kubeconfig.as_ref()).await?;
     let reader = Reader {
         node: settings.node.clone(),
@@ -125,6 +125,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         reader,
         inputs_in.clone(),
     );
+    let health = health(&metrics, objects.pulses());
 
     let mut tasks = JoinSet::new();
     let endpoint = dpservice::endpoint(&args.dp_service_address)
@@ -138,6 +139,9 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     ));
     tasks.spawn(objects.clone().watch_networks(shutdown.clone()));
     tasks.spawn(objects.clone().watch_nics(shutdown.clone()));
+    if args.health_probe_bind_address != "0" {
+        tasks.spawn(objects.clone().probe(shutdown.clone()));
+    }
     tasks.spawn(objects.write(writes, shutdown.clone()));
     if args.register_node {
         tasks.spawn(node::register(
@@ -222,8 +226,17 @@ fn eswitch(metalnet_dir: &Path) -> Option<bool> {
         .map(|text| text.trim() == "eswitch")
 }
 
-fn health(metrics: &Arc<Metrics>) -> Arc<Health> {
+fn health(metrics: &Arc<Metrics>, pulses: Arc<Pulses>) -> Arc<Health> {
     let health = Arc::new(Health::default());
+    let asked = metrics.clone();
+    health.add_check("agent", move || asked.turning());
+    let asked = metrics.clone();
+    health.add_dependency("dpservice", move || asked.dpservice());
+    let asked = pulses.clone();
+    health.add_dependency("apiserver", move || asked.server.check());
+    let asked = pulses.clone();
+    health.add_dependency("watch-networks", move || asked.networks.check());
+    health.add_dependency("watch-networkinterfaces", move || pulses.nics.check());
     let shown = metrics.clone();
     health.add_metrics(move |out| shown.render(out));
     health

@@ -5,6 +5,7 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod health;
 mod object;
 mod plan;
 mod queue;

@@ -1,4 +1,4 @@
-//! The whole runner against the API server: writes, restarts of the server, election of a leader.
+//! The whole runner against the API server: writes, restarts and failures of the server, election of a leader.
 
 use std::{
     sync::{
@@ -18,12 +18,15 @@ use controller::{
     leader::{self, Election},
     object,
 };
+use http::Request;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api, Client,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
+    client::Body,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -259,4 +262,81 @@ async fn one_replica_leads_and_hands_over_when_it_stops() {
         leading.load(Ordering::SeqCst) == 1
     })
     .await;
+}
+
+/// What becomes of the requests of the runner under test, by a seeded draw: most pass; some are refused with the codes of an
+/// overloaded server, some are carried out and their answers are lost.
+fn troubled(client: Client, seed: u64) -> Client {
+    let draw = Arc::new(std::sync::Mutex::new(StdRng::seed_from_u64(seed)));
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (client, draw) = (client.clone(), draw.clone());
+        async move {
+            let write = request.method() != http::Method::GET;
+            let luck = draw.lock().expect("lock").random_range(0..100);
+            let refusal = match luck {
+                0..15 => Some(504),
+                15..25 => Some(429),
+                25..30 => Some(500),
+                _ => None,
+            };
+            if let Some(code) = refusal.filter(|_| write || luck < 5) {
+                let text = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                    "reason": "Timeout", "message": "too slow", "code": code,
+                });
+                let answer = http::Response::builder()
+                    .status(code)
+                    .header("content-type", "application/json")
+                    .body(Body::from(text.to_string().into_bytes()));
+                return Ok(answer.expect("response"));
+            }
+            let answer = client.send(request).await;
+            match luck {
+                30..50 if write => Err(kube::Error::Service("the answer was lost".into())),
+                _ => answer,
+            }
+        }
+    });
+    Client::new(service, "default")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_forgotten_while_the_server_fails_half_of_the_writes() {
+    const OBJECTS: usize = 60;
+    let server = spawn().await.expect("server");
+    let client = client(&server).await;
+    let names: Vec<String> = (0..OBJECTS).map(|number| format!("t{number}")).collect();
+    let running = start(&troubled(client.clone(), 1));
+    for name in &names {
+        create(&client, name, "1").await;
+    }
+    let shown = async |value: Option<&str>| {
+        for name in &names {
+            eventually(name, || async {
+                copy(&client, name).await.as_deref() == value
+            })
+            .await;
+        }
+    };
+    shown(Some("1")).await;
+    let api = Api::<ConfigMap>::namespaced(client.clone(), "default");
+    let change = Patch::Merge(json!({ "data": { "value": "2" } }));
+    for name in &names {
+        let patched = api.patch(name, &PatchParams::default(), &change).await;
+        patched.expect("patched");
+    }
+    shown(Some("2")).await;
+    for name in &names {
+        api.delete(name, &DeleteParams::default())
+            .await
+            .expect("deleted");
+    }
+    for name in &names {
+        eventually("the end", || async {
+            api.get_opt(name).await.expect("answer").is_none()
+        })
+        .await;
+    }
+    shown(None).await;
+    running.stop().await;
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::install::{Installer, Plan, TableOfVni};
 use super::{Client, Config, OwnRoutes, RouteEvent};
 use crate::peer::KEEPALIVE_DEFAULT_S;
 use crate::route::Route;
@@ -39,6 +40,20 @@ pub struct Args {
     /// Address of the status pages, such as [::1]:4712. Without it there are none.
     #[arg(long)]
     pub http: Option<String>,
+    /// Installs the routes of a VNI into a kernel table: VNI#TABLE, table 0 for the main one. Needs --tun and
+    /// CAP_NET_ADMIN.
+    #[arg(long, value_delimiter = ',')]
+    pub install_routes: Vec<TableOfVni>,
+    /// External-mode ip6tnl link through which installed routes go. It must exist:
+    /// ip link add overlay-tun type ip6tnl mode any external
+    #[arg(long, default_value = "")]
+    pub tun: String,
+    /// Installs IPv4 destinations only.
+    #[arg(long)]
+    pub ipv4_only: bool,
+    /// Removes installed routes at exit. At start they are always removed.
+    #[arg(long)]
+    pub cleanup: bool,
 }
 
 /// Runs the client until `shutdown`.
@@ -51,7 +66,15 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         hold_time,
         node_name,
         http,
+        install_routes,
+        tun,
+        ipv4_only,
+        cleanup,
     } = args;
+    let mut installer = match install_routes.as_slice() {
+        [] => None,
+        tables => Some(Installer::open(&tun, Plan::new(tables, ipv4_only)?).await?),
+    };
     let keepalive_s = if keepalive == 0 {
         KEEPALIVE_DEFAULT_S
     } else {
@@ -91,23 +114,29 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             () = shutdown.cancelled() => break,
             event = events.recv() => event,
         };
-        match event {
-            None => break,
-            Some(RouteEvent::Added {
+        let Some(event) = event else { break };
+        match &event {
+            RouteEvent::Added {
                 vni,
                 destination,
                 next_hop,
-            }) => {
+            } => {
                 info!(vni, %destination, %next_hop, "route added");
             }
-            Some(RouteEvent::Removed {
+            RouteEvent::Removed {
                 vni,
                 destination,
                 next_hop,
-            }) => {
+            } => {
                 info!(vni, %destination, %next_hop, "route removed");
             }
         }
+        if let Some(installer) = &mut installer {
+            installer.follow(&event).await;
+        }
+    }
+    if let Some(installer) = installer.filter(|_| cleanup) {
+        installer.cleanup().await?;
     }
     drop(pages);
     Ok(())

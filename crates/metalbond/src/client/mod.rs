@@ -6,6 +6,7 @@
 //! hears of a route when its first supplier appears and when its last one is gone, never in between.
 
 pub mod cli;
+pub mod install;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

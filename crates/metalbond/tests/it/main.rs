@@ -12,6 +12,7 @@ mod fuzz_bodies;
 mod fuzz_corpus;
 mod handshake;
 mod hub_model;
+mod install;
 mod pacing;
 mod simulation;
 mod support;

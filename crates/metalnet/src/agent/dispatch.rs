@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::{
-    API_INFLIGHT_MAX, Actions, Agent, CLAIM_INFLIGHT_MAX, DP_INFLIGHT_MAX, LIST_INTERVAL_MIN, Phase,
+    API_INFLIGHT_MAX, Actions, Agent, CLAIM_INFLIGHT_MAX, DP_INFLIGHT_MAX, Dispute,
+    LIST_INTERVAL_MIN, Phase,
 };
 use crate::model::{ObjectKey, Uid};
-use crate::plan::desired;
+use crate::plan::desired::{self, Want};
 use crate::plan::network;
 use crate::plan::nic::{self, ClaimStep};
 use crate::plan::ops::{ApiOp, ClaimOp, DpOp, RouteKey};
@@ -47,6 +48,9 @@ impl Agent {
 
     /// When to poll even if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
+        let audit = (self.phase == Phase::Live)
+            .then_some(self.audit_at)
+            .flatten();
         let listing = (self.list_wanted && self.phase == Phase::Live)
             .then(|| self.listed_at.map(|at| at + LIST_INTERVAL_MIN))
             .flatten();
@@ -59,7 +63,7 @@ impl Agent {
             .flatten();
         let can_route = self.phase == Phase::Live && self.dp_inflight < DP_INFLIGHT_MAX;
         let routes = can_route.then(|| self.route_queue.deadline()).flatten();
-        [listing, service, nics, networks, routes]
+        [audit, listing, service, nics, networks, routes]
             .into_iter()
             .flatten()
             .min()
@@ -77,6 +81,10 @@ impl Agent {
         let due = self
             .listed_at
             .is_none_or(|at| now >= at + LIST_INTERVAL_MIN);
+        if self.phase == Phase::Live && self.audit_at.is_some_and(|at| at <= now) {
+            self.audit_at = None;
+            self.list_wanted = true;
+        }
         if self.phase == Phase::Live && self.list_wanted && due {
             self.phase = Phase::Stale;
         }
@@ -101,7 +109,16 @@ impl Agent {
 
     fn look_at_nic(&mut self, uid: &Uid, now: Instant, actions: &mut Actions) {
         self.refresh_share(uid);
-        let live = self.phase == Phase::Live;
+        // A listing on its way settles what is disputed, and then everything is looked at again.
+        let track = self.tracks.get(uid);
+        let disputed =
+            self.list_wanted && track.is_some_and(|track| track.dispute == Dispute::Listed);
+        // What may still appear must not lose its device and its object before.
+        let absent = matches!(self.want(uid), Want::Absent);
+        let unsure = absent
+            && track.is_some_and(|track| track.lost)
+            && self.observed.interface(uid).is_none();
+        let live = self.phase == Phase::Live && !disputed && !unsure;
         let has_claim = self.claims.contains_key(uid);
         let plan = nic::plan(nic::View {
             uid,
@@ -129,9 +146,31 @@ impl Agent {
             }
             Some(ClaimStep::Take) => None,
         };
+        let write = match (plan.finalizers, plan.status) {
+            (Some(finalizers), _) => meta
+                .clone()
+                .map(|meta| ApiOp::NicFinalizers { meta, finalizers }),
+            (None, Some(status)) => meta.clone().map(|meta| ApiOp::NicStatus { meta, status }),
+            (None, None) => None,
+        };
         let Some(track) = self.tracks.get_mut(uid) else {
             return;
         };
+        // The lanes wait on their own and share one place in the queue, where the earliest wait wins: so whoever finds a
+        // lane closed asks to come back when it opens, or its work would be forgotten.
+        let waiting = [
+            (live && !plan.dp.is_empty(), &track.dp),
+            (claim.is_some(), &track.claim),
+            (write.is_some(), &track.api),
+        ];
+        let opens = waiting
+            .into_iter()
+            .filter(|(wanted, _)| *wanted)
+            .filter_map(|(_, lane)| lane.opens_after(now))
+            .min();
+        if let Some(at) = opens {
+            self.nic_queue.push_at(uid.clone(), at);
+        }
         if live && track.dp.is_open(now) {
             let room = DP_INFLIGHT_MAX - self.dp_inflight;
             let ops: Vec<DpOp> = plan.dp.into_iter().take(room).collect();
@@ -150,17 +189,6 @@ impl Agent {
         let Some(meta) = meta else {
             self.forget_if_idle(uid);
             return;
-        };
-        let write = match (plan.finalizers, plan.status) {
-            (Some(finalizers), _) => Some(ApiOp::NicFinalizers {
-                meta: meta.clone(),
-                finalizers,
-            }),
-            (None, Some(status)) => Some(ApiOp::NicStatus {
-                meta: meta.clone(),
-                status,
-            }),
-            (None, None) => None,
         };
         if let Some(op) = write.filter(|_| track.api.is_open(now)) {
             track.api.busy += 1;
@@ -221,6 +249,8 @@ impl Agent {
             lane.busy += 1;
             self.api_inflight += 1;
             actions.api.push(op);
+        } else if let Some(at) = lane.opens_after(now) {
+            self.network_queue.push_at(key.clone(), at);
         }
     }
 
@@ -230,11 +260,13 @@ impl Agent {
         if self.routes_busy.contains(&key) || (!tables && installed.is_none()) {
             return;
         }
-        if self
-            .routes_failed
-            .get(&key)
-            .is_some_and(|lane| !lane.is_open(now))
-        {
+        // As with interfaces: the listing on its way settles it.
+        if self.list_wanted && self.routes_disputed.contains(&key) {
+            return;
+        }
+        let failed = self.routes_failed.get(&key);
+        if let Some(at) = failed.and_then(|lane| lane.opens_after(now)) {
+            self.route_queue.push_at(key, at);
             return;
         }
         let world = self.routing();
@@ -248,6 +280,7 @@ impl Agent {
         });
         let Some(op) = plan else {
             self.routes_failed.remove(&key);
+            self.routes_disputed.remove(&key);
             self.withdrawn.remove(&key);
             return;
         };

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Agent, Input, Lane, Phase};
+use super::{Agent, Dispute, Input, Lane, Phase};
 use crate::model::{Network, Nic, ObjectKey, Prefix, Uid, Vni};
 use crate::plan::ops::RouteKey;
 use crate::plan::rib::{Heard, Learned};
@@ -57,6 +57,7 @@ impl Agent {
             self.network_queue.push(nic.network.clone());
             let track = self.tracks.entry(uid.clone()).or_default();
             track.failure = None;
+            track.dispute = Dispute::None;
             track.dp.reopen();
             track.api.reopen();
         }

@@ -49,6 +49,9 @@ pub const CLAIM_BACKOFF: Backoff = Backoff {
 };
 /// Least time between two listings of an instance that stays.
 pub const LIST_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// A call whose answer was lost may still be carried out after the listing that follows: so long after the loss
+/// another listing is made. Longer than any call waits inside dpservice.
+pub const AUDIT_AFTER: Duration = Duration::from_secs(5);
 
 /// Something the agent learns.
 #[derive(Debug, Clone)]
@@ -138,6 +141,11 @@ impl Lane {
         self.busy == 0 && self.not_before.is_none_or(|at| at <= now)
     }
 
+    /// When the wait that closes the lane ends; `None` if nothing is waited for, or only for an answer.
+    fn opens_after(&self, now: Instant) -> Option<Instant> {
+        self.not_before.filter(|at| self.busy == 0 && *at > now)
+    }
+
     /// A call came back well.
     fn succeed(&mut self) {
         self.busy = self.busy.saturating_sub(1);
@@ -161,6 +169,17 @@ impl Lane {
     }
 }
 
+/// What was done since dpservice said that something exists already which we did not know of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Dispute {
+    #[default]
+    None,
+    /// A listing was asked for.
+    Listed,
+    /// It did not help: what might be in the way was cleared.
+    Cleared,
+}
+
 /// What is remembered about one interface besides objects and inventory.
 #[derive(Debug, Default)]
 struct Track {
@@ -169,6 +188,9 @@ struct Track {
     api: Lane,
     claim: Lane,
     failure: Option<DpError>,
+    dispute: Dispute,
+    /// The answer to its creation was lost, and the listing of [`AUDIT_AFTER`] has not been made: it may still appear.
+    lost: bool,
     warned: Option<Warning>,
 }
 
@@ -218,11 +240,15 @@ pub struct Agent {
     service: Lane,
     list_wanted: bool,
     listed_at: Option<Instant>,
+    /// When to list once more because of a lost call; see [`AUDIT_AFTER`].
+    audit_at: Option<Instant>,
     recheck: bool,
     tracks: BTreeMap<Uid, Track>,
     network_lanes: BTreeMap<ObjectKey, Lane>,
     routes_busy: HashSet<RouteKey>,
     routes_failed: HashMap<RouteKey, Lane>,
+    /// Routes for which dpservice's answer did not fit the inventory, and was listed for that reason.
+    routes_disputed: HashSet<RouteKey>,
     /// Routes whose last announcer took them back while a server was there.
     withdrawn: HashSet<RouteKey>,
     nic_queue: Queue<Uid>,
@@ -270,11 +296,13 @@ impl Agent {
             service: Lane::default(),
             list_wanted: false,
             listed_at: None,
+            audit_at: None,
             recheck: false,
             tracks: BTreeMap::new(),
             network_lanes: BTreeMap::new(),
             routes_busy: HashSet::new(),
             routes_failed: HashMap::new(),
+            routes_disputed: HashSet::new(),
             withdrawn: HashSet::new(),
             nic_queue,
             network_queue: Queue::default(),
@@ -523,16 +551,42 @@ impl Agent {
         }
     }
 
-    /// Whether a route to another host sits on a prefix that the interface wants.
+    /// Whether something is about to leave a prefix that the interface wants: a route to another host, or an interface
+    /// of this host that is being torn down.
     fn is_occupied(&self, uid: &Uid) -> bool {
+        let leaving = |key: &RouteKey| {
+            let mut owners = self.own.get(key).into_iter().flatten();
+            owners.any(|(owner, underlay)| {
+                owner != uid && underlay.is_some() && matches!(self.want(owner), Want::Absent)
+            })
+        };
         self.tracks.get(uid).is_some_and(|track| {
             let mut missing = track
                 .share
                 .own
                 .iter()
                 .filter(|(_, underlay)| underlay.is_none());
-            missing.any(|(key, _)| self.observed.route(key.vni, &key.prefix).is_some())
+            missing.any(|(key, _)| {
+                self.observed.route(key.vni, &key.prefix).is_some()
+                    || self.routes_busy.contains(key)
+                    || leaving(key)
+            })
         })
+    }
+
+    /// Prefixes have become free here: whoever waits for one of them tries at once.
+    fn freed(&mut self, keys: impl IntoIterator<Item = RouteKey>) {
+        for key in keys {
+            let owners = self.own.get(&key).into_iter().flatten();
+            let uids: Vec<Uid> = owners.map(|(uid, _)| uid.clone()).collect();
+            for uid in uids {
+                if let Some(track) = self.tracks.get_mut(&uid) {
+                    track.dp.reopen();
+                    track.failure = None;
+                }
+                self.nic_queue.push(uid);
+            }
+        }
     }
 
     /// Reads the peerings anew and marks the tables whose imports changed.

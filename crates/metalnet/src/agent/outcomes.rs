@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::{API_BACKOFF, Agent, CLAIM_BACKOFF, DP_BACKOFF, Lane, Phase, REFUSED_BACKOFF, Written};
+use super::{
+    API_BACKOFF, AUDIT_AFTER, Agent, CLAIM_BACKOFF, DP_BACKOFF, Dispute, Lane, Phase,
+    REFUSED_BACKOFF, Written,
+};
 use crate::model::{Prefix, Uid};
 use crate::plan::observed::{Installed, Interface, Observed};
 use crate::plan::ops::{
@@ -17,6 +20,9 @@ impl Agent {
             // Whether the call took effect is unknown, and so is whether this is still the same instance.
             self.phase = Phase::Down;
             self.recheck = true;
+        }
+        if matches!(result, Err(DpError::Unavailable(_))) {
+            self.audit_at = Some(now + AUDIT_AFTER);
         }
         match op {
             DpOp::Initialize => self.initialized(result, now),
@@ -85,6 +91,13 @@ impl Agent {
 
     /// Takes a listing as the truth and looks at everything again.
     fn adopt(&mut self, inventory: Observed, now: Instant) {
+        if !self.observed_once {
+            // Calls of an earlier run of metalnet may be under way still.
+            self.audit_at = Some(now + AUDIT_AFTER);
+            for uid in self.claims.keys() {
+                self.tracks.entry(uid.clone()).or_default().lost = true;
+            }
+        }
         self.observed = inventory;
         self.observed_once = true;
         self.phase = Phase::Live;
@@ -95,6 +108,7 @@ impl Agent {
         for track in self.tracks.values_mut() {
             track.dp.reopen();
             track.failure = None;
+            track.lost &= self.audit_at.is_some();
         }
         self.touch_all_nics();
         self.touch_all_tables();
@@ -145,8 +159,9 @@ impl Agent {
                 self.nic_succeeded(&uid);
             }
             Err(error) => {
-                if matches!(error.code(), Some(code::ALREADY_EXISTS | code::VM_HANDLE)) {
-                    self.list_wanted = true;
+                if let (Some(track), DpError::Unavailable(_)) = (self.tracks.get_mut(&uid), &error)
+                {
+                    track.lost = true;
                 }
                 let v4 = ipv4.map(|a| Prefix::host(a.into()));
                 let v6 = ipv6.map(|a| Prefix::host(a.into()));
@@ -160,21 +175,6 @@ impl Agent {
         }
     }
 
-    /// A prefix of ours is taken and we do not know by what: assume a route to another host, which then is deleted.
-    /// Returns false if another interface of this host is known to own it.
-    fn suspect(&mut self, uid: &Uid, key: RouteKey) -> bool {
-        let mut owners = self.own.get(&key).into_iter().flatten();
-        if owners.any(|(owner, underlay)| owner != uid && underlay.is_some()) {
-            return false;
-        }
-        if self.observed.route(key.vni, &key.prefix).is_none() {
-            self.observed
-                .set_route(key.vni, key.prefix, Some(Installed::Unknown));
-        }
-        self.touch_route(key);
-        true
-    }
-
     fn interface_deleted(&mut self, uid: Uid, result: Result<DpDone, DpError>, now: Instant) {
         if let Err(error) = result {
             match error.code() {
@@ -186,12 +186,15 @@ impl Agent {
                 Some(_) | None => return self.nic_failed(&uid, &[], error, now),
             }
         }
-        let vni = self
-            .observed
-            .remove_interface(&uid)
-            .map(|interface| interface.vni);
+        let removed = self.observed.remove_interface(&uid);
         self.nic_succeeded(&uid);
-        if let Some(vni) = vni {
+        if let Some(interface) = removed {
+            let vni = interface.vni;
+            self.freed(
+                interface
+                    .owned()
+                    .map(|(prefix, _)| RouteKey { vni, prefix }),
+            );
             self.touch_networks_of(vni);
         }
         self.touch_claimless();
@@ -238,13 +241,16 @@ impl Agent {
                 Some(_) | None => return self.nic_failed(&uid, &[], error, now),
             }
         }
+        let vni = self.observed.interface(&uid).map(|interface| interface.vni);
         self.observed.set_prefix(&uid, prefix, None);
         self.nic_succeeded(&uid);
+        self.freed(vni.map(|vni| RouteKey { vni, prefix }));
     }
 
     fn nic_succeeded(&mut self, uid: &Uid) {
         if let Some(track) = self.tracks.get_mut(uid) {
             track.dp.succeed();
+            track.dispute = Dispute::None;
             if track.dp.busy == 0 {
                 track.failure = None;
             }
@@ -254,16 +260,7 @@ impl Agent {
 
     /// `keys` are the prefixes that the call wanted to occupy.
     fn nic_failed(&mut self, uid: &Uid, keys: &[RouteKey], error: DpError, now: Instant) {
-        let mut will_heal = error.is_transient();
-        if error.code() == Some(code::ROUTE_EXISTS) {
-            // The first time it is an old route in the way; if it comes again, it is something that people should know of.
-            let first = self
-                .tracks
-                .get(uid)
-                .is_some_and(|track| track.dp.attempts == 0);
-            let freed: Vec<bool> = keys.iter().map(|key| self.suspect(uid, *key)).collect();
-            will_heal |= first && freed.into_iter().all(|free| free);
-        }
+        let will_heal = error.is_transient() || self.is_news(uid, keys, &error);
         if let Some(track) = self.tracks.get_mut(uid) {
             let at = track.dp.fail(now, DP_BACKOFF);
             if !will_heal {
@@ -274,9 +271,55 @@ impl Agent {
         self.touch_nic(uid);
     }
 
+    /// Whether a refusal tells us that the inventory is wrong rather than the request. Something exists already: perhaps
+    /// what we asked for, by an earlier call whose answer was lost, perhaps something in the way. The listing shows it,
+    /// and then it is either taken as done or removed. What no list shows and still is in the way is taken for a route
+    /// to another host and cleared; what even that does not help against is something that people should know of.
+    fn is_news(&mut self, uid: &Uid, keys: &[RouteKey], error: &DpError) -> bool {
+        let route = match error.code() {
+            Some(code::ROUTE_EXISTS) => true,
+            Some(code::ALREADY_EXISTS | code::VM_HANDLE) => false,
+            Some(_) | None => return false,
+        };
+        if route && keys.iter().any(|key| self.has_owner_besides(uid, *key)) {
+            return false;
+        }
+        let Some(track) = self.tracks.get_mut(uid) else {
+            return false;
+        };
+        let stage = track.dispute;
+        match stage {
+            Dispute::None => {
+                track.dispute = Dispute::Listed;
+                self.list_wanted = true;
+            }
+            Dispute::Listed | Dispute::Cleared if route => {
+                track.dispute = Dispute::Cleared;
+                keys.iter().for_each(|key| self.suspect(*key));
+            }
+            Dispute::Listed | Dispute::Cleared => return false,
+        }
+        stage != Dispute::Cleared
+    }
+
+    fn has_owner_besides(&self, uid: &Uid, key: RouteKey) -> bool {
+        let mut owners = self.own.get(&key).into_iter().flatten();
+        owners.any(|(owner, underlay)| owner != uid && underlay.is_some())
+    }
+
+    /// A prefix of ours is taken and we do not know by what: assume a route to another host, which then is deleted.
+    fn suspect(&mut self, key: RouteKey) {
+        if self.observed.route(key.vni, &key.prefix).is_none() {
+            self.observed
+                .set_route(key.vni, key.prefix, Some(Installed::Unknown));
+        }
+        self.touch_route(key);
+    }
+
     fn route_done(&mut self, key: RouteKey, installed: Option<Installed>) {
         self.routes_busy.remove(&key);
         self.routes_failed.remove(&key);
+        self.routes_disputed.remove(&key);
         self.withdrawn.remove(&key);
         // The table may have gone with its last interface while the call was under way.
         if self.observed.uses_vni(key.vni) || installed.is_none() {
@@ -291,11 +334,16 @@ impl Agent {
     fn route_failed(&mut self, key: RouteKey, error: DpError, now: Instant) {
         self.routes_busy.remove(&key);
         match error.code() {
+            // The listing shows whether it is the route we want or another; see `is_news`.
+            Some(code::ROUTE_EXISTS | code::NO_VNI | code::ROUTE_BAD_PORT)
+                if self.routes_disputed.insert(key) =>
+            {
+                self.list_wanted = true;
+            }
             Some(code::ROUTE_EXISTS) => {
                 self.observed
                     .set_route(key.vni, key.prefix, Some(Installed::Unknown))
             }
-            Some(code::NO_VNI | code::ROUTE_BAD_PORT) => self.list_wanted = true,
             Some(_) | None => {}
         }
         let lane = self.routes_failed.entry(key).or_default();
@@ -309,7 +357,8 @@ impl Agent {
             Some(code::NO_VNI | code::ROUTE_NOT_FOUND) => self.route_done(key, None),
             Some(code::ROUTE_BAD_PORT) => {
                 // It belongs to an interface of this host: not ours to delete, and news unless we knew of the owner.
-                self.list_wanted |= !self.own.contains_key(&key);
+                let mut owners = self.own.get(&key).into_iter().flatten();
+                self.list_wanted |= owners.all(|(_, underlay)| underlay.is_none());
                 self.route_done(key, None);
             }
             Some(_) | None => self.route_failed(key, error, now),

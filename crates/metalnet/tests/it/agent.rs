@@ -6,7 +6,7 @@ use metalnet::model::{Filter, State};
 use metalnet::plan::ops::{DpError, DpOp};
 use metalnet::plan::rib::Heard;
 
-use crate::sim::{Sim, key, prefix, spec, uid};
+use crate::sim::{Sim, Trouble, key, prefix, spec, uid};
 
 fn code(code: u32) -> DpError {
     DpError::Code {
@@ -240,7 +240,7 @@ fn a_lost_call_never_initialises_a_live_instance() {
     let mut lost = 3;
     sim.fault = Some(Box::new(move |_| {
         lost -= 1;
-        (lost >= 0).then(|| DpError::Unavailable("timed out".to_owned()))
+        (lost >= 0).then(|| Trouble::Refused(DpError::Unavailable("timed out".to_owned())))
     }));
     sim.set_nic("c", "net", spec("10.0.0.3", "", &[]));
     sim.settle();
@@ -270,10 +270,10 @@ fn after_a_restart_of_metalnet_routes_stay_until_everything_was_heard() {
     sim.settle();
     sim.hear(Heard::Dumped);
     sim.settle();
-    assert_eq!(
-        sim.model.calls,
-        ["List"],
-        "nothing was changed in the data plane"
+    assert!(
+        sim.model.calls.iter().all(|call| *call == "List"),
+        "nothing was changed in the data plane: {:?}",
+        sim.model.calls
     );
     sim.hear(Heard::All);
     sim.settle();
@@ -496,7 +496,7 @@ fn a_claim_for_a_device_that_is_gone_is_an_error_of_that_interface_only() {
 fn refusals_show_in_status_and_heal() {
     let mut sim = two_nics();
     sim.fault = Some(Box::new(|op| {
-        matches!(op, DpOp::CreateInterface { .. }).then(|| code(381))
+        matches!(op, DpOp::CreateInterface { .. }).then(|| Trouble::Refused(code(381)))
     }));
     sim.set_nic("c", "net", spec("10.0.0.3", "", &[]));
     sim.settle();
@@ -620,7 +620,7 @@ fn two_hundred_at_once() {
 fn a_waiting_agent_says_when_to_come_back() {
     let mut sim = two_nics();
     sim.fault = Some(Box::new(|op| {
-        matches!(op, DpOp::CreateRoute { .. }).then(|| code(303))
+        matches!(op, DpOp::CreateRoute { .. }).then(|| Trouble::Refused(code(303)))
     }));
     sim.learn(200, "10.0.0.9/32", "fc00::9", true);
     while sim.step() > 0 {}
@@ -632,4 +632,111 @@ fn a_waiting_agent_says_when_to_come_back() {
     sim.fault = None;
     sim.settle();
     assert!(sim.route(200, "10.0.0.9/32").is_some());
+}
+
+/// Fails calls of one name, `count` times.
+fn times(count: usize, name: &'static str, trouble: Trouble) -> crate::sim::Fault {
+    let mut left = count;
+    Box::new(move |op| {
+        if left == 0 || !format!("{op:?}").starts_with(name) {
+            return None;
+        }
+        left -= 1;
+        Some(trouble.clone())
+    })
+}
+
+#[test]
+fn work_of_one_kind_is_not_forgotten_over_the_waits_of_another() {
+    let mut sim = two_nics();
+    let refused = Trouble::Refused(code(381));
+    sim.fault = Some(times(usize::MAX, "CreateInterface", refused));
+    sim.set_nic("c", "net", spec("10.0.0.3", "", &[]));
+    // The finalizer and the claim; then both dpservice and the API refuse, and wait at different paces.
+    sim.step();
+    sim.api_down = true;
+    sim.run_for(Duration::from_secs(3));
+    sim.fault = None;
+    sim.api_down = false;
+    sim.settle();
+    sim.check();
+}
+
+#[test]
+fn a_creation_whose_answer_was_lost_is_taken_as_done() {
+    for trouble in [Trouble::AnswerLost, Trouble::Late] {
+        let mut sim = two_nics();
+        sim.model.calls.clear();
+        sim.fault = Some(times(1, "CreateInterface", trouble.clone()));
+        sim.set_nic(
+            "c",
+            "net",
+            spec("10.0.0.3", "2001:db8::3", &["10.3.0.0/24"]),
+        );
+        sim.settle();
+        sim.fault = Some(times(1, "CreateRoute", trouble));
+        sim.learn(200, "10.0.0.9/32", "fc00::9", true);
+        sim.settle();
+        sim.check();
+        assert!(sim.route(200, "10.0.0.9/32").is_some());
+        assert!(sim.warnings.is_empty(), "{:?}", sim.warnings);
+        let deletions = sim
+            .model
+            .calls
+            .iter()
+            .filter(|call| call.starts_with("Delete"));
+        assert_eq!(deletions.count(), 0, "{:?}", sim.model.calls);
+    }
+}
+
+#[test]
+fn a_route_that_exists_with_another_hop_is_replaced() {
+    let mut sim = two_nics();
+    sim.fault = Some(times(1, "CreateRoute", Trouble::Late));
+    sim.learn(200, "10.0.0.9/32", "fc00::9", true);
+    sim.run_for(Duration::ZERO);
+    sim.learn(200, "10.0.0.9/32", "fc00::7", true);
+    sim.learn(200, "10.0.0.9/32", "fc00::9", false);
+    sim.settle();
+    assert_eq!(
+        sim.route(200, "10.0.0.9/32"),
+        Some((200, "fc00::7".parse().unwrap()))
+    );
+    sim.check();
+}
+
+#[test]
+fn an_interface_that_appears_after_nobody_wants_it_any_more_is_removed() {
+    let mut sim = two_nics();
+    sim.fault = Some(times(1, "CreateInterface", Trouble::Late));
+    sim.set_nic("c", "net", spec("10.0.0.3", "", &[]));
+    sim.run_for(Duration::ZERO);
+    sim.delete_nic("c");
+    sim.settle();
+    sim.check();
+}
+
+#[test]
+fn an_address_changes_hands_without_a_refusal() {
+    let mut sim = two_nics();
+    sim.delete_nic("a");
+    sim.set_nic(
+        "c",
+        "net",
+        spec("10.0.0.1", "2001:db8::1", &["10.1.0.0/24"]),
+    );
+    sim.settle();
+    assert!(sim.warnings.is_empty(), "{:?}", sim.warnings);
+    sim.check();
+}
+
+#[test]
+fn who_waits_for_an_address_gets_it_as_soon_as_it_is_free() {
+    let mut sim = two_nics();
+    sim.set_nic("c", "net", spec("10.0.0.1", "", &[]));
+    sim.run_for(Duration::from_secs(60));
+    assert_eq!(sim.state("c"), Some(State::Error));
+    sim.delete_nic("a");
+    sim.run_for(Duration::ZERO);
+    assert_eq!(sim.state("c"), Some(State::Ready));
 }

@@ -12,4 +12,5 @@ mod device;
 mod hearing;
 mod model;
 mod parse;
+mod property;
 mod sim;

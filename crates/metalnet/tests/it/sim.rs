@@ -11,7 +11,7 @@ use metalnet::model::{
     Vni,
 };
 use metalnet::plan::desired::Settings;
-use metalnet::plan::ops::{Announcement, ApiError, ApiOp, BondOp, ClaimOp, DpError, DpOp};
+use metalnet::plan::ops::{Announcement, ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp};
 use metalnet::plan::rib::{Heard, Learned};
 
 use crate::model::Model;
@@ -58,7 +58,19 @@ pub fn spec(ipv4: &str, ipv6: &str, prefixes: &[&str]) -> NicSpec {
     }
 }
 
-pub type Fault = Box<dyn FnMut(&DpOp) -> Option<DpError>>;
+pub type Fault = Box<dyn FnMut(&DpOp) -> Option<Trouble>>;
+
+/// What may become of a call to dpservice.
+#[derive(Debug, Clone)]
+pub enum Trouble {
+    /// It is not carried out.
+    Refused(DpError),
+    /// It is carried out, but its answer is lost.
+    AnswerLost,
+    /// Its answer is lost, and it is carried out only after the next listing. Only calls that create something in one
+    /// step can be late; others are carried out at once.
+    Late,
+}
 
 pub struct Sim {
     pub agent: Agent,
@@ -70,8 +82,10 @@ pub struct Sim {
     pub announced: BTreeSet<Announcement>,
     pub subscribed: BTreeSet<Vni>,
     pub warnings: Vec<(&'static str, String)>,
-    /// Refuses calls to dpservice instead of carrying them out.
+    /// Decides which calls to dpservice go wrong.
     pub fault: Option<Fault>,
+    /// Calls that will be carried out after the next listing.
+    late: Vec<DpOp>,
     /// Refuses writes to the API.
     pub api_down: bool,
     pub log: Vec<String>,
@@ -93,6 +107,7 @@ impl Sim {
             subscribed: BTreeSet::new(),
             warnings: Vec::new(),
             fault: None,
+            late: Vec::new(),
             api_down: false,
             log: Vec::new(),
             version: 0,
@@ -258,6 +273,7 @@ impl Sim {
     /// dpservice dies and comes back empty.
     pub fn restart_dpservice(&mut self) {
         self.input(Input::DpDown);
+        self.late.clear();
         self.model.restart();
         self.connect();
     }
@@ -330,11 +346,7 @@ impl Sim {
         }
         for op in dp {
             self.log.push(format!("{op:?}"));
-            let refused = self.fault.as_mut().and_then(|fault| fault(&op));
-            let result = match refused {
-                Some(error) => Err(error),
-                None => self.model.execute(&op),
-            };
+            let result = self.call(&op);
             self.input(Input::Dp { op, result });
         }
         for op in api {
@@ -350,6 +362,45 @@ impl Sim {
             self.connect();
         }
         count
+    }
+
+    fn call(&mut self, op: &DpOp) -> Result<DpDone, DpError> {
+        let lost = Err(DpError::Unavailable("timed out".to_owned()));
+        match self.fault.as_mut().and_then(|fault| fault(op)) {
+            Some(Trouble::Refused(error)) => Err(error),
+            Some(Trouble::Late)
+                if matches!(op, DpOp::CreateInterface { .. } | DpOp::CreateRoute { .. }) =>
+            {
+                self.late.push(op.clone());
+                lost
+            }
+            Some(Trouble::AnswerLost | Trouble::Late) => {
+                let _ = self.model.execute(op);
+                lost
+            }
+            None => {
+                let result = self.model.execute(op);
+                if matches!(op, DpOp::List) {
+                    for op in std::mem::take(&mut self.late) {
+                        let _ = self.model.execute(&op);
+                    }
+                }
+                result
+            }
+        }
+    }
+
+    /// Lets time pass, doing whatever becomes due.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            while self.step() > 0 {}
+            match self.agent.deadline() {
+                Some(at) if at <= end => self.now = self.now.max(at),
+                Some(_) | None => break,
+            }
+        }
+        self.now = end;
     }
 
     fn bond(&mut self, op: BondOp) {
