@@ -1,5 +1,6 @@
 //! What the engine is told at start and by requests, and what it reports back.
 
+use crate::objects::{FirewallMode, VirtualServiceSpec};
 use crate::verdict::PortId;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::{Mac, Prefix, Vni};
@@ -38,6 +39,12 @@ pub struct Limits {
     pub vnis_max: u16,
     /// Routes per VNI and address family. Beyond: status 303.
     pub routes_per_vni_max: u32,
+    /// Connections with a NAT port, per worker. Beyond: [`crate::DropReason::NatTableFull`].
+    pub nat_max: u32,
+    /// Load balancers. Beyond: status 208.
+    pub load_balancers_max: u32,
+    /// Shares of NAT addresses that belong to other hosts. Beyond: status 208.
+    pub neighbor_nats_max: u32,
 }
 
 impl Default for Limits {
@@ -48,6 +55,9 @@ impl Default for Limits {
             underlay_max: 1_000,
             vnis_max: 512,
             routes_per_vni_max: 1 << 20,
+            nat_max: 450_000,
+            load_balancers_max: 4_096,
+            neighbor_nats_max: 65_536,
         }
     }
 }
@@ -103,6 +113,10 @@ pub struct EngineConfig {
     pub underlay_type_byte: bool,
     /// Key of the flow hash, drawn by the caller, so that a machine cannot aim at one bucket.
     pub hash_seed: u64,
+    /// Whether the packet filter drops or only counts.
+    pub firewall: FirewallMode,
+    /// Infrastructure services behind IPv4 addresses, at most [`EngineConfig::VIRTUAL_SERVICES_MAX`]; further ones are ignored.
+    pub virtual_services: Vec<VirtualServiceSpec>,
     /// Capacities.
     pub limits: Limits,
 }
@@ -110,6 +124,8 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// Two uplinks and 126 machines.
     pub const PORTS_MAX: usize = 128;
+    /// Virtual services.
+    pub const VIRTUAL_SERVICES_MAX: usize = 256;
     /// Default of [`EngineConfig::flow_timeout_s`].
     pub const FLOW_TIMEOUT_S: u32 = 30;
     /// Idle seconds after which an established TCP connection is forgotten.
@@ -128,6 +144,8 @@ impl EngineConfig {
             underlay_seed: UnderlaySeed::Static,
             underlay_type_byte: false,
             hash_seed: 0,
+            firewall: FirewallMode::default(),
+            virtual_services: Vec::new(),
             limits: Limits::default(),
         }
     }

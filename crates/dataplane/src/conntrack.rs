@@ -7,10 +7,14 @@ use crate::counters::Node;
 use crate::flow::adjacency::AdjacencyTable;
 use crate::flow::key::{Keyed, Scope, Tuple};
 use crate::flow::table::FlowTable;
-use crate::flow::{Action, Entry, Ingress};
-use crate::graph::{self, Context, Output, Previous, Source, Walk};
+use crate::flow::{Action, Entry, Ingress, Service};
+use crate::graph::{Context, Output, Previous, Source, Walk};
+use crate::nat64::GROWTH;
 use crate::packet::Packet;
+use crate::stages::{self, slow, snat};
 use crate::tables::Tables;
+use crate::time::Instant;
+use crate::underlay::UnderlayKind;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::{flow, ipip, pmtu, route_lookup};
 use net::tcp::{ACK, FIN, RST, SYN};
@@ -88,8 +92,7 @@ pub(crate) fn track(
     ip_offset: usize,
 ) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Conntrack);
-    let once;
-    let entry = match overlay.l4? {
+    match overlay.l4? {
         L4::Flow { tuple, tcp_flags } => {
             let number = connection(cx, &tuple)?;
             if let Some(flags) = tcp_flags {
@@ -97,36 +100,66 @@ pub(crate) fn track(
             }
             let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
             entry.last_seen = cx.now;
-            &*entry
+            let entry = *entry;
+            slow::admit(
+                cx,
+                entry.flags,
+                overlay.length,
+                Instant::from_coarse(cx.now),
+            )?;
+            let place = (ip_offset, overlay.length, overlay.layout);
+            let fits = inner_max(cx, &entry);
+            if !entry.has(Entry::FAMILY) {
+                return match (send(cx, &entry, packet, place), fits) {
+                    (Err(DropReason::PacketTooBig), Some(mtu)) => {
+                        pmtu::answer(cx, packet, overlay, mtu)
+                    }
+                    (sent, _) => sent,
+                };
+            }
+            // What was IPv6 becomes shorter by the difference of the headers.
+            let shrinks = if overlay.source.is_ipv6() {
+                GROWTH as u16
+            } else {
+                0
+            };
+            if let Some(mtu) = fits
+                && overlay.length > mtu.saturating_add(shrinks)
+            {
+                return pmtu::answer(cx, packet, overlay, mtu.saturating_add(shrinks));
+            }
+            let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
+            let (key, to) = (other.key, other.key.tuple().inverted());
+            let range = ip_offset..ip_offset + usize::from(overlay.length);
+            let range = slow::change_family(packet, range, &tuple, &to)?;
+            // The delivery header is of the family that the packet has now: the other entry's.
+            let entry = Entry { key, ..entry };
+            let length = u16::try_from(range.len()).map_err(|_| DropReason::Bug)?;
+            send(cx, &entry, packet, (range.start, length, overlay.layout))
         }
-        L4::Error { quoted } => {
-            once = related(cx, overlay, &quoted)?;
-            &once
-        }
-    };
-    let inner_max = match entry.action {
+        L4::Error { quoted } => error(cx, packet, overlay, &quoted, ip_offset),
+    }
+}
+
+/// The longest packet that fits the tunnel of an entry, if it has one.
+fn inner_max(cx: &Context<'_>, entry: &Entry) -> Option<u16> {
+    match entry.action {
         Action::Encap => cx.adjacencies.get(entry.target).map(|to| to.inner_max),
         Action::Undecided | Action::Deliver => None,
-    };
-    let sent = ipip::apply(
-        entry,
-        cx.adjacencies,
-        &cx.tables.ports,
-        packet,
-        (ip_offset, overlay.length, overlay.layout),
-    );
-    if matches!(overlay.l4, Ok(L4::Error { .. })) {
-        release(cx.adjacencies, entry);
     }
-    match (sent, inner_max) {
-        (Err(DropReason::PacketTooBig), Some(mtu)) => pmtu::answer(cx, packet, overlay, mtu),
-        (sent, to_uplink) => {
-            let encapsulated = sent.is_ok() && to_uplink.is_some();
-            cx.counters
-                .count_many(Node::IpipEncap, u64::from(encapsulated));
-            Ok(Verdict::Transmit(sent?))
-        }
-    }
+}
+
+/// Sends a packet as an entry prescribes.
+fn send(
+    cx: &mut Context<'_>,
+    entry: &Entry,
+    packet: &mut dyn Packet,
+    place: (usize, u16, flow::rewrite::Layout),
+) -> Result<Verdict, DropReason> {
+    let sent = ipip::apply(entry, cx.adjacencies, &cx.tables.ports, packet, place)?;
+    cx.counters
+        .count_many(Node::IpipEncap, u64::from(entry.action == Action::Encap));
+    Ok(Verdict::Transmit(sent))
 }
 
 /// The decided entry for a tuple that just came in.
@@ -134,7 +167,9 @@ fn connection(cx: &mut Context<'_>, tuple: &Tuple) -> Result<u32, DropReason> {
     let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
     if let Some(entry) = cx.flows.find(&keyed) {
         let is_live = is_owner_attached(cx.tables, cx.flows, entry);
-        if is_live && redecide(cx, entry, tuple)? {
+        let found = cx.flows.entry(entry).ok_or(DropReason::Bug)?;
+        let is_current = slow::is_current(cx, found) && found.ingress == ingress(cx);
+        if is_live && (is_current || redecide(cx, entry, tuple)?) {
             return Ok(entry);
         }
         // The interface that opened this connection is gone, or it is translated differently now: what follows is a new connection.
@@ -145,17 +180,35 @@ fn connection(cx: &mut Context<'_>, tuple: &Tuple) -> Result<u32, DropReason> {
 
 fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, DropReason> {
     let mut walk = Walk::new(*tuple);
-    graph::stages(cx, &mut walk)?;
+    stages::process(cx, &mut walk)?;
+    let created = remember(cx, keyed, &walk);
+    if created.is_err() && matches!(walk.service, Service::Nat | Service::Nat64) {
+        snat::give_back(cx.nat, cx.vni, &walk.tuple, &walk.leaves);
+    }
+    created
+}
+
+/// Makes the entries of a connection that has taken its walk.
+fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, DropReason> {
     let output = walk.output.ok_or(DropReason::Bug)?;
+    let (from, to) = (walk.tuple, walk.leaves);
     let back = cx
         .flows
-        .keyed(answer_scope(cx, &output), &walk.leaves.inverted())
+        .keyed(answer_scope(cx, &output), &to.inverted())
         .ok_or(DropReason::Bug)?;
     if let Some(other) = cx.flows.find(&back) {
         // Both cannot be told apart by their answers: the newer one gets them.
         end(cx, other);
     }
-    let (action, target) = resolve(cx, &output, &walk.leaves)?;
+    let [mut forward, mut backward] = [Entry::FREE; 2];
+    let changes_family = from.source.is_ipv4() != to.source.is_ipv4();
+    let is_possible = changes_family
+        || flow::rewrite::prescribe(&mut forward, &from, &to)
+            && flow::rewrite::prescribe(&mut backward, &to.inverted(), &from.inverted());
+    if !is_possible {
+        return Err(DropReason::Bug);
+    }
+    let (action, target) = resolve(cx, &output, &to)?;
     let owner = (cx.machine, cx.generation);
     let created = cx.flows.insert([keyed, &back], owner, walk.service, cx.now);
     let Some(number) = created else {
@@ -163,33 +216,39 @@ fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, Dro
         return Err(DropReason::FlowTableFull);
     };
     cx.counters.flows_created += 1;
+    for (number, prescribed) in [(number, forward), (number | 1, backward)] {
+        if let Some(entry) = cx.flows.entry_mut(number) {
+            entry.take_rewrite(&prescribed);
+        }
+    }
+    settle(cx, number, (action, target), walk)?;
+    Ok(number)
+}
+
+/// Completes a decision.
+fn settle(
+    cx: &mut Context<'_>,
+    number: u32,
+    (action, target): (Action, u32),
+    walk: &Walk,
+) -> Result<(), DropReason> {
     let (ingress, epoch) = (ingress(cx), cx.tables.epoch);
-    let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
+    let mut entry = *cx.flows.entry(number).ok_or(DropReason::Bug)?;
     (entry.action, entry.target) = (action, target);
     (entry.ingress, entry.epoch) = (ingress, epoch);
-    let (from, to) = (walk.tuple, walk.leaves);
-    let is_possible = flow::rewrite::prescribe(entry, &from, &to);
-    let answer = cx.flows.entry_mut(number | 1).ok_or(DropReason::Bug)?;
-    if is_possible && flow::rewrite::prescribe(answer, &to.inverted(), &from.inverted()) {
-        Ok(number)
-    } else {
-        end(cx, number);
-        Err(DropReason::Bug)
-    }
+    slow::mark(cx, &mut entry, walk);
+    *cx.flows.entry_mut(number).ok_or(DropReason::Bug)? = entry;
+    Ok(())
 }
 
 /// Decides an entry anew; false if the connection must begin anew because it would be translated differently.
 fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, DropReason> {
-    let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
-    let known = Previous {
-        leaves: other.key.tuple().inverted(),
-        service: cx.flows.cold(number).ok_or(DropReason::Bug)?.service,
-    };
+    let known = previous(cx, number).ok_or(DropReason::Bug)?;
     let mut walk = Walk::new(*tuple);
     walk.previous = Some(known);
     if number & 1 == 0 {
-        graph::stages(cx, &mut walk)?;
-        if (walk.leaves, walk.service) != (known.leaves, known.service) {
+        stages::process(cx, &mut walk)?;
+        if walk.begin_anew || (walk.leaves, walk.service) != (known.leaves, known.service) {
             return Ok(false);
         }
     } else {
@@ -197,14 +256,37 @@ fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, Dr
         route_lookup::process(cx, &mut walk)?;
     }
     let output = walk.output.ok_or(DropReason::Bug)?;
-    let (action, target) = resolve(cx, &output, &walk.leaves)?;
-    let (ingress, epoch) = (ingress(cx), cx.tables.epoch);
-    let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
+    let resolved = resolve(cx, &output, &walk.leaves)?;
+    let entry = cx.flows.entry(number).ok_or(DropReason::Bug)?;
     cx.counters.flows_redecided += u64::from(entry.action != Action::Undecided);
     release(cx.adjacencies, entry);
-    (entry.action, entry.target) = (action, target);
-    (entry.ingress, entry.epoch) = (ingress, epoch);
+    settle(cx, number, resolved, &walk)?;
     Ok(true)
+}
+
+/// What a connection was decided to be before.
+fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
+    let (entry, other) = (cx.flows.entry(number)?, cx.flows.entry(number ^ 1)?);
+    let service = cx.flows.cold(number)?.service;
+    let target = match (service, entry.action) {
+        (Service::LoadBalancer, Action::Encap) => {
+            let adjacency = cx.adjacencies.get(entry.target)?;
+            Some(adjacency.destination())
+        }
+        (Service::LoadBalancer, Action::Deliver) => {
+            let attached = cx.attached(PortId(entry.target as u16));
+            let served = attached.map(|attached| attached.services.lb_prefixes.iter());
+            let address = entry.key.tuple().destination;
+            let found = served.and_then(|mut all| all.find(|(prefix, _)| prefix.contains(address)));
+            found.map(|(_, underlay)| *underlay)
+        }
+        _ => None,
+    };
+    Some(Previous {
+        leaves: other.key.tuple().inverted(),
+        service,
+        target,
+    })
 }
 
 /// Where answers will come in: at a machine, unless the packet goes from tunnel to tunnel.
@@ -256,39 +338,78 @@ pub(crate) fn release(adjacencies: &mut AdjacencyTable, entry: &Entry) {
 
 /// Ends a connection before its time.
 fn end(cx: &mut Context<'_>, number: u32) {
-    for number in [number & !1, number | 1] {
-        if let Some(entry) = cx.flows.entry(number) {
-            release(cx.adjacencies, entry);
-        }
+    let (forward, backward) = (number & !1, number | 1);
+    if let (Some(one), Some(two), Some(record)) = (
+        cx.flows.entry(forward),
+        cx.flows.entry(backward),
+        cx.flows.cold(forward),
+    ) {
+        snat::end(cx.nat, [one, two], record.service);
+        release(cx.adjacencies, one);
+        release(cx.adjacencies, two);
     }
     cx.flows.forget(number);
 }
 
-/// How an ICMP error about a packet of a tracked connection is sent.
+/// Sends an ICMP error about a packet of a tracked connection.
 ///
 /// The error travels like the answers to the quoted packet, which was sent by the one who gets the error (RFC 5508 §4: match the embedded
-/// packet).
-fn related(cx: &mut Context<'_>, overlay: &Overlay, quoted: &Tuple) -> Result<Entry, DropReason> {
-    let about_receiver = quoted.source == overlay.destination;
-    let keyed = cx.flows.keyed(cx.scope(), &quoted.inverted());
-    let keyed = keyed.ok_or(DropReason::IcmpUnrelated)?;
-    if !about_receiver || cx.flows.find(&keyed).is_none() {
+/// packet), and the quotation is translated like they are. The host of a load balancer does not remember connections for long, so there the
+/// quotation alone decides.
+fn error(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+    overlay: &Overlay,
+    quoted: &Tuple,
+    ip_offset: usize,
+) -> Result<Verdict, DropReason> {
+    let from = quoted.inverted();
+    if quoted.source != overlay.destination {
         return Err(DropReason::IcmpUnrelated);
     }
-    let mut walk = Walk::new(Tuple {
-        source: overlay.source,
-        destination: overlay.destination,
-        ..*quoted
-    });
-    route_lookup::process(cx, &mut walk)?;
+    let keyed = cx.flows.keyed(cx.scope(), &from);
+    let keyed = keyed.ok_or(DropReason::IcmpUnrelated)?;
+    let known = cx.flows.find(&keyed);
+    let mut place = ip_offset..ip_offset + usize::from(overlay.length);
+    let mut walk = Walk::new(from);
+    if is_balanced(cx) {
+        walk.previous = known.and_then(|number| previous(cx, number));
+        stages::balance(cx, &mut walk)?;
+    } else {
+        let known = known.ok_or(DropReason::IcmpUnrelated)?;
+        let other = cx.flows.entry(known ^ 1).ok_or(DropReason::Bug)?;
+        let to = other.key.tuple().inverted();
+        walk.tuple.source = overlay.source;
+        let changes_family = from.source.is_ipv4() != to.source.is_ipv4();
+        if !(changes_family && matches!(cx.source, Source::Machine)) {
+            walk.leaves.destination = to.destination;
+        }
+        route_lookup::process(cx, &mut walk)?;
+        walk.leaves = to;
+        if from != to {
+            place = slow::translate_error(packet, place, overlay.source, &from, &to)?;
+        }
+    }
     let output = walk.output.ok_or(DropReason::Bug)?;
     let (action, target) = resolve(cx, &output, &walk.leaves)?;
-    Ok(Entry {
-        key: keyed.key,
+    let key = cx.flows.keyed(cx.scope(), &walk.leaves);
+    let once = Entry {
+        key: key.ok_or(DropReason::Bug)?.key,
         action,
         target,
         ..Entry::FREE
-    })
+    };
+    let length = u16::try_from(place.len()).map_err(|_| DropReason::Bug)?;
+    let sent = send(cx, &once, packet, (place.start, length, overlay.layout));
+    release(cx.adjacencies, &once);
+    sent
+}
+
+fn is_balanced(cx: &Context<'_>) -> bool {
+    match cx.source {
+        Source::Tunnel { endpoint, .. } => endpoint.kind == UnderlayKind::LoadBalancer,
+        Source::Machine => false,
+    }
 }
 
 fn is_owner_attached(tables: &Tables, flows: &FlowTable, entry: u32) -> bool {

@@ -45,6 +45,16 @@ nodes! {
     Ipv4Lookup = "ipv4_lookup",
     /// IPv6 route lookups.
     Ipv6Lookup = "ipv6_lookup",
+    /// Load-balanced connections.
+    Lb = "lb",
+    /// Connections to translated destinations.
+    Dnat = "dnat",
+    /// Connections with translated sources.
+    Snat = "snat",
+    /// Packets answered in the name of a shared address.
+    PacketRelay = "packet_relay",
+    /// Packets of virtual services.
+    Virtsvc = "virtsvc",
     /// Encapsulations.
     IpipEncap = "ipip_encap",
     /// Discarded packets, all reasons.
@@ -81,6 +91,8 @@ pub struct Counters {
     pub flows_expired: u64,
     /// Flows whose decision was taken again after a configuration change.
     pub flows_redecided: u64,
+    /// Connections that the packet filter would have dropped, had it been told to.
+    pub firewall_observed: u64,
 }
 
 impl Counters {
@@ -92,6 +104,7 @@ impl Counters {
             flows_created: 0,
             flows_expired: 0,
             flows_redecided: 0,
+            firewall_observed: 0,
         }
     }
 

@@ -2,11 +2,20 @@
 //!
 //! A request is checked completely before anything is edited, so a refused one leaves no trace.
 
+mod balancer;
+mod capture;
+mod firewall;
+mod inspect;
+mod nat;
+
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
 use crate::flow::key::Scope;
+use crate::meter::TokenBucket;
+use crate::objects::NeighborNat;
 use crate::packet::Packet;
 use crate::periodic::Periodic;
+use crate::services::{PortServices, Services};
 use crate::tables::{
     Attached, Learned, Port, Settings, Tables, Target, UPLINKS, Uplink, VniRoutes,
 };
@@ -38,6 +47,10 @@ pub struct Engine {
     /// Alias prefixes by port, in order of creation.
     prefixes: BTreeMap<PortId, Vec<(Prefix, Ipv6Addr)>>,
     vnis: BTreeMap<Vni, VniUse>,
+    /// Load balancers by id: network and address under which the tables hold them.
+    balancers: BTreeMap<String, (Vni, IpAddr)>,
+    /// Shares of other hosts in order of creation.
+    neighbors: Vec<NeighborNat>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +73,12 @@ impl Engine {
             underlay_seed,
             underlay_type_byte,
             hash_seed,
+            firewall,
+            mut virtual_services,
             limits,
         } = config;
         ports.truncate(EngineConfig::PORTS_MAX);
+        virtual_services.truncate(EngineConfig::VIRTUAL_SERVICES_MAX);
         let mut uplinks = [None; UPLINKS];
         let mut table = Vec::with_capacity(ports.len());
         let mut devices = Vec::with_capacity(ports.len());
@@ -96,6 +112,8 @@ impl Engine {
             ipv6_overlay,
             wcmp_slots,
             flow_timeout_s,
+            firewall,
+            virtual_services,
         };
         Engine {
             tables: Arc::new(Tables {
@@ -105,6 +123,8 @@ impl Engine {
                 uplinks,
                 underlay: UnderlayTable::new(limits.underlay_max),
                 vnis: Arc::new(Vec::new()),
+                services: Services::default(),
+                capture: None,
             }),
             limits,
             hash_seed,
@@ -116,14 +136,16 @@ impl Engine {
             interfaces: BTreeMap::new(),
             prefixes: BTreeMap::new(),
             vnis: BTreeMap::new(),
+            balancers: BTreeMap::new(),
+            neighbors: Vec::new(),
         }
     }
 
     /// A worker sized by the limits. Its memory is reserved here; packets allocate nothing.
     #[must_use]
     pub fn worker(&self) -> Worker {
-        let timeout_s = self.tables.settings.flow_timeout_s;
-        Worker::new(self.devices.len(), &self.limits, timeout_s, self.hash_seed)
+        let settings = &self.tables.settings;
+        Worker::new(self.devices.len(), &self.limits, settings, self.hash_seed)
     }
 
     /// The current snapshot for workers on other threads.
@@ -180,12 +202,14 @@ impl Engine {
 
     // ---- service -----------------------------------------------------------------------------------------------------------
 
-    /// Marks the service as initialized. May be repeated: routes to other hosts are cleared, interfaces and their prefixes stay.
+    /// Marks the service as initialized. May be repeated: routes to other hosts and NAT shares of other hosts are cleared, everything that
+    /// belongs to this host's interfaces and load balancers stays.
     pub fn initialize(&mut self) {
         let slots: Vec<u16> = self.vnis.values().map(|vni| vni.slot).collect();
         for slot in slots {
             self.clear_remote_routes(slot);
         }
+        self.clear_neighbors(None);
         self.initialized = true;
         self.periodic.slow_down_soon();
     }
@@ -303,9 +327,17 @@ impl Engine {
         let endpoint = Endpoint {
             port: port_id,
             scope: Scope::plain(vni),
+            vni,
+            kind: UnderlayKind::Interface,
             prefix: None,
         };
         let own = own_prefixes(&interface.spec);
+        let metering = interface.spec.metering;
+        let services = PortServices {
+            total_meter: TokenBucket::new(metering.total_rate).map(Arc::new),
+            public_meter: TokenBucket::new(metering.public_rate).map(Arc::new),
+            ..PortServices::default()
+        };
         let tables = self.edit();
         tables
             .underlay
@@ -317,6 +349,7 @@ impl Engine {
                 interface,
                 vni_slot: slot,
                 generation,
+                services: Arc::new(services),
             });
         }
         if let Some(routes) = self.edit_routes(slot) {
@@ -326,18 +359,20 @@ impl Engine {
         }
     }
 
-    /// Detaches an interface, with its prefixes.
+    /// Detaches an interface, with everything that belongs to it: prefixes, VIP, NAT, load-balancer prefixes, firewall rules.
     pub fn delete_interface(&mut self, id: &str) -> Result<(), ConfigError> {
         let port_id = *self.interfaces.get(id).ok_or(ConfigError::NotFound)?;
         let port = self.tables.port(port_id).ok_or(ConfigError::NotFound)?;
         let attached = port.interface.clone().ok_or(ConfigError::NotFound)?;
         self.interfaces.remove(id);
+        self.forget_captured(id, port_id);
         let aliases = self.prefixes.remove(&port_id).unwrap_or_default();
         let tables = self.edit();
         tables
             .underlay
             .remove(HostPart::of(attached.interface.underlay));
-        for (_, underlay) in &aliases {
+        let served = &attached.services.lb_prefixes;
+        for (_, underlay) in aliases.iter().chain(served) {
             tables.underlay.remove(HostPart::of(*underlay));
         }
         if let Some(port) = Arc::make_mut(&mut tables.ports).get_mut(port_id.index()) {
@@ -349,7 +384,14 @@ impl Engine {
                 routes.remove(prefix);
             }
         }
-        self.release_vni(attached.interface.spec.vni);
+        let vni = attached.interface.spec.vni;
+        if let Some(vip) = attached.services.vip {
+            self.forget_vip(vni, vip);
+        }
+        if let Some(nat) = attached.services.nat {
+            self.forget_nat(vni, nat);
+        }
+        self.release_vni(vni);
         Ok(())
     }
 
@@ -392,6 +434,8 @@ impl Engine {
         let endpoint = Endpoint {
             port,
             scope: Scope::plain(vni),
+            vni,
+            kind: UnderlayKind::AliasPrefix,
             prefix: Some(prefix),
         };
         self.edit()
@@ -538,7 +582,7 @@ impl Engine {
 
     // ---- VNIs --------------------------------------------------------------------------------------------------------------
 
-    /// Whether any interface uses the VNI.
+    /// Whether any interface or load balancer uses the VNI.
     pub fn vni_in_use(&self, vni: Vni, kind: VniType) -> Result<bool, ConfigError> {
         match kind {
             VniType::Ipv4 | VniType::Ipv6 => Ok(self.vnis.contains_key(&vni)),
@@ -607,6 +651,22 @@ impl Engine {
             if let Some(place) = Arc::make_mut(&mut self.edit().vnis).get_mut(slot) {
                 *place = None;
             }
+            self.clear_neighbors(Some(vni));
+        }
+    }
+
+    /// What the packet path knows of the interface on a port.
+    fn attached(&self, port: PortId) -> Option<&Attached> {
+        self.tables.port(port)?.interface.as_ref()
+    }
+
+    fn edit_port_services(&mut self, port: PortId, change: impl FnOnce(&mut PortServices)) {
+        let ports = Arc::make_mut(&mut self.edit().ports);
+        let attached = ports
+            .get_mut(port.index())
+            .and_then(|port| port.interface.as_mut());
+        if let Some(attached) = attached {
+            change(Arc::make_mut(&mut attached.services));
         }
     }
 

@@ -31,9 +31,9 @@ macro_rules! errors {
 }
 
 errors! {
-    /// No such interface or device.
+    /// There is no such object or device.
     NotFound = 201 "NOT_FOUND",
-    /// The device already has an interface.
+    /// The object exists, or the device already has an interface.
     AlreadyExists = 202 "ALREADY_EXISTS",
     /// The request does not take this kind of VNI selection.
     WrongType = 203 "WRONG_TYPE",
@@ -43,6 +43,12 @@ errors! {
     NoVm = 205 "NO_VM",
     /// The VNI has no tables: no interface uses it.
     NoVni = 206 "NO_VNI",
+    /// A table of objects is full.
+    OutOfMemory = 208 "OUT_OF_MEMORY",
+    /// A capture is running already.
+    AlreadyActive = 210 "ALREADY_ACTIVE",
+    /// No capture is running.
+    NotActive = 211 "NOT_ACTIVE",
     /// Exactly this prefix is already in the VNI's table.
     RouteExists = 301 "ROUTE_EXISTS",
     /// There is no such prefix.
@@ -51,6 +57,12 @@ errors! {
     RouteInsert = 303 "ROUTE_INSERT",
     /// The prefix belongs to another port or to another kind of route.
     RouteBadPort = 304 "ROUTE_BAD_PORT",
+    /// The address is a VIP or NAT address in this network already.
+    DnatExists = 323 "DNAT_EXISTS",
+    /// The interface has no VIP or NAT.
+    SnatNoData = 341 "SNAT_NO_DATA",
+    /// The interface has a VIP or NAT already.
+    SnatExists = 343 "SNAT_EXISTS",
     /// No room for another VNI.
     VniInit = 361 "VNI_INIT4",
     /// The rate limits contradict each other or cannot be expressed.
@@ -59,6 +71,10 @@ errors! {
     VnfInsert = 401 "VNF_INSERT",
     /// The interface id is in use.
     VmHandle = 402 "VM_HANDLE",
+    /// The load balancer of a target is not known.
+    NoLb = 422 "NO_LB",
+    /// The load balancer has as many targets as it can have.
+    BackipAdd = 423 "BACKIP_ADD",
 }
 
 impl fmt::Display for ConfigError {

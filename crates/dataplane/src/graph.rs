@@ -4,13 +4,17 @@
 //! machine ─ cls ┬ arp ───────────────────────────────▶ reply
 //!               ├ ipv6_nd ───────────────────────────▶ reply
 //!               ├ dhcp, dhcpv6 ──────────────────────▶ reply
-//!               └ conntrack ─ ipv4/6_lookup ┬────────▶ machine
-//!                                           └ ipip_encap ─▶ uplink
-//! uplink ─ cls ─ ipip_decap ─ conntrack ─────────────▶ machine
+//!               ├ virtsvc ───────────────────────────▶ uplink
+//!               └ conntrack ─ dnat ─ ipv4/6_lookup ─ firewall ─ snat ┬─▶ machine
+//!                                                                    └ ipip_encap ─▶ uplink
+//! uplink ─ cls ┬ virtsvc ────────────────────────────▶ machine
+//!              └ ipip_decap ┬ packet_relay ──────────▶ reply
+//!                           └ conntrack ─ lb ─ dnat ─ lookup ─ firewall ┬─▶ machine
+//!                                                                       └ ipip_encap ─▶ uplink
 //! ```
 //!
-//! A stage reads the [`Context`], refines the [`Walk`] and may end it early ([`Step::Answered`], or a drop reason). [`stages`] has their order. What
-//! the walk ends with is remembered by [`conntrack`], so that the next packet of either direction needs none of this.
+//! A stage reads the [`Context`], refines the [`Walk`] or refuses it with a reason. [`crate::stages`] has their order. What the walk ends
+//! with is remembered by [`conntrack`], so that the next packet of either direction needs none of this.
 
 use crate::cls::{self, FromMachine};
 use crate::conntrack;
@@ -21,10 +25,14 @@ use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Service};
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
+use crate::port_map::PortMap;
+use crate::stages::{relay, virtual_services};
 use crate::tables::{Tables, Uplink};
-use crate::underlay::Endpoint;
+use crate::time::Instant;
+use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::{DropReason, PortId, Verdict};
-use crate::{PortKind, arp, dhcp, dhcpv6, ipip, ipv6_nd, route_lookup};
+use crate::virtual_service::VirtualService;
+use crate::{PortKind, arp, dhcp, dhcpv6, ipip, ipv6_nd};
 use core::net::Ipv6Addr;
 use net::Vni;
 use net::ethernet::HEADER_LEN as ETHERNET_LEN;
@@ -45,6 +53,8 @@ pub(crate) enum Source<'a> {
 pub(crate) struct Parts<'a> {
     pub flows: &'a mut FlowTable,
     pub adjacencies: &'a mut AdjacencyTable,
+    pub nat: &'a mut PortMap,
+    pub virtual_services: &'a mut [VirtualService],
     pub counters: &'a mut Counters,
     pub errors: &'a mut ErrorBudget,
 }
@@ -55,12 +65,13 @@ pub(crate) struct Context<'a> {
     pub tables: &'a Tables,
     pub flows: &'a mut FlowTable,
     pub adjacencies: &'a mut AdjacencyTable,
+    pub nat: &'a mut PortMap,
+    pub virtual_services: &'a mut [VirtualService],
     pub counters: &'a mut Counters,
     /// For ICMP errors.
     pub errors: &'a mut ErrorBudget,
     pub now: Coarse,
     /// The port it came in on.
-    #[expect(dead_code, reason = "relayed packets, which come next, leave by it")]
     pub from: PortId,
     pub source: Source<'a>,
     /// The machine port this is about: the sender's, or the tunnel endpoint's.
@@ -98,6 +109,10 @@ pub(crate) struct Walk {
     pub service: Service,
     /// What the connection was before, if its configuration may have changed since: choices that are still valid are to be taken again.
     pub previous: Option<Previous>,
+    /// Its route is a default route.
+    pub public: bool,
+    /// A former choice is no longer valid: the connection must begin anew.
+    pub begin_anew: bool,
 }
 
 /// A connection's former translation.
@@ -105,6 +120,8 @@ pub(crate) struct Walk {
 pub(crate) struct Previous {
     pub leaves: Tuple,
     pub service: Service,
+    /// Of a load-balanced connection: its target.
+    pub target: Option<Ipv6Addr>,
 }
 
 impl Walk {
@@ -115,6 +132,8 @@ impl Walk {
             output: None,
             service: Service::None,
             previous: None,
+            public: false,
+            begin_anew: false,
         }
     }
 }
@@ -152,7 +171,10 @@ fn from_machine(cx: &mut Context<'_>, packet: &mut dyn Packet) -> Result<Verdict
         FromMachine::Solicitation(..) => ipv6_nd::process(cx, packet),
         FromMachine::Dhcp => dhcp::process(cx, packet),
         FromMachine::Dhcpv6 => dhcpv6::process(cx, packet),
-        FromMachine::Overlay(overlay) => conntrack::track(cx, packet, &overlay, ETHERNET_LEN),
+        FromMachine::Overlay(overlay) => match virtual_services::outgoing(cx, packet, &overlay)? {
+            Some(verdict) => Ok(verdict),
+            None => conntrack::track(cx, packet, &overlay, ETHERNET_LEN),
+        },
     }
 }
 
@@ -163,18 +185,20 @@ fn from_uplink(
     packet: &mut dyn Packet,
     now: Coarse,
 ) -> Result<Verdict, DropReason> {
+    let instant = Instant::from_coarse(now);
+    if let Some(verdict) = virtual_services::incoming(parts, tables, packet, instant)? {
+        return Ok(verdict);
+    }
     let tunnelled = ipip::decap(tables, packet.frame())?;
     parts.counters.count(Node::IpipDecap);
     let (slot, endpoint) = (tunnelled.slot, tunnelled.endpoint);
     let overlay = cls::from_tunnel(tunnelled.protocol, tunnelled.inner)?;
     let source = Source::Tunnel { slot, endpoint };
     let mut cx = context(parts, tables, (port, endpoint.port), now, source)?;
-    conntrack::track(&mut cx, packet, &overlay, ipip::TUNNEL_LEN)
-}
-
-/// The stages between connection tracking and encapsulation, for the first packet of a connection.
-pub(crate) fn stages(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
-    route_lookup::process(cx, walk)
+    match relay::process(&mut cx, packet, &overlay)? {
+        Some(verdict) => Ok(verdict),
+        None => conntrack::track(&mut cx, packet, &overlay, ipip::TUNNEL_LEN),
+    }
 }
 
 fn context<'a>(
@@ -185,20 +209,34 @@ fn context<'a>(
     source: Source<'a>,
 ) -> Result<Context<'a>, DropReason> {
     let port = tables.port(machine).ok_or(DropReason::Bug)?;
-    let attached = port.interface.as_ref().ok_or(DropReason::NoInterface)?;
+    let (generation, vni, vni_slot, underlay) = match (&port.interface, source) {
+        (Some(attached), _) => (
+            attached.generation,
+            attached.interface.spec.vni,
+            attached.vni_slot,
+            attached.interface.underlay,
+        ),
+        // A load balancer belongs to no machine; its connections have no owner, and nothing is routed.
+        (None, Source::Tunnel { endpoint, .. }) if endpoint.kind == UnderlayKind::LoadBalancer => {
+            (0, endpoint.vni, u16::MAX, tables.settings.host)
+        }
+        (None, _) => return Err(DropReason::NoInterface),
+    };
     Ok(Context {
         tables,
         flows: parts.flows,
         adjacencies: parts.adjacencies,
+        nat: parts.nat,
+        virtual_services: parts.virtual_services,
         counters: parts.counters,
         errors: parts.errors,
         now,
         from,
         source,
         machine,
-        generation: attached.generation,
-        vni: attached.interface.spec.vni,
-        vni_slot: attached.vni_slot,
-        underlay: attached.interface.underlay,
+        generation,
+        vni,
+        vni_slot,
+        underlay,
     })
 }

@@ -3,6 +3,8 @@
 //! Used only where two implementations must agree: the choice of uplink, NAT ports and load-balancer targets. The flow table
 //! has its own, faster and keyed hash.
 
+use core::net::IpAddr;
+
 /// Start value of all hashes of the service.
 const INITIAL: u32 = 0xfee1_900d;
 
@@ -62,4 +64,22 @@ fn finish([a, b, c]: [u32; 3]) -> [u32; 3] {
     let b = blur(b, a, 14);
     let c = blur(c, b, 24);
     [a, b, c]
+}
+
+/// An address inside a hashed key: 16 bytes and a flag for IPv6; IPv4 in host order, little endian, in the first four.
+pub(crate) fn address_bytes(address: IpAddr) -> [u8; 17] {
+    let mut bytes = [0; 17];
+    let (address_part, flag) = bytes.split_at_mut(16);
+    match address {
+        IpAddr::V4(a) => {
+            for (to, from) in address_part.iter_mut().zip(a.to_bits().to_le_bytes()) {
+                *to = from;
+            }
+        }
+        IpAddr::V6(a) => {
+            address_part.copy_from_slice(&a.octets());
+            flag.fill(1);
+        }
+    }
+    bytes
 }

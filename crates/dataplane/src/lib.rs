@@ -17,31 +17,44 @@
 #![deny(clippy::indexing_slicing)]
 
 mod arp;
+mod capture;
 mod cls;
 mod config;
 mod conntrack;
 mod counters;
 mod dhcp;
 mod dhcpv6;
+mod edit;
 mod engine;
 mod error;
+mod firewall;
 mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
 mod graph;
+pub mod icmp_error;
+mod inspect;
 mod ipip;
 mod ipv6_nd;
 mod jhash;
 mod lpm;
+mod maglev;
+mod meter;
+pub mod nat64;
+mod objects;
 mod packet;
 mod periodic;
 mod pmtu;
+mod port_map;
 mod reply;
 mod route_lookup;
+mod services;
+mod stages;
 mod tables;
 mod time;
 mod underlay;
 mod verdict;
+mod virtual_service;
 mod worker;
 
 pub use config::{
@@ -51,13 +64,26 @@ pub use config::{
 pub use counters::{Counters, Node, PortCounters};
 pub use engine::Engine;
 pub use error::ConfigError;
+pub use firewall::{FIREWALL_RULES_MAX, Filter, FilterPacket, Filtered, Firewall};
+pub use inspect::{EndpointRow, TableSize};
 pub use jhash::jhash;
 pub use lpm::{Lpm, Slot as LpmEntry};
+pub use maglev::{MAGLEV_SLOTS, MAGLEV_TARGETS_MAX, Maglev, TargetError};
+pub use meter::TokenBucket;
+pub use objects::{
+    CapturePort, CaptureSpec, FirewallAction, FirewallMode, FirewallRule, LbPort, LoadBalancerSpec,
+    LocalNat, Nat, NeighborNat, PortMatch, RuleDirection, RuleFilter, RulePrefix, Vip,
+    VirtualServiceSpec,
+};
 pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
+pub use port_map::{
+    NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,
+};
 pub use tables::Tables;
 pub use time::Instant;
 pub use underlay::UnderlayKind;
 pub use verdict::{DropReason, PortId, Verdict};
+pub use virtual_service::{Connection, VirtualService};
 pub use worker::{BURST_MAX, Worker};
 
 /// The IPv4 gateway of every machine (link-local, RFC 3927); only ARP and DHCP ever see it.

@@ -3,13 +3,14 @@
 use crate::counters::Node;
 use crate::flow::key::{Transport, Tuple};
 use crate::graph::{Context, Output, Source, Walk};
-use crate::jhash::jhash;
+use crate::jhash::{address_bytes, jhash};
+use crate::nat64;
 use crate::tables::{Tables, Target, Uplink, VniRoutes};
-use crate::underlay::Endpoint;
+use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::DropReason;
 use crate::verdict::PortId;
 use core::net::IpAddr;
-use net::{icmp, protocol};
+use net::{Prefix, icmp, protocol};
 
 /// Checks addresses and finds the way of a packet, unless an earlier stage has steered it.
 pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
@@ -17,7 +18,7 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
     check_forwardable(source, destination)?;
     if walk.output.is_none() {
         walk.output = Some(match cx.source {
-            Source::Machine => from_machine(cx, source, destination, &walk.tuple)?,
+            Source::Machine => from_machine(cx, source, destination, walk)?,
             Source::Tunnel { endpoint, .. } => from_tunnel(cx, endpoint, destination)?,
         });
     }
@@ -28,7 +29,7 @@ fn from_machine(
     cx: &mut Context<'_>,
     source: IpAddr,
     destination: IpAddr,
-    tuple: &Tuple,
+    walk: &mut Walk,
 ) -> Result<Output, DropReason> {
     cx.counters.count(match destination {
         IpAddr::V4(_) => Node::Ipv4Lookup,
@@ -36,14 +37,19 @@ fn from_machine(
     });
     let tables = cx.tables;
     let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
-    if !is_own(routes, source, cx.machine) {
+    let services = cx.services();
+    let serves = |address| services.is_some_and(|services| services.serves(address));
+    if !is_own(routes, source, cx.machine) && !serves(source) {
         return Err(DropReason::SourceSpoofed);
     }
-    let (_, target) = routes.lookup(destination).ok_or(DropReason::NoRoute)?;
+    let (length, target) = routes.lookup(destination).ok_or(DropReason::NoRoute)?;
+    walk.public = length == 0;
     match target {
         Target::Own(port) | Target::Alias(port) => Ok(Output::Deliver(port)),
         Target::Remote { underlay, .. } => Ok(Output::Encap {
-            uplink: *choose_uplink(tables, || path_hash(cx.vni.get(), tuple))?,
+            uplink: *choose_uplink(tables, || {
+                path_hash(cx.vni.get(), &walk.tuple, function(cx, &walk.tuple))
+            })?,
             source: cx.underlay,
             destination: underlay,
         }),
@@ -56,6 +62,13 @@ fn from_tunnel(
     destination: IpAddr,
 ) -> Result<Output, DropReason> {
     let routes = cx.tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
+    if matches!(endpoint.kind, UnderlayKind::Vip | UnderlayKind::Nat) {
+        // Several machines may share the address: whose packet this is was found out by its tuple, and the way to him is a lookup.
+        return match routes.lookup(destination) {
+            Some((_, Target::Own(port) | Target::Alias(port))) => Ok(Output::Deliver(port)),
+            Some((_, Target::Remote { .. })) | None => Err(DropReason::DestinationForeign),
+        };
+    }
     let is_ours = match endpoint.prefix {
         Some(prefix) => prefix.contains(destination),
         None => is_own(routes, destination, cx.machine),
@@ -64,6 +77,35 @@ fn from_tunnel(
         Ok(Output::Deliver(cx.machine))
     } else {
         Err(DropReason::DestinationForeign)
+    }
+}
+
+/// What the sender's address stands for, as a number inside [`path_hash`]: 3 with network NAT, 5 if it is served for a load balancer.
+fn function(cx: &Context<'_>, tuple: &Tuple) -> u8 {
+    let Some(attached) = cx.attached(cx.machine) else {
+        return 0;
+    };
+    let services = &attached.services;
+    match (tuple.source, tuple.destination) {
+        (IpAddr::V4(source), _)
+            if services.nat.is_some() && attached.interface.spec.ipv4 == Some(source) =>
+        {
+            UnderlayKind::Nat as u8
+        }
+        (IpAddr::V4(_), _) => {
+            let own = Prefix::host(tuple.source);
+            let mut served = services.lb_prefixes.iter();
+            let is_served = served.any(|(prefix, _)| *prefix == own);
+            if is_served {
+                UnderlayKind::LbPrefix as u8
+            } else {
+                0
+            }
+        }
+        (_, IpAddr::V6(destination)) if nat64::embedded(destination).is_some() => {
+            UnderlayKind::Nat as u8
+        }
+        _ => 0,
     }
 }
 
@@ -77,7 +119,7 @@ fn is_own(routes: &VniRoutes, address: IpAddr, port: PortId) -> bool {
 }
 
 /// Refuses what no router may forward.
-fn check_forwardable(source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
+pub(crate) fn check_forwardable(source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
     match destination {
         IpAddr::V4(a) if a.is_multicast() || a.is_broadcast() => Err(DropReason::Multicast),
         IpAddr::V6(a) if a.is_multicast() => Err(DropReason::Multicast),
@@ -97,7 +139,10 @@ fn is_local_scope(address: IpAddr) -> bool {
 }
 
 /// Uplink 0 unless it cannot be used; with load sharing, by hash slot.
-fn choose_uplink(tables: &Tables, hash: impl Fn() -> u32) -> Result<&Uplink, DropReason> {
+pub(crate) fn choose_uplink(
+    tables: &Tables,
+    hash: impl Fn() -> u32,
+) -> Result<&Uplink, DropReason> {
     let usable =
         |uplink: &'_ Option<Uplink>| uplink.is_some_and(|u| u.link && u.next_hop.is_some());
     let [first, second] = &tables.uplinks;
@@ -119,8 +164,8 @@ fn choose_uplink(tables: &Tables, hash: impl Fn() -> u32) -> Result<&Uplink, Dro
 }
 
 /// The hash that all implementations agree on for the choice of uplink: over destination, protocol, destination port, source,
-/// kind of function (0), source port and VNI, little endian, IPv4 addresses in host order.
-pub(crate) fn path_hash(vni: u32, tuple: &Tuple) -> u32 {
+/// what the source stands for, source port and VNI, little endian, IPv4 addresses in host order.
+pub(crate) fn path_hash(vni: u32, tuple: &Tuple, function: u8) -> u32 {
     let (protocol, destination_port, source_port) = match tuple.transport {
         Transport::Tcp => (protocol::TCP, tuple.destination_port, tuple.source_port),
         Transport::Udp => (protocol::UDP, tuple.destination_port, tuple.source_port),
@@ -161,25 +206,8 @@ pub(crate) fn path_hash(vni: u32, tuple: &Tuple) -> u32 {
     put(&[protocol]);
     put(&destination_port.to_le_bytes());
     put(&address_bytes(tuple.source));
-    put(&[0]);
+    put(&[function]);
     put(&source_port.to_le_bytes());
     put(&vni.to_le_bytes());
     jhash(&key)
-}
-
-fn address_bytes(address: IpAddr) -> [u8; 17] {
-    let mut bytes = [0; 17];
-    let (address_part, flag) = bytes.split_at_mut(16);
-    match address {
-        IpAddr::V4(a) => {
-            for (to, from) in address_part.iter_mut().zip(a.to_bits().to_le_bytes()) {
-                *to = from;
-            }
-        }
-        IpAddr::V6(a) => {
-            address_part.copy_from_slice(&a.octets());
-            flag.fill(1);
-        }
-    }
-    bytes
 }

@@ -1,7 +1,10 @@
 //! The snapshot a worker reads: ports, underlay addresses, routes. Written only by [`crate::Engine`].
 
+use crate::capture::Capture;
 use crate::config::{Dhcp, Interface, PortKind};
 use crate::lpm::Lpm;
+use crate::objects::{FirewallMode, VirtualServiceSpec};
+use crate::services::{PortServices, Services};
 use crate::underlay::{HostPart, UnderlayTable};
 use crate::verdict::PortId;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,6 +29,10 @@ pub struct Tables {
     pub(crate) underlay: UnderlayTable,
     /// Routes by VNI slot.
     pub(crate) vnis: Arc<Vec<Option<Arc<VniRoutes>>>>,
+    /// Address translation and load balancing by VNI.
+    pub(crate) services: Services,
+    /// The capture in force.
+    pub(crate) capture: Option<Arc<Capture>>,
 }
 
 /// What never changes.
@@ -37,6 +44,8 @@ pub(crate) struct Settings {
     /// Uplink 0's share of ten hash slots.
     pub wcmp_slots: u8,
     pub flow_timeout_s: u32,
+    pub firewall: FirewallMode,
+    pub virtual_services: Vec<VirtualServiceSpec>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +78,7 @@ pub(crate) struct Attached {
     pub vni_slot: u16,
     /// Number of this attachment since the start; tells a re-created interface from its predecessor.
     pub generation: u32,
+    pub services: Arc<PortServices>,
 }
 
 /// What a machine tells about itself. Written on the packet path, hence atomic; kept over delete and create on the same port.

@@ -19,6 +19,11 @@ impl Instant {
         Instant(seconds.saturating_mul(1_000_000_000))
     }
 
+    /// From the coarse time of flows.
+    pub(crate) const fn from_coarse(now: crate::flow::Coarse) -> Instant {
+        Instant((now.0 as u64) << 24)
+    }
+
     /// This instant plus `seconds`.
     #[must_use]
     pub const fn plus_secs(self, seconds: u64) -> Instant {

@@ -7,7 +7,7 @@ use crate::config::UnderlaySeed;
 use crate::flow::key::Scope;
 use crate::verdict::PortId;
 use core::net::Ipv6Addr;
-use net::Prefix;
+use net::{Prefix, Vni};
 use std::sync::Arc;
 
 /// What an underlay address stands for. The numbers are those of byte 9 of a typed address.
@@ -16,6 +16,14 @@ use std::sync::Arc;
 pub enum UnderlayKind {
     /// An interface's own addresses.
     Interface = 1,
+    /// An address that stands for one interface alone.
+    Vip = 2,
+    /// An interface's share of an address.
+    Nat = 3,
+    /// A load balancer.
+    LoadBalancer = 4,
+    /// A prefix that an interface serves as target of load balancers.
+    LbPrefix = 5,
     /// A further prefix delivered to an interface.
     AliasPrefix = 6,
 }
@@ -23,11 +31,14 @@ pub enum UnderlayKind {
 /// An entry of the table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint {
-    /// The machine port behind it.
+    /// The machine port behind it; of a load balancer, the first uplink.
     pub port: PortId,
     /// How tuples of its packets are meant: its virtual network.
     pub scope: Scope,
-    /// `None` for the interface itself.
+    /// Its virtual network.
+    pub vni: Vni,
+    pub kind: UnderlayKind,
+    /// Of alias and load-balancer prefixes: which.
     pub prefix: Option<Prefix>,
 }
 
@@ -38,6 +49,11 @@ pub(crate) struct HostPart(pub u64);
 impl HostPart {
     pub(crate) const fn of(address: Ipv6Addr) -> HostPart {
         HostPart(address.to_bits() as u64)
+    }
+
+    /// The whole address on a host.
+    pub(crate) fn on(self, host: Ipv6Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(host.to_bits() >> 64 << 64 | u128::from(self.0))
     }
 }
 
@@ -69,6 +85,17 @@ impl UnderlayTable {
             .get(slot)?
             .as_ref()
             .map(|endpoint| (slot as u16, endpoint))
+    }
+
+    /// Addresses in use.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All addresses, in no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (HostPart, &Endpoint)> {
+        let entries = self.keys.iter().zip(self.endpoints.iter());
+        entries.filter_map(|(key, endpoint)| Some((HostPart(*key), endpoint.as_ref()?)))
     }
 
     pub(crate) fn is_full(&self) -> bool {

@@ -110,6 +110,32 @@ drop_reasons! {
     AdjacencyTableFull = "adjacency_table_full",
     /// With its outer header the packet is larger than the uplink's MTU.
     PacketTooBig = "packet_too_big",
+    /// A rule of the sender's packet filter drops it, or none accepts it.
+    FirewallEgress = "firewall_egress",
+    /// A rule of the receiver's packet filter drops it, or none accepts it.
+    FirewallIngress = "firewall_ingress",
+    /// For a load balancer, but not for one of its ports.
+    LbUnserved = "lb_unserved",
+    /// For a load balancer without targets.
+    LbNoTarget = "lb_no_target",
+    /// For a NAT address, but no connection and no other host's ports.
+    NatUnsolicited = "nat_unsolicited",
+    /// No NAT port is free towards this remote end.
+    NatExhausted = "nat_exhausted",
+    /// The table of NAT ports is full.
+    NatTableFull = "nat_table_full",
+    /// A piece of a fragmented packet whose address would have to be translated.
+    TranslatedFragment = "translated_fragment",
+    /// There is no such packet in the other address family.
+    NotTranslatable = "not_translatable",
+    /// Over the limit of all traffic of the machine.
+    TotalRate = "total_rate",
+    /// Over the limit of the machine's traffic to the internet.
+    PublicRate = "public_rate",
+    /// Every port of a virtual service is in use.
+    VirtualServiceFull = "virtual_service_full",
+    /// From a virtual service, but to nobody who asked.
+    VirtualServiceUnknown = "virtual_service_unknown",
     /// DHCPv4 or DHCPv6 message that cannot be parsed.
     DhcpMalformed = "dhcp_malformed",
     /// DHCP message of a type that is not answered (releases, declines, relayed messages, replies).

@@ -19,10 +19,13 @@ use crate::graph::{self, Parts};
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
-use crate::tables::{Port, Tables};
+use crate::port_map::PortMap;
+use crate::stages::snat;
+use crate::tables::{Port, Settings, Tables};
 use crate::time::Instant;
 use crate::underlay::HostPart;
 use crate::verdict::{DropReason, PortId, Verdict};
+use crate::virtual_service::VirtualService;
 use core::hint::black_box;
 use core::net::Ipv6Addr;
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
@@ -39,6 +42,8 @@ const ETHERTYPE_V6: [u8; 2] = TYPE_IPV6.to_be_bytes();
 pub struct Worker {
     flows: FlowTable,
     adjacencies: AdjacencyTable,
+    nat: PortMap,
+    virtual_services: Vec<VirtualService>,
     counters: Counters,
     errors: ErrorBudget,
     /// Working space of a burst, kept to spare its initialization.
@@ -89,12 +94,19 @@ impl Worker {
     pub(crate) fn new(
         ports: usize,
         limits: &Limits,
-        flow_timeout_s: u32,
+        settings: &Settings,
         hash_seed: u64,
     ) -> Worker {
+        let timeout_s = settings.flow_timeout_s;
+        let specs = settings.virtual_services.iter().zip(0..);
+        let virtual_services = specs.map(|(spec, index)| {
+            VirtualService::new(settings.host, index, *spec, timeout_s, hash_seed)
+        });
         Worker {
-            flows: FlowTable::new(limits.flows_max, flow_timeout_s, hash_seed),
+            flows: FlowTable::new(limits.flows_max, timeout_s, hash_seed),
             adjacencies: AdjacencyTable::new(limits.adjacencies_max),
+            nat: PortMap::new(limits.nat_max as usize, hash_seed),
+            virtual_services: virtual_services.collect(),
             counters: Counters::new(ports),
             errors: ErrorBudget::FULL,
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
@@ -111,6 +123,18 @@ impl Worker {
     #[must_use]
     pub fn flow_saturation(&self) -> (usize, usize) {
         (self.flows.len(), self.flows.capacity())
+    }
+
+    /// NAT ports in use by tracked connections.
+    #[must_use]
+    pub fn nat(&self) -> &PortMap {
+        &self.nat
+    }
+
+    /// Virtual services with their connections.
+    #[must_use]
+    pub fn virtual_services(&self) -> &[VirtualService] {
+        &self.virtual_services
     }
 
     /// Tunnels in use by tracked connections, and the most there can be.
@@ -167,10 +191,12 @@ impl Worker {
         let Worker {
             flows,
             adjacencies,
+            nat,
             counters,
             ..
         } = self;
-        counters.flows_expired += flows.age(Coarse::of(now), |entries, _| {
+        counters.flows_expired += flows.age(Coarse::of(now), |entries, record| {
+            snat::end(nat, entries, record.service);
             for entry in entries {
                 conntrack::release(adjacencies, entry);
             }
@@ -253,6 +279,8 @@ impl Worker {
         let Worker {
             flows,
             adjacencies,
+            nat,
+            virtual_services,
             counters,
             errors,
             parsed,
@@ -266,6 +294,8 @@ impl Worker {
             parts: Parts {
                 flows,
                 adjacencies,
+                nat,
+                virtual_services,
                 counters,
                 errors,
             },

@@ -6,6 +6,7 @@
 use crate::flow::NONE;
 use crate::ipip::TUNNEL_LEN;
 use crate::verdict::PortId;
+use core::net::Ipv6Addr;
 
 /// A tunnel: its outer Ethernet and IPv6 header with payload length 0, and the way there. One cache line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,14 @@ pub(crate) struct Adjacency {
     pub port: PortId,
     /// Largest inner packet.
     pub inner_max: u16,
+}
+
+impl Adjacency {
+    /// Where the tunnel leads.
+    pub(crate) fn destination(&self) -> Ipv6Addr {
+        let octets = self.header.last_chunk::<16>().copied();
+        Ipv6Addr::from_octets(octets.unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -64,8 +64,15 @@ impl Scope {
         Scope(vni.get())
     }
 
+    /// The network.
+    pub(crate) const fn vni(self) -> Vni {
+        match Vni::new(self.0 & 0x00ff_ffff) {
+            Some(vni) => vni,
+            None => Vni::MAX,
+        }
+    }
+
     /// Packets for the underlay address of a load balancer.
-    #[expect(dead_code, reason = "the endpoints of load balancers, which come next")]
     pub(crate) const fn balanced(vni: Vni) -> Scope {
         Scope(vni.get() | 1 << 24)
     }
@@ -204,7 +211,6 @@ impl FlowKey {
     }
 
     /// The scope it was made with.
-    #[expect(dead_code, reason = "the release of NAT ports, which comes next")]
     pub(crate) const fn scope(&self) -> Scope {
         Scope(self.first as u32 & 0x0fff_ffff)
     }

@@ -99,6 +99,12 @@ impl Entry {
     pub(crate) const TRACKED: u8 = 1;
     /// Addresses or ports change within their family.
     pub(crate) const TRANSLATED: u8 = 2;
+    /// The address family changes.
+    pub(crate) const FAMILY: u8 = 4;
+    /// The machine that sends has a rate limit.
+    pub(crate) const METERED: u8 = 8;
+    /// Packets count against the limit of traffic to the internet.
+    pub(crate) const PUBLIC: u8 = 16;
 
     pub(crate) const FREE: Entry = Entry {
         key: FlowKey::NONE,
@@ -120,10 +126,6 @@ impl Entry {
 /// Which service changed or steered a connection; what must be given back when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
-#[expect(
-    dead_code,
-    reason = "the stages of the services, which come next, construct them"
-)]
 pub(crate) enum Service {
     /// Plain forwarding.
     #[default]

@@ -58,6 +58,7 @@ pub fn config() -> EngineConfig {
     let mut config = EngineConfig::new(v6("fc00:1::1"), (0..6).map(port).collect());
     config.ipv6_overlay = true;
     config.limits.flows_max = 1_000;
+    config.limits.nat_max = 1_000;
     config
 }
 
@@ -216,6 +217,7 @@ pub fn listing(counters: &Counters) -> BTreeMap<String, u64> {
     all.insert("flows created".to_owned(), counters.flows_created);
     all.insert("flows expired".to_owned(), counters.flows_expired);
     all.insert("flows redecided".to_owned(), counters.flows_redecided);
+    all.insert("firewall observed".to_owned(), counters.firewall_observed);
     all
 }
 

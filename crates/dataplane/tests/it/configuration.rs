@@ -23,14 +23,22 @@ fn codes_and_names() {
         (204, "BAD_IPVER"),
         (205, "NO_VM"),
         (206, "NO_VNI"),
+        (208, "OUT_OF_MEMORY"),
+        (210, "ALREADY_ACTIVE"),
+        (211, "NOT_ACTIVE"),
         (301, "ROUTE_EXISTS"),
         (302, "ROUTE_NOT_FOUND"),
         (303, "ROUTE_INSERT"),
         (304, "ROUTE_BAD_PORT"),
+        (323, "DNAT_EXISTS"),
+        (341, "SNAT_NO_DATA"),
+        (343, "SNAT_EXISTS"),
         (361, "VNI_INIT4"),
         (383, "PORT_METER"),
         (401, "VNF_INSERT"),
         (402, "VM_HANDLE"),
+        (422, "NO_LB"),
+        (423, "BACKIP_ADD"),
     ];
     assert_eq!(all, expected);
     assert_eq!(ConfigError::NoVm.to_string(), "NO_VM (205)");

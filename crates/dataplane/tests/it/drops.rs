@@ -30,6 +30,23 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
         |bytes: &[u8]| from_guest(&build::udp(("0.0.0.0", 68), ("255.255.255.255", 67), bytes));
     let (port, frame) = match reason {
         DropReason::Bug => return None,
+        DropReason::FirewallEgress
+        | DropReason::FirewallIngress
+        | DropReason::LbUnserved
+        | DropReason::LbNoTarget
+        | DropReason::NatUnsolicited
+        | DropReason::NatExhausted
+        | DropReason::NatTableFull
+        | DropReason::TranslatedFragment
+        | DropReason::NotTranslatable
+        | DropReason::TotalRate
+        | DropReason::PublicRate
+        | DropReason::VirtualServiceFull
+        | DropReason::VirtualServiceUnknown => {
+            let (host, port, frame) = crate::provoke_services::provoke(reason)?;
+            bed = host;
+            (port, frame)
+        }
         DropReason::UnknownPort => (PortId(99), from_guest(&plain())),
         DropReason::NoInterface => (VM4, from_guest(&plain())),
         DropReason::Runt => (VM1, vec![0xff; 13]),
@@ -171,6 +188,7 @@ fn every_reason_is_provoked_and_counted_once() {
         let mut moved: Vec<_> = listing(bed.worker.counters())
             .into_iter()
             .filter(|(name, count)| name.starts_with("drop") && *count != before[name])
+            .map(|(name, count)| (name.clone(), count - before[&name]))
             .collect();
         moved.sort();
         let name = format!("drop {}", reason.name());

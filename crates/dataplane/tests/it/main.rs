@@ -8,16 +8,29 @@
 )]
 
 mod arp_nd;
+mod balance;
 mod bed;
 mod build;
 mod configuration;
 mod conntrack;
 mod dhcp;
 mod drops;
+mod firewall;
 mod flows;
 mod forward;
 mod lpm;
+mod maglev;
 mod memory;
+mod meter;
+mod nat64;
 mod pmtu;
+mod policy;
+mod port_map;
+mod provoke_services;
 mod random;
+mod scene;
+mod services;
+mod translate;
 mod uplinks;
+mod virtual_packets;
+mod virtual_service;

@@ -1,7 +1,10 @@
 //! Grammar of the command line.
 
+use super::values::{
+    Action, Direction, LbPort, NatKind, PrefixText, Transport, VniKind, action, direction,
+    duration, nat_type, transport, vni_type,
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ipnet_like::PrefixText;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -78,6 +81,9 @@ pub(crate) enum Command {
     Reset(Reset),
     /// Initialize the service; refused if it is initialized.
     Init,
+    /// Mirror packets to a receiver.
+    #[command(subcommand)]
+    Capture(Capture),
     /// Print the completion script of a shell.
     Completion { shell: clap_complete::Shell },
 }
@@ -115,6 +121,189 @@ pub(crate) enum Create {
     /// Add a route to another host.
     #[command(visible_aliases = ["routes", "rt", "rts"])]
     Route(CreateRoute),
+    /// Let an interface serve a prefix for load balancers.
+    #[command(name = "lbprefix", visible_aliases = ["loadbalancer-prefix", "loadbalancer-prefixes", "lbprfx", "lbprfxs"])]
+    LbPrefix(CreatePrefix),
+    /// Give an interface an address of its own.
+    #[command(name = "virtualip", visible_aliases = ["virtualips", "vip", "vips"])]
+    VirtualIp(CreateVirtualIp),
+    /// Create a load balancer.
+    #[command(name = "loadbalancer", visible_aliases = ["loadbalancers", "lb", "lbs"])]
+    LoadBalancer(CreateLoadBalancer),
+    /// Add a target to a load balancer.
+    #[command(name = "lbtarget", visible_aliases = ["loadbalancer-target", "loadbalancer-targets", "lbtrgt", "lbtrgts"])]
+    LbTarget(LbTarget),
+    /// Give an interface a share of a NAT address.
+    #[command(visible_alias = "translation")]
+    Nat(CreateNat),
+    /// Tell that ports of a NAT address belong to another host.
+    #[command(name = "neighbornat", visible_aliases = ["nnat", "ngbnat", "neighnat"])]
+    NeighborNat(CreateNeighborNat),
+    /// Add a rule to an interface's packet filter.
+    #[command(name = "firewallrule", visible_aliases = ["firewallrules", "fwrule", "fwrules", "fw-rule", "fw-rules"])]
+    FirewallRule(CreateFirewallRule),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateVirtualIp {
+    /// The address.
+    #[arg(long)]
+    pub(crate) vip: IpAddr,
+    /// Its interface.
+    #[arg(long)]
+    pub(crate) interface_id: String,
+    /// Underlay address to use instead of a generated one.
+    #[arg(long)]
+    pub(crate) underlay: Option<Ipv6Addr>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateLoadBalancer {
+    /// Name of the load balancer.
+    #[arg(long)]
+    pub(crate) id: String,
+    /// Virtual network.
+    #[arg(long)]
+    pub(crate) vni: u32,
+    /// The address it serves.
+    #[arg(long)]
+    pub(crate) vip: IpAddr,
+    /// The ports it serves, such as TCP/443,UDP/53.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(crate) lbports: Vec<LbPort>,
+    /// Underlay address to use instead of a generated one.
+    #[arg(long)]
+    pub(crate) underlay: Option<Ipv6Addr>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LbTarget {
+    /// Underlay address of the target.
+    #[arg(long)]
+    pub(crate) target_ip: IpAddr,
+    /// The load balancer.
+    #[arg(long)]
+    pub(crate) lb_id: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateNat {
+    /// The interface.
+    #[arg(long)]
+    pub(crate) interface_id: String,
+    /// The shared address.
+    #[arg(long)]
+    pub(crate) nat_ip: IpAddr,
+    /// First port.
+    #[arg(long)]
+    pub(crate) minport: u32,
+    /// One past the last port.
+    #[arg(long)]
+    pub(crate) maxport: u32,
+    /// Underlay address to use instead of a generated one.
+    #[arg(long)]
+    pub(crate) underlay: Option<Ipv6Addr>,
+}
+
+/// The key of another host's share.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NeighborNatKey {
+    /// The shared address.
+    #[arg(long)]
+    pub(crate) nat_ip: IpAddr,
+    /// Virtual network.
+    #[arg(long)]
+    pub(crate) vni: u32,
+    /// First port.
+    #[arg(long)]
+    pub(crate) minport: u32,
+    /// One past the last port.
+    #[arg(long)]
+    pub(crate) maxport: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateNeighborNat {
+    #[command(flatten)]
+    pub(crate) key: NeighborNatKey,
+    /// Where the other host expects packets to these ports.
+    #[arg(long)]
+    pub(crate) underlayroute: Ipv6Addr,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CreateFirewallRule {
+    /// The interface.
+    #[arg(long)]
+    pub(crate) interface_id: String,
+    /// Name of the rule.
+    #[arg(long)]
+    pub(crate) rule_id: String,
+    /// Packets to the machine (ingress, 0) or from it (egress, 1).
+    #[arg(long, value_parser = direction)]
+    pub(crate) direction: Direction,
+    /// drop (deny, 0) or accept (allow, 1).
+    #[arg(long, value_parser = action)]
+    pub(crate) action: Action,
+    /// Source addresses.
+    #[arg(long)]
+    pub(crate) src: PrefixText,
+    /// Destination addresses.
+    #[arg(long)]
+    pub(crate) dst: PrefixText,
+    /// Lower numbers are tried first.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) priority: u32,
+    /// icmp, tcp or udp; any if not given.
+    #[arg(long, value_parser = transport)]
+    pub(crate) protocol: Option<Transport>,
+    /// First source port; -1 for any.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) src_port_min: i32,
+    /// Last source port.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) src_port_max: i32,
+    /// First destination port; -1 for any.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) dst_port_min: i32,
+    /// Last destination port.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) dst_port_max: i32,
+    /// ICMP type; -1 for any.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) icmp_type: i32,
+    /// ICMP code; -1 for any.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub(crate) icmp_code: i32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Capture {
+    /// Start mirroring.
+    Start(CaptureStart),
+    /// Stop mirroring.
+    Stop,
+    /// Show what is mirrored.
+    Status,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CaptureStart {
+    /// Underlay address of the receiver.
+    #[arg(long)]
+    pub(crate) sink_node_ip: IpAddr,
+    /// UDP source port.
+    #[arg(long)]
+    pub(crate) udp_src_port: u32,
+    /// UDP destination port.
+    #[arg(long)]
+    pub(crate) udp_dst_port: u32,
+    /// Uplinks by number, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) pf: Vec<u32>,
+    /// Interfaces by id, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) vf: Vec<String>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -212,6 +401,53 @@ pub(crate) enum Delete {
         #[arg(long)]
         vni: u32,
     },
+    /// End serving a prefix for load balancers.
+    #[command(name = "lbprefix", visible_aliases = ["loadbalancer-prefix", "loadbalancer-prefixes", "lbprfx", "lbprfxs"])]
+    LbPrefix {
+        /// The prefix.
+        #[arg(long)]
+        prefix: PrefixText,
+        /// Its interface.
+        #[arg(long)]
+        interface_id: String,
+    },
+    /// Take an interface's own address away.
+    #[command(name = "virtualip", visible_aliases = ["virtualips", "vip", "vips"])]
+    VirtualIp {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+    },
+    /// Remove a load balancer.
+    #[command(name = "loadbalancer", visible_aliases = ["loadbalancers", "lb", "lbs"])]
+    LoadBalancer {
+        /// Its name.
+        #[arg(long)]
+        id: String,
+    },
+    /// Remove a target from a load balancer.
+    #[command(name = "lbtarget", visible_aliases = ["loadbalancer-target", "loadbalancer-targets", "lbtrgt", "lbtrgts"])]
+    LbTarget(LbTarget),
+    /// Take an interface's share of a NAT address away.
+    #[command(visible_alias = "translation")]
+    Nat {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+    },
+    /// Forget another host's share of a NAT address.
+    #[command(name = "neighbornat", visible_aliases = ["nnat", "ngbnat", "neighnat"])]
+    NeighborNat(NeighborNatKey),
+    /// Remove a rule from an interface's packet filter.
+    #[command(name = "firewallrule", visible_aliases = ["firewallrules", "fwrule", "fwrules", "fw-rule", "fw-rules"])]
+    FirewallRule {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+        /// The rule.
+        #[arg(long)]
+        rule_id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -236,6 +472,51 @@ pub(crate) enum Get {
         /// Virtual network.
         #[arg(long, default_value_t = 0)]
         vni: u32,
+    },
+    /// Prefixes that an interface serves for load balancers; of all interfaces if no id is given.
+    #[command(name = "lbprefix", visible_aliases = ["loadbalancer-prefix", "loadbalancer-prefixes", "lbprfx", "lbprfxs"])]
+    LbPrefix {
+        /// The interface.
+        #[arg(long, default_value = "")]
+        interface_id: String,
+    },
+    /// An interface's own address.
+    #[command(name = "virtualip", visible_aliases = ["virtualips", "vip", "vips"])]
+    VirtualIp {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+    },
+    /// A load balancer; all if no id is given.
+    #[command(name = "loadbalancer", visible_aliases = ["loadbalancers", "lb", "lbs"])]
+    LoadBalancer {
+        /// Its name.
+        #[arg(long, default_value = "")]
+        id: String,
+    },
+    /// Targets of a load balancer; of all if no id is given.
+    #[command(name = "lbtarget", visible_aliases = ["loadbalancer-target", "loadbalancer-targets", "lbtrgt", "lbtrgts"])]
+    LbTarget {
+        /// The load balancer.
+        #[arg(long, default_value = "")]
+        lb_id: String,
+    },
+    /// An interface's share of a NAT address.
+    #[command(visible_alias = "translation")]
+    Nat {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+    },
+    /// A rule of an interface's packet filter; all if no rule is given.
+    #[command(name = "firewallrule", visible_aliases = ["firewallrules", "fwrule", "fwrules", "fw-rule", "fw-rules"])]
+    FirewallRule {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+        /// The rule.
+        #[arg(long, default_value = "")]
+        rule_id: String,
     },
     /// Whether a virtual network is in use.
     Vni {
@@ -278,6 +559,51 @@ pub(crate) enum List {
         #[command(flatten)]
         sort: Sort,
     },
+    /// Prefixes that interfaces serve for load balancers.
+    #[command(name = "lbprefixes", visible_aliases = ["lbprefix", "loadbalancer-prefix", "loadbalancer-prefixes", "lbprfx", "lbprfxs"])]
+    LbPrefixes {
+        /// The interface; all if not given.
+        #[arg(long, default_value = "")]
+        interface_id: String,
+        #[command(flatten)]
+        sort: Sort,
+    },
+    /// Targets of a load balancer.
+    #[command(name = "lbtargets", visible_aliases = ["lbtarget", "loadbalancer-target", "loadbalancer-targets", "lbtrgt", "lbtrgts"])]
+    LbTargets {
+        /// The load balancer; all if not given.
+        #[arg(long, default_value = "")]
+        lb_id: String,
+        #[command(flatten)]
+        sort: Sort,
+    },
+    /// Shares of NAT addresses.
+    #[command(visible_aliases = ["nat", "translation"])]
+    Nats {
+        /// The shared address; 0.0.0.0 for all.
+        #[arg(long, default_value = "0.0.0.0")]
+        nat_ip: IpAddr,
+        /// any (0), local (1) or neighbor (2).
+        #[arg(long, default_value = "0", value_parser = nat_type)]
+        nat_type: NatKind,
+        #[command(flatten)]
+        sort: Sort,
+    },
+    /// All load balancers.
+    #[command(name = "loadbalancers", visible_aliases = ["loadbalancer", "lb", "lbs"])]
+    LoadBalancers {
+        #[command(flatten)]
+        sort: Sort,
+    },
+    /// Rules of an interface's packet filter.
+    #[command(name = "firewallrules", visible_aliases = ["firewallrule", "fwrule", "fwrules", "fw-rule", "fw-rules"])]
+    FirewallRules {
+        /// The interface.
+        #[arg(long)]
+        interface_id: String,
+        #[command(flatten)]
+        sort: Sort,
+    },
 }
 
 #[derive(Clone, Debug, Default, Args)]
@@ -298,57 +624,6 @@ pub(crate) enum Reset {
         #[arg(long, value_parser = vni_type, default_value = "both")]
         vni_type: VniKind,
     },
-}
-
-/// Tables of a virtual network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum VniKind {
-    Ipv4,
-    Ipv6,
-    Both,
-}
-
-fn vni_type(text: &str) -> Result<VniKind, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "0" | "ipv4" => Ok(VniKind::Ipv4),
-        "1" | "ipv6" => Ok(VniKind::Ipv6),
-        "2" | "both" => Ok(VniKind::Both),
-        _ => Err("one of ipv4 (0), ipv6 (1), both (2)".to_owned()),
-    }
-}
-
-/// Numbers with unit `ms`, `s` or `m`, such as `1m30s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || "a number with a unit, such as 500ms, 4s or 1m".to_owned();
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .ok_or_else(invalid)?;
-        let (number, tail) = rest.split_at(digits);
-        let unit = tail
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit);
-        let number: u32 = number.parse().map_err(|_| invalid())?;
-        let unit = match unit {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            _ => return Err(invalid()),
-        };
-        total = unit
-            .checked_mul(number)
-            .and_then(|part| total.checked_add(part))
-            .ok_or_else(invalid)?;
-        rest = tail;
-    }
-    if total.is_zero() {
-        Err(invalid())
-    } else {
-        Ok(total)
-    }
 }
 
 /// Long flags are accepted in any case.
@@ -374,37 +649,4 @@ pub(crate) fn target(address: Option<&str>, port: Option<OsString>) -> String {
     }
 }
 
-/// Prefixes as the user wrote them: the service decides about host bits.
-mod ipnet_like {
-    use std::net::IpAddr;
-    use std::str::FromStr;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) struct PrefixText {
-        pub(crate) address: IpAddr,
-        pub(crate) length: u8,
-    }
-
-    impl FromStr for PrefixText {
-        type Err = String;
-
-        fn from_str(text: &str) -> Result<PrefixText, String> {
-            let parse = || {
-                let (address, length) = text.split_once('/')?;
-                let address: IpAddr = address.parse().ok()?;
-                let length: u8 = length.parse().ok()?;
-                let max = if address.is_ipv4() { 32 } else { 128 };
-                (length <= max).then_some(PrefixText { address, length })
-            };
-            parse().ok_or_else(|| "not a prefix such as 10.1.0.0/24 or fd00::/64".to_owned())
-        }
-    }
-
-    impl std::fmt::Display for PrefixText {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "{}/{}", self.address, self.length)
-        }
-    }
-}
-
-pub(crate) use ipnet_like::PrefixText as Prefix;
+pub(crate) use super::values::PrefixText as Prefix;

@@ -2,17 +2,18 @@
 
 use super::args::{
     Cli, Command, Create, CreateInterface, CreatePrefix, CreateRoute, Delete, Get, List, Prefix,
-    Reset, VniKind, target,
+    Reset, target,
 };
 use super::output::{Object, Printed, Tree, sort};
-use super::{CliError, manifest};
+use super::values::VniKind;
+use super::{CliError, manifest, services};
 use proto::dpdk::dpd_kironcore_client::DpdKironcoreClient;
 use proto::{code, dpdk};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use tonic::transport::{Channel, Endpoint};
 
-type Client = DpdKironcoreClient<Channel>;
+pub(super) type Client = DpdKironcoreClient<Channel>;
 
 /// Name under which the service logs this client.
 const CLIENT_NAME: &str = "dpservice-cli";
@@ -29,8 +30,9 @@ pub(super) async fn run(cli: &Cli) -> Result<Vec<Printed>, CliError> {
             Some(object) => delete(client, object.clone()).await?,
             None => return delete_files(client, &args.filename).await,
         },
-        Command::Get(what) => get(client, what).await?,
-        Command::List(what) => list(client, what).await?,
+        Command::Get(what) => get(client, what, cli.wide).await?,
+        Command::List(what) => list(client, what, cli.wide).await?,
+        Command::Capture(what) => services::capture(client, what).await?,
         Command::Reset(Reset::Vni { vni, vni_type }) => reset(client, *vni, *vni_type).await?,
         Command::Init => initialize(client).await?,
         Command::Completion { .. } => return Ok(Vec::new()),
@@ -66,7 +68,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Fails if the service refused.
-fn accept(status: Option<dpdk::Status>) -> Result<(), CliError> {
+pub(super) fn accept(status: Option<dpdk::Status>) -> Result<(), CliError> {
     let dpdk::Status { code, message } = status.unwrap_or_default();
     if code == code::OK {
         Ok(())
@@ -75,11 +77,11 @@ fn accept(status: Option<dpdk::Status>) -> Result<(), CliError> {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn address(address: IpAddr) -> dpdk::IpAddress {
+pub(super) fn address(address: IpAddr) -> dpdk::IpAddress {
     let ipver = match address {
         IpAddr::V4(_) => dpdk::IpVersion::Ipv4,
         IpAddr::V6(_) => dpdk::IpVersion::Ipv6,
@@ -90,7 +92,7 @@ fn address(address: IpAddr) -> dpdk::IpAddress {
     }
 }
 
-fn prefix_message(prefix: Prefix) -> dpdk::Prefix {
+pub(super) fn prefix_message(prefix: Prefix) -> dpdk::Prefix {
     let length = u32::from(prefix.length);
     dpdk::Prefix {
         ip: Some(address(prefix.address)),
@@ -99,7 +101,7 @@ fn prefix_message(prefix: Prefix) -> dpdk::Prefix {
     }
 }
 
-fn underlay_bytes(underlay: Option<std::net::Ipv6Addr>) -> Vec<u8> {
+pub(super) fn underlay_bytes(underlay: Option<std::net::Ipv6Addr>) -> Vec<u8> {
     underlay
         .map(|address| address.to_string().into_bytes())
         .unwrap_or_default()
@@ -129,6 +131,13 @@ async fn create_object(client: &mut Client, object: Create) -> Result<Object, Cl
         Create::Interface(args) => create_interface(client, args).await?,
         Create::Prefix(args) => create_prefix(client, args).await?,
         Create::Route(args) => create_route(client, args).await?,
+        Create::LbPrefix(args) => services::create_lb_prefix(client, args).await?,
+        Create::VirtualIp(args) => services::create_vip(client, args).await?,
+        Create::LoadBalancer(args) => services::create_load_balancer(client, args).await?,
+        Create::LbTarget(args) => services::create_lb_target(client, args).await?,
+        Create::Nat(args) => services::create_nat(client, args).await?,
+        Create::NeighborNat(args) => services::create_neighbor_nat(client, args).await?,
+        Create::FirewallRule(args) => services::create_rule(client, args).await?,
     })
 }
 
@@ -222,68 +231,83 @@ async fn create_route(client: &mut Client, args: CreateRoute) -> Result<Object, 
 }
 
 async fn delete(client: &mut Client, object: Delete) -> Result<Printed, CliError> {
-    let identity = match &object {
-        Delete::Interface { id } => ("Interface", id.clone()),
-        Delete::Prefix { prefix, .. } => ("Prefix", prefix.to_string()),
-        Delete::Route { prefix, .. } => ("Route", prefix.to_string()),
-    };
+    let identity = object.identity();
     let deleted = delete_object(client, object).await;
     settle(deleted, identity, "deleted")
 }
 
 async fn delete_object(client: &mut Client, object: Delete) -> Result<Object, CliError> {
     Ok(match object {
-        Delete::Interface { id } => {
-            let request = dpdk::DeleteInterfaceRequest {
-                interface_id: id.clone().into_bytes(),
-            };
-            accept(client.delete_interface(request).await?.into_inner().status)?;
-            bare(
-                "Interface",
-                id.clone(),
-                vec![("id", Tree::text(&id))],
-                vec![("ID", id)],
-            )
-        }
+        Delete::Interface { id } => delete_interface(client, id).await?,
         Delete::Prefix {
             prefix,
             interface_id,
-        } => {
-            let request = dpdk::DeletePrefixRequest {
-                interface_id: interface_id.clone().into_bytes(),
-                prefix: Some(prefix_message(prefix)),
-            };
-            accept(client.delete_prefix(request).await?.into_inner().status)?;
-            let metadata = vec![("interface_id", Tree::text(&interface_id))];
-            let cells = vec![
-                ("Prefix", prefix.to_string()),
-                ("InterfaceID", interface_id),
-            ];
-            let mut object = bare("Prefix", prefix.to_string(), metadata, cells);
-            object.spec = vec![("prefix", Tree::text(prefix))];
-            object
-        }
-        Delete::Route { prefix, vni } => {
-            let route = dpdk::Route {
-                prefix: Some(prefix_message(prefix)),
-                ..Default::default()
-            };
-            let request = dpdk::DeleteRouteRequest {
-                vni,
-                route: Some(route),
-            };
-            accept(client.delete_route(request).await?.into_inner().status)?;
-            let cells = vec![("Prefix", prefix.to_string()), ("VNI", vni.to_string())];
-            let metadata = vec![("vni", Tree::number(vni))];
-            let mut object = bare("Route", prefix.to_string(), metadata, cells);
-            object.spec = vec![("prefix", Tree::text(prefix))];
-            object
-        }
+        } => delete_prefix(client, prefix, interface_id).await?,
+        Delete::Route { prefix, vni } => delete_route(client, prefix, vni).await?,
+        Delete::LbPrefix {
+            prefix,
+            interface_id,
+        } => services::delete_lb_prefix(client, prefix, interface_id).await?,
+        Delete::VirtualIp { interface_id } => services::delete_vip(client, interface_id).await?,
+        Delete::LoadBalancer { id } => services::delete_load_balancer(client, id).await?,
+        Delete::LbTarget(args) => services::delete_lb_target(client, args).await?,
+        Delete::Nat { interface_id } => services::delete_nat(client, interface_id).await?,
+        Delete::NeighborNat(key) => services::delete_neighbor_nat(client, key).await?,
+        Delete::FirewallRule {
+            interface_id,
+            rule_id,
+        } => services::delete_rule(client, interface_id, rule_id).await?,
     })
 }
 
+async fn delete_interface(client: &mut Client, id: String) -> Result<Object, CliError> {
+    let request = dpdk::DeleteInterfaceRequest {
+        interface_id: id.clone().into_bytes(),
+    };
+    accept(client.delete_interface(request).await?.into_inner().status)?;
+    let metadata = vec![("id", Tree::text(&id))];
+    Ok(bare("Interface", id.clone(), metadata, vec![("ID", id)]))
+}
+
+async fn delete_prefix(
+    client: &mut Client,
+    prefix: Prefix,
+    interface_id: String,
+) -> Result<Object, CliError> {
+    let request = dpdk::DeletePrefixRequest {
+        interface_id: interface_id.clone().into_bytes(),
+        prefix: Some(prefix_message(prefix)),
+    };
+    accept(client.delete_prefix(request).await?.into_inner().status)?;
+    let metadata = vec![("interface_id", Tree::text(&interface_id))];
+    let cells = vec![
+        ("Prefix", prefix.to_string()),
+        ("InterfaceID", interface_id),
+    ];
+    let mut object = bare("Prefix", prefix.to_string(), metadata, cells);
+    object.spec = vec![("prefix", Tree::text(prefix))];
+    Ok(object)
+}
+
+async fn delete_route(client: &mut Client, prefix: Prefix, vni: u32) -> Result<Object, CliError> {
+    let route = dpdk::Route {
+        prefix: Some(prefix_message(prefix)),
+        ..Default::default()
+    };
+    let request = dpdk::DeleteRouteRequest {
+        vni,
+        route: Some(route),
+    };
+    accept(client.delete_route(request).await?.into_inner().status)?;
+    let cells = vec![("Prefix", prefix.to_string()), ("VNI", vni.to_string())];
+    let metadata = vec![("vni", Tree::number(vni))];
+    let mut object = bare("Route", route_name(&prefix, 0), metadata, cells);
+    object.spec = vec![("prefix", Tree::text(prefix))];
+    Ok(object)
+}
+
 /// An object of which only the key is known.
-fn bare(
+pub(super) fn bare(
     kind: &'static str,
     name: String,
     metadata: Vec<(&'static str, Tree)>,
@@ -320,19 +344,39 @@ async fn delete_files(client: &mut Client, files: &[PathBuf]) -> Result<Vec<Prin
     Ok(printed)
 }
 
-async fn get(client: &mut Client, what: &Get) -> Result<Printed, CliError> {
+async fn get(client: &mut Client, what: &Get, wide: bool) -> Result<Printed, CliError> {
     let object = match what {
-        Get::Interface { id } if id.is_empty() => return list_interfaces(client, "").await,
+        Get::Interface { id } if id.is_empty() => return list_interfaces(client, "", wide).await,
         Get::Interface { id } => {
             let request = dpdk::GetInterfaceRequest {
                 interface_id: id.clone().into_bytes(),
             };
             let reply = client.get_interface(request).await?.into_inner();
             accept(reply.status)?;
-            show_interface(&reply.interface.unwrap_or_default())
+            let mut object = show_interface(&reply.interface.unwrap_or_default());
+            add_translation(client, &mut object, wide).await?;
+            object
         }
         Get::Prefix { interface_id } => return list_prefixes(client, interface_id, "").await,
         Get::Route { vni } => return list_routes(client, *vni, "").await,
+        Get::LbPrefix { interface_id } => {
+            return services::list_lb_prefixes(client, interface_id, "").await;
+        }
+        Get::VirtualIp { interface_id } => services::get_vip(client, interface_id).await?,
+        Get::LoadBalancer { id } if id.is_empty() => {
+            return services::list_load_balancers(client, "").await;
+        }
+        Get::LoadBalancer { id } => services::get_load_balancer(client, id).await?,
+        Get::LbTarget { lb_id } => return services::list_lb_targets(client, lb_id, "").await,
+        Get::Nat { interface_id } => services::get_nat(client, interface_id).await?,
+        Get::FirewallRule {
+            interface_id,
+            rule_id,
+        } if rule_id.is_empty() => return services::list_rules(client, interface_id, "").await,
+        Get::FirewallRule {
+            interface_id,
+            rule_id,
+        } => services::get_rule(client, interface_id, rule_id).await?,
         Get::Vni { vni, vni_type } => {
             let r#type = kind_message(*vni_type).into();
             let request = dpdk::CheckVniInUseRequest { vni: *vni, r#type };
@@ -357,23 +401,42 @@ async fn get(client: &mut Client, what: &Get) -> Result<Printed, CliError> {
     })
 }
 
-async fn list(client: &mut Client, what: &List) -> Result<Printed, CliError> {
+async fn list(client: &mut Client, what: &List, wide: bool) -> Result<Printed, CliError> {
     match what {
-        List::Interfaces { sort } => list_interfaces(client, &sort.sort_by).await,
+        List::Interfaces { sort } => list_interfaces(client, &sort.sort_by, wide).await,
         List::Prefixes { interface_id, sort } => {
             list_prefixes(client, interface_id, &sort.sort_by).await
         }
         List::Routes { vni, sort } => list_routes(client, *vni, &sort.sort_by).await,
+        List::LbPrefixes { interface_id, sort } => {
+            services::list_lb_prefixes(client, interface_id, &sort.sort_by).await
+        }
+        List::LbTargets { lb_id, sort } => {
+            services::list_lb_targets(client, lb_id, &sort.sort_by).await
+        }
+        List::Nats {
+            nat_ip,
+            nat_type,
+            sort,
+        } => services::list_nats(client, *nat_ip, *nat_type, &sort.sort_by).await,
+        List::LoadBalancers { sort } => services::list_load_balancers(client, &sort.sort_by).await,
+        List::FirewallRules { interface_id, sort } => {
+            services::list_rules(client, interface_id, &sort.sort_by).await
+        }
     }
 }
 
 /// Sorts by `column`, or by the kind's own order if none was asked for.
-fn sorted(mut objects: Vec<Object>, column: &str, own: &str) -> Result<Vec<Object>, CliError> {
+pub(super) fn sorted(
+    mut objects: Vec<Object>,
+    column: &str,
+    own: &str,
+) -> Result<Vec<Object>, CliError> {
     sort(&mut objects, if column.is_empty() { own } else { column })?;
     Ok(objects)
 }
 
-async fn interfaces(client: &mut Client) -> Result<Vec<dpdk::Interface>, CliError> {
+pub(super) async fn interfaces(client: &mut Client) -> Result<Vec<dpdk::Interface>, CliError> {
     let reply = client
         .list_interfaces(dpdk::ListInterfacesRequest {})
         .await?
@@ -382,18 +445,50 @@ async fn interfaces(client: &mut Client) -> Result<Vec<dpdk::Interface>, CliErro
     Ok(reply.interfaces)
 }
 
-async fn list_interfaces(client: &mut Client, column: &str) -> Result<Printed, CliError> {
-    let objects = interfaces(client)
-        .await?
-        .iter()
-        .map(show_interface)
-        .collect();
+async fn list_interfaces(
+    client: &mut Client,
+    column: &str,
+    wide: bool,
+) -> Result<Printed, CliError> {
+    let found = interfaces(client).await?;
+    let mut objects: Vec<Object> = found.iter().map(show_interface).collect();
+    for object in &mut objects {
+        add_translation(client, object, wide).await?;
+    }
     let objects = sorted(objects, column, "ID")?;
     Ok(Printed::Many {
         kind: "InterfaceList",
         metadata: Vec::new(),
         objects,
     })
+}
+
+/// In wide output: which public addresses an interface uses. Asked for one by one; having none is no failure.
+async fn add_translation(
+    client: &mut Client,
+    object: &mut Object,
+    wide: bool,
+) -> Result<(), CliError> {
+    if !wide {
+        return Ok(());
+    }
+    let mut cells = Vec::new();
+    let nat = services::get_nat(client, &object.name).await;
+    let vip = services::get_vip(client, &object.name).await;
+    for (key, column, found) in [("nat", "Nat", nat), ("vip", "VirtualIP", vip)] {
+        let text = match found {
+            Ok(found) => {
+                let text = found.brief();
+                object.spec.push((key, found.tree()));
+                text
+            }
+            Err(CliError::Server { .. }) => String::new(),
+            Err(error) => return Err(error),
+        };
+        cells.push((column, text));
+    }
+    object.wide_cells = cells;
+    Ok(())
 }
 
 async fn list_prefixes(
@@ -427,10 +522,7 @@ async fn list_prefixes(
             ));
         }
     }
-    let metadata = match interface_id {
-        "" => Vec::new(),
-        id => vec![("interface_id", Tree::text(id))],
-    };
+    let metadata = vec![("interface_id", Tree::text(interface_id))];
     let objects = sorted(objects, column, "Prefix")?;
     Ok(Printed::Many {
         kind: "PrefixList",
@@ -570,7 +662,7 @@ fn show_interface(interface: &dpdk::Interface) -> Object {
     }
 }
 
-fn prefix_text(prefix: &dpdk::Prefix) -> String {
+pub(super) fn prefix_text(prefix: &dpdk::Prefix) -> String {
     let address = prefix
         .ip
         .as_ref()
@@ -579,7 +671,12 @@ fn prefix_text(prefix: &dpdk::Prefix) -> String {
     format!("{address}/{}", prefix.length)
 }
 
-fn show_prefix(interface_id: &str, vni: Option<u32>, prefix: &str, underlay: &[u8]) -> Object {
+pub(super) fn show_prefix(
+    interface_id: &str,
+    vni: Option<u32>,
+    prefix: &str,
+    underlay: &[u8],
+) -> Object {
     let underlay = text(underlay);
     let cells = vec![
         ("VNI", vni.map(|vni| vni.to_string()).unwrap_or_default()),
@@ -596,6 +693,11 @@ fn show_prefix(interface_id: &str, vni: Option<u32>, prefix: &str, underlay: &[u
     object
 }
 
+/// Routes are named after their prefix and the network at the other host, which a delete does not know.
+pub(super) fn route_name(prefix: &dyn std::fmt::Display, next_hop_vni: u32) -> String {
+    format!("{prefix}-{next_hop_vni}")
+}
+
 fn show_route(vni: u32, route: &dpdk::Route) -> Object {
     let prefix = route.prefix.as_ref().map(prefix_text).unwrap_or_default();
     let hop = route
@@ -609,12 +711,8 @@ fn show_route(vni: u32, route: &dpdk::Route) -> Object {
         ("NextHopVNI", route.nexthop_vni.to_string()),
         ("NextHopIP", hop.clone()),
     ];
-    let mut object = bare(
-        "Route",
-        prefix.clone(),
-        vec![("vni", Tree::number(vni))],
-        cells,
-    );
+    let name = route_name(&prefix, route.nexthop_vni);
+    let mut object = bare("Route", name, vec![("vni", Tree::number(vni))], cells);
     object.spec = vec![
         ("prefix", Tree::text(prefix)),
         (
@@ -654,7 +752,7 @@ fn show_vni(vni: u32, kind: VniKind) -> Object {
 fn show_initialized(uuid: String) -> Object {
     let mut object = bare(
         "Initialized",
-        uuid.clone(),
+        "initialized".to_owned(),
         Vec::new(),
         vec![("UUID", uuid.clone())],
     );

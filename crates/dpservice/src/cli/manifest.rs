@@ -1,7 +1,11 @@
 //! Objects in files: the form that `-o json` and `-o yaml` print.
 
-use super::CliError;
-use super::args::{Create, CreateInterface, CreatePrefix, CreateRoute, Delete, Prefix};
+use super::args::{
+    Create, CreateFirewallRule, CreateInterface, CreateLoadBalancer, CreateNat, CreateNeighborNat,
+    CreatePrefix, CreateRoute, CreateVirtualIp, Delete, LbTarget, NeighborNatKey, Prefix,
+};
+use super::commands::route_name;
+use super::{CliError, values};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -24,6 +28,127 @@ enum Manifest {
         metadata: RouteMeta,
         spec: RouteSpec,
     },
+    LoadBalancerPrefix {
+        metadata: PrefixMeta,
+        spec: PrefixSpec,
+    },
+    VirtualIP {
+        metadata: PrefixMeta,
+        spec: VirtualIpSpec,
+    },
+    LoadBalancer {
+        metadata: InterfaceMeta,
+        spec: LoadBalancerSpec,
+    },
+    LoadBalancerTarget {
+        metadata: TargetMeta,
+        spec: TargetSpec,
+    },
+    Nat {
+        metadata: PrefixMeta,
+        spec: NatSpec,
+    },
+    NeighborNat {
+        metadata: NeighborMeta,
+        spec: NatSpec,
+    },
+    FirewallRule {
+        metadata: PrefixMeta,
+        spec: RuleSpec,
+    },
+}
+
+#[derive(Deserialize)]
+struct VirtualIpSpec {
+    vip_ip: IpAddr,
+    underlay_route: Option<Ipv6Addr>,
+}
+
+#[derive(Deserialize)]
+struct LoadBalancerSpec {
+    vni: u32,
+    loadbalanced_ip: IpAddr,
+    #[serde(default)]
+    loadbalanced_ports: Vec<PortSpec>,
+    underlay_route: Option<Ipv6Addr>,
+}
+
+#[derive(Deserialize)]
+struct PortSpec {
+    protocol: u32,
+    port: u16,
+}
+
+#[derive(Deserialize)]
+struct TargetMeta {
+    loadbalancer_id: String,
+}
+
+#[derive(Deserialize)]
+struct TargetSpec {
+    target_ip: IpAddr,
+}
+
+#[derive(Deserialize)]
+struct NeighborMeta {
+    nat_ip: IpAddr,
+}
+
+#[derive(Deserialize)]
+struct NatSpec {
+    nat_ip: Option<IpAddr>,
+    min_port: u32,
+    max_port: u32,
+    #[serde(default)]
+    vni: u32,
+    underlay_route: Option<Ipv6Addr>,
+}
+
+#[derive(Deserialize)]
+struct RuleSpec {
+    id: String,
+    direction: String,
+    action: String,
+    #[serde(default)]
+    priority: u32,
+    source_prefix: String,
+    destination_prefix: String,
+    #[serde(default)]
+    protocol_filter: FilterSpec,
+}
+
+#[derive(Default, Deserialize)]
+struct FilterSpec {
+    #[serde(rename = "Filter")]
+    filter: Option<TransportSpec>,
+}
+
+/// As printed: the transport's name and its numbers, where a missing one is 0.
+#[derive(Deserialize)]
+enum TransportSpec {
+    Tcp(PortsSpec),
+    Udp(PortsSpec),
+    Icmp(IcmpSpec),
+}
+
+#[derive(Deserialize)]
+struct PortsSpec {
+    #[serde(default)]
+    src_port_lower: i32,
+    #[serde(default)]
+    src_port_upper: i32,
+    #[serde(default)]
+    dst_port_lower: i32,
+    #[serde(default)]
+    dst_port_upper: i32,
+}
+
+#[derive(Deserialize)]
+struct IcmpSpec {
+    #[serde(default)]
+    icmp_type: i32,
+    #[serde(default)]
+    icmp_code: i32,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +221,22 @@ impl Create {
         match self {
             Create::Interface(args) => ("Interface", args.id.clone()),
             Create::Prefix(args) => ("Prefix", args.prefix.to_string()),
-            Create::Route(args) => ("Route", args.prefix.to_string()),
+            Create::Route(args) => ("Route", route_name(&args.prefix, args.next_hop_vni)),
+            Create::LbPrefix(args) => ("LoadBalancerPrefix", args.prefix.to_string()),
+            Create::VirtualIp(args) => {
+                ("VirtualIP", format!("on interface: {}", args.interface_id))
+            }
+            Create::LoadBalancer(args) => ("LoadBalancer", args.id.clone()),
+            Create::LbTarget(args) => (
+                "LoadBalancerTarget",
+                format!("on loadbalancer: {}", args.lb_id),
+            ),
+            Create::Nat(args) => ("Nat", args.interface_id.clone()),
+            Create::NeighborNat(args) => ("NeighborNat", args.key.nat_ip.to_string()),
+            Create::FirewallRule(args) => (
+                "FirewallRule",
+                format!("{}/{}", args.interface_id, args.rule_id),
+            ),
         }
     }
 
@@ -111,6 +251,49 @@ impl Create {
                 prefix: args.prefix,
                 vni: args.vni,
             },
+            Create::LbPrefix(args) => Delete::LbPrefix {
+                prefix: args.prefix,
+                interface_id: args.interface_id,
+            },
+            Create::VirtualIp(args) => Delete::VirtualIp {
+                interface_id: args.interface_id,
+            },
+            Create::LoadBalancer(args) => Delete::LoadBalancer { id: args.id },
+            Create::LbTarget(args) => Delete::LbTarget(args),
+            Create::Nat(args) => Delete::Nat {
+                interface_id: args.interface_id,
+            },
+            Create::NeighborNat(args) => Delete::NeighborNat(args.key),
+            Create::FirewallRule(args) => Delete::FirewallRule {
+                interface_id: args.interface_id,
+                rule_id: args.rule_id,
+            },
+        }
+    }
+}
+
+impl Delete {
+    /// Kind and name.
+    pub(super) fn identity(&self) -> (&'static str, String) {
+        match self {
+            Delete::Interface { id } => ("Interface", id.clone()),
+            Delete::Prefix { prefix, .. } => ("Prefix", prefix.to_string()),
+            Delete::Route { prefix, .. } => ("Route", route_name(prefix, 0)),
+            Delete::LbPrefix { prefix, .. } => ("LoadBalancerPrefix", prefix.to_string()),
+            Delete::VirtualIp { interface_id } => {
+                ("VirtualIP", format!("on interface: {interface_id}"))
+            }
+            Delete::LoadBalancer { id } => ("LoadBalancer", id.clone()),
+            Delete::LbTarget(args) => (
+                "LoadBalancerTarget",
+                format!("on loadbalancer: {}", args.lb_id),
+            ),
+            Delete::Nat { interface_id } => ("Nat", interface_id.clone()),
+            Delete::NeighborNat(key) => ("NeighborNat", key.nat_ip.to_string()),
+            Delete::FirewallRule {
+                interface_id,
+                rule_id,
+            } => ("FirewallRule", format!("{interface_id}/{rule_id}")),
         }
     }
 }
@@ -199,5 +382,88 @@ fn convert(manifest: Manifest) -> Result<Create, String> {
                 vni: metadata.vni,
             })
         }
+        Manifest::LoadBalancerPrefix { metadata, spec } => Create::LbPrefix(CreatePrefix {
+            prefix: prefix(spec.prefix)?,
+            interface_id: metadata.interface_id,
+            underlay: spec.underlay_route,
+        }),
+        Manifest::VirtualIP { metadata, spec } => Create::VirtualIp(CreateVirtualIp {
+            vip: spec.vip_ip,
+            interface_id: metadata.interface_id,
+            underlay: spec.underlay_route,
+        }),
+        Manifest::LoadBalancer { metadata, spec } => Create::LoadBalancer(CreateLoadBalancer {
+            id: metadata.id,
+            vni: spec.vni,
+            vip: spec.loadbalanced_ip,
+            lbports: spec
+                .loadbalanced_ports
+                .into_iter()
+                .map(|port| format!("{}/{}", port.protocol, port.port).parse())
+                .collect::<Result<_, _>>()?,
+            underlay: spec.underlay_route,
+        }),
+        Manifest::LoadBalancerTarget { metadata, spec } => Create::LbTarget(LbTarget {
+            target_ip: spec.target_ip,
+            lb_id: metadata.loadbalancer_id,
+        }),
+        Manifest::Nat { metadata, spec } => Create::Nat(CreateNat {
+            interface_id: metadata.interface_id,
+            nat_ip: spec.nat_ip.ok_or("spec.nat_ip is missing")?,
+            minport: spec.min_port,
+            maxport: spec.max_port,
+            underlay: spec.underlay_route,
+        }),
+        Manifest::NeighborNat { metadata, spec } => Create::NeighborNat(CreateNeighborNat {
+            key: NeighborNatKey {
+                nat_ip: metadata.nat_ip,
+                vni: spec.vni,
+                minport: spec.min_port,
+                maxport: spec.max_port,
+            },
+            underlayroute: spec
+                .underlay_route
+                .ok_or("spec.underlay_route is missing")?,
+        }),
+        Manifest::FirewallRule { metadata, spec } => {
+            Create::FirewallRule(convert_rule(metadata.interface_id, spec)?)
+        }
     })
+}
+
+fn convert_rule(interface_id: String, spec: RuleSpec) -> Result<CreateFirewallRule, String> {
+    const ANY: i32 = -1;
+    let mut rule = CreateFirewallRule {
+        interface_id,
+        rule_id: spec.id,
+        direction: values::direction(&spec.direction)?,
+        action: values::action(&spec.action)?,
+        src: spec.source_prefix.parse()?,
+        dst: spec.destination_prefix.parse()?,
+        priority: spec.priority,
+        protocol: None,
+        src_port_min: ANY,
+        src_port_max: ANY,
+        dst_port_min: ANY,
+        dst_port_max: ANY,
+        icmp_type: ANY,
+        icmp_code: ANY,
+    };
+    let mut set_ports = |transport, ports: PortsSpec| {
+        rule.protocol = Some(transport);
+        rule.src_port_min = ports.src_port_lower;
+        rule.src_port_max = ports.src_port_upper;
+        rule.dst_port_min = ports.dst_port_lower;
+        rule.dst_port_max = ports.dst_port_upper;
+    };
+    match spec.protocol_filter.filter {
+        None => {}
+        Some(TransportSpec::Tcp(ports)) => set_ports(values::Transport::Tcp, ports),
+        Some(TransportSpec::Udp(ports)) => set_ports(values::Transport::Udp, ports),
+        Some(TransportSpec::Icmp(icmp)) => {
+            rule.protocol = Some(values::Transport::Icmp);
+            (rule.icmp_type, rule.icmp_code) = (icmp.icmp_type, icmp.icmp_code);
+        }
+    }
+    Ok(rule)
 }

@@ -7,6 +7,9 @@ mod args;
 mod commands;
 mod manifest;
 mod output;
+mod services;
+mod show_services;
+mod values;
 
 use args::{Cli, Format};
 use clap::error::ErrorKind;
@@ -143,6 +146,7 @@ impl args::Command {
             args::Command::Get(_)
             | args::Command::List(_)
             | args::Command::Init
+            | args::Command::Capture(_)
             | args::Command::Completion { .. } => Format::Table,
         }
     }

@@ -10,6 +10,8 @@ use std::fmt::Write;
 pub(crate) enum Tree {
     Text(String),
     Number(u64),
+    Signed(i64),
+    Null,
     Bool(bool),
     List(Vec<Tree>),
     Map(Vec<(&'static str, Tree)>),
@@ -30,6 +32,8 @@ impl Serialize for Tree {
         match self {
             Tree::Text(text) => serializer.serialize_str(text),
             Tree::Number(number) => serializer.serialize_u64(*number),
+            Tree::Signed(number) => serializer.serialize_i64(*number),
+            Tree::Null => serializer.serialize_unit(),
             Tree::Bool(value) => serializer.serialize_bool(*value),
             Tree::List(items) => {
                 let mut sequence = serializer.serialize_seq(Some(items.len()))?;
@@ -63,7 +67,21 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    fn tree(&self) -> Tree {
+    /// The address and ports of a NAT, or the address of a VIP, in one cell.
+    pub(crate) fn brief(&self) -> String {
+        let cell = |name| self.cell(name).unwrap_or_default().to_owned();
+        match self.kind {
+            "Nat" => format!(
+                "{} <{}, {}>",
+                cell("NatIP"),
+                cell("MinPort"),
+                cell("MaxPort")
+            ),
+            _ => cell("VirtualIP"),
+        }
+    }
+
+    pub(crate) fn tree(&self) -> Tree {
         Tree::Map(vec![
             ("kind", Tree::text(self.kind)),
             ("metadata", Tree::Map(self.metadata.clone())),

@@ -4,8 +4,12 @@
 //! does not parse (nothing was changed), and gRPC OK with a `status.code` for a request that was refused. `parse` knows the texts; the engine
 //! knows the codes; the modules beside this one translate, one per kind of object.
 
+mod balancers;
+mod capture;
+mod firewall;
 mod health;
 mod interfaces;
+mod nat;
 mod parse;
 mod prefixes;
 mod routes;

@@ -105,3 +105,8 @@ pub(super) fn show(address: IpAddr) -> IpAddress {
         address: address.to_string().into_bytes(),
     }
 }
+
+/// An underlay address as the protocol shows it.
+pub(super) fn text(address: Ipv6Addr) -> Vec<u8> {
+    address.to_string().into_bytes()
+}

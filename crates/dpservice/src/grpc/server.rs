@@ -1,8 +1,8 @@
 //! The generated service trait, filled in: one line per RPC. What every RPC has in common is in [`answer`].
 
 use super::{
-    Failure, Service, check_initialized, get_version, initialize, interfaces, prefixes, refusal,
-    routes, success,
+    Failure, Service, balancers, capture, check_initialized, firewall, get_version, initialize,
+    interfaces, nat, prefixes, refusal, routes, success,
 };
 use proto::dpdk::dpd_kironcore_server::DpdKironcore;
 use proto::dpdk::{self, Status};
@@ -54,8 +54,7 @@ fn answer<R: Reply>(
 macro_rules! service {
     (
         before_initialize { $($early:ident($early_request:ident) -> $early_reply:ident = $early_handler:path;)* }
-        implemented { $($rpc:ident($request:ident) -> $reply:ident = $handler:path;)* }
-        later { $($later:ident($later_request:ident) -> $later_reply:ident;)* }
+        after_initialize { $($rpc:ident($request:ident) -> $reply:ident = $handler:path;)* }
     ) => {
         $(impl Reply for dpdk::$early_reply {
             fn with_status(mut self, status: Status) -> Self {
@@ -89,13 +88,6 @@ macro_rules! service {
                 };
                 answer(stringify!($request), outcome)
             })*
-
-            $(async fn $later(
-                &self,
-                _: Request<dpdk::$later_request>,
-            ) -> Result<Response<dpdk::$later_reply>, tonic::Status> {
-                Err(tonic::Status::unimplemented(concat!(stringify!($later), " is not implemented yet")))
-            })*
         }
     };
 }
@@ -104,7 +96,7 @@ service! {
     before_initialize {
         initialize(InitializeRequest) -> InitializeResponse = initialize;
     }
-    implemented {
+    after_initialize {
         check_initialized(CheckInitializedRequest) -> CheckInitializedResponse = check_initialized;
         get_version(GetVersionRequest) -> GetVersionResponse = get_version;
         list_interfaces(ListInterfacesRequest) -> ListInterfacesResponse = interfaces::list;
@@ -119,34 +111,32 @@ service! {
         delete_route(DeleteRouteRequest) -> DeleteRouteResponse = routes::delete;
         check_vni_in_use(CheckVniInUseRequest) -> CheckVniInUseResponse = routes::check_vni_in_use;
         reset_vni(ResetVniRequest) -> ResetVniResponse = routes::reset_vni;
-    }
-    later {
-        list_load_balancer_prefixes(ListLoadBalancerPrefixesRequest) -> ListLoadBalancerPrefixesResponse;
-        create_load_balancer_prefix(CreateLoadBalancerPrefixRequest) -> CreateLoadBalancerPrefixResponse;
-        delete_load_balancer_prefix(DeleteLoadBalancerPrefixRequest) -> DeleteLoadBalancerPrefixResponse;
-        create_vip(CreateVipRequest) -> CreateVipResponse;
-        get_vip(GetVipRequest) -> GetVipResponse;
-        delete_vip(DeleteVipRequest) -> DeleteVipResponse;
-        create_load_balancer(CreateLoadBalancerRequest) -> CreateLoadBalancerResponse;
-        get_load_balancer(GetLoadBalancerRequest) -> GetLoadBalancerResponse;
-        delete_load_balancer(DeleteLoadBalancerRequest) -> DeleteLoadBalancerResponse;
-        list_load_balancers(ListLoadBalancersRequest) -> ListLoadBalancersResponse;
-        create_load_balancer_target(CreateLoadBalancerTargetRequest) -> CreateLoadBalancerTargetResponse;
-        list_load_balancer_targets(ListLoadBalancerTargetsRequest) -> ListLoadBalancerTargetsResponse;
-        delete_load_balancer_target(DeleteLoadBalancerTargetRequest) -> DeleteLoadBalancerTargetResponse;
-        create_nat(CreateNatRequest) -> CreateNatResponse;
-        get_nat(GetNatRequest) -> GetNatResponse;
-        delete_nat(DeleteNatRequest) -> DeleteNatResponse;
-        list_local_nats(ListLocalNatsRequest) -> ListLocalNatsResponse;
-        create_neighbor_nat(CreateNeighborNatRequest) -> CreateNeighborNatResponse;
-        delete_neighbor_nat(DeleteNeighborNatRequest) -> DeleteNeighborNatResponse;
-        list_neighbor_nats(ListNeighborNatsRequest) -> ListNeighborNatsResponse;
-        list_firewall_rules(ListFirewallRulesRequest) -> ListFirewallRulesResponse;
-        create_firewall_rule(CreateFirewallRuleRequest) -> CreateFirewallRuleResponse;
-        get_firewall_rule(GetFirewallRuleRequest) -> GetFirewallRuleResponse;
-        delete_firewall_rule(DeleteFirewallRuleRequest) -> DeleteFirewallRuleResponse;
-        capture_start(CaptureStartRequest) -> CaptureStartResponse;
-        capture_stop(CaptureStopRequest) -> CaptureStopResponse;
-        capture_status(CaptureStatusRequest) -> CaptureStatusResponse;
+        list_load_balancer_prefixes(ListLoadBalancerPrefixesRequest) -> ListLoadBalancerPrefixesResponse = balancers::list_prefixes;
+        create_load_balancer_prefix(CreateLoadBalancerPrefixRequest) -> CreateLoadBalancerPrefixResponse = balancers::create_prefix;
+        delete_load_balancer_prefix(DeleteLoadBalancerPrefixRequest) -> DeleteLoadBalancerPrefixResponse = balancers::delete_prefix;
+        create_vip(CreateVipRequest) -> CreateVipResponse = nat::create_vip;
+        get_vip(GetVipRequest) -> GetVipResponse = nat::get_vip;
+        delete_vip(DeleteVipRequest) -> DeleteVipResponse = nat::delete_vip;
+        create_load_balancer(CreateLoadBalancerRequest) -> CreateLoadBalancerResponse = balancers::create;
+        get_load_balancer(GetLoadBalancerRequest) -> GetLoadBalancerResponse = balancers::get;
+        delete_load_balancer(DeleteLoadBalancerRequest) -> DeleteLoadBalancerResponse = balancers::delete;
+        list_load_balancers(ListLoadBalancersRequest) -> ListLoadBalancersResponse = balancers::list;
+        create_load_balancer_target(CreateLoadBalancerTargetRequest) -> CreateLoadBalancerTargetResponse = balancers::create_target;
+        list_load_balancer_targets(ListLoadBalancerTargetsRequest) -> ListLoadBalancerTargetsResponse = balancers::list_targets;
+        delete_load_balancer_target(DeleteLoadBalancerTargetRequest) -> DeleteLoadBalancerTargetResponse = balancers::delete_target;
+        create_nat(CreateNatRequest) -> CreateNatResponse = nat::create;
+        get_nat(GetNatRequest) -> GetNatResponse = nat::get;
+        delete_nat(DeleteNatRequest) -> DeleteNatResponse = nat::delete;
+        list_local_nats(ListLocalNatsRequest) -> ListLocalNatsResponse = nat::list_local;
+        create_neighbor_nat(CreateNeighborNatRequest) -> CreateNeighborNatResponse = nat::create_neighbor;
+        delete_neighbor_nat(DeleteNeighborNatRequest) -> DeleteNeighborNatResponse = nat::delete_neighbor;
+        list_neighbor_nats(ListNeighborNatsRequest) -> ListNeighborNatsResponse = nat::list_neighbor;
+        list_firewall_rules(ListFirewallRulesRequest) -> ListFirewallRulesResponse = firewall::list;
+        create_firewall_rule(CreateFirewallRuleRequest) -> CreateFirewallRuleResponse = firewall::create;
+        get_firewall_rule(GetFirewallRuleRequest) -> GetFirewallRuleResponse = firewall::get;
+        delete_firewall_rule(DeleteFirewallRuleRequest) -> DeleteFirewallRuleResponse = firewall::delete;
+        capture_start(CaptureStartRequest) -> CaptureStartResponse = capture::start;
+        capture_stop(CaptureStopRequest) -> CaptureStopResponse = capture::stop;
+        capture_status(CaptureStatusRequest) -> CaptureStatusResponse = capture::status;
     }
 }

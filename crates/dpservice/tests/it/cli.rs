@@ -88,21 +88,21 @@ async fn objects_in_all_formats() {
         &server,
         &format!("{route} 10.1.0.0/16"),
         0,
-        expect!["route/10.1.0.0/16 created\n"],
+        expect!["route/10.1.0.0/16-100 created\n"],
     )
     .await;
     check(
         &server,
         &format!("{route} 0.0.0.0/0"),
         0,
-        expect!["route/0.0.0.0/0 created\n"],
+        expect!["route/0.0.0.0/0-100 created\n"],
     )
     .await;
     check(
         &server,
         &format!("{route} fd01::/64"),
         0,
-        expect!["route/fd01::/64 created\n"],
+        expect!["route/fd01::/64-100 created\n"],
     )
     .await;
     check(
@@ -161,7 +161,7 @@ async fn objects_in_all_formats() {
         &server,
         "del route --vni 100 --prefix 10.1.0.0/16",
         2,
-        expect!["route/10.1.0.0/16 server error: 302, ROUTE_NOT_FOUND\n"],
+        expect!["route/10.1.0.0/16-0 server error: 302, ROUTE_NOT_FOUND\n"],
     )
     .await;
     check(
@@ -171,6 +171,200 @@ async fn objects_in_all_formats() {
         expect!["interface/vm1 deleted\n"],
     )
     .await;
+}
+
+#[tokio::test]
+async fn services_in_all_formats() {
+    let server = Server::start().await;
+    server.initialized().await;
+    let iface = "add iface --vni 100 --id";
+    check(
+        &server,
+        &format!("{iface} vm1 --ipv4 10.100.1.1 --device net_tap2"),
+        0,
+        expect![""],
+    )
+    .await;
+    check(
+        &server,
+        &format!("{iface} vm2 --ipv4 10.100.1.2 --device net_tap3"),
+        0,
+        expect![""],
+    )
+    .await;
+    for (arguments, code, expected) in [
+        ("add vip --vip 1.2.3.4 --interface-id vm1", 0, expect![""]),
+        (
+            "add virtualip --vip 1.2.3.4 --interface-id vm2",
+            2,
+            expect![""],
+        ),
+        ("get vip --interface-id vm1 -o table", 0, expect![""]),
+        ("get virtualip --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "add nat --interface-id vm1 --nat-ip 9.9.9.9 --minport 100 --maxport 200",
+            0,
+            expect![""],
+        ),
+        (
+            "create translation --interface-id vm2 --nat-ip 9.9.9.9 --minport 200 --maxport 300 -o table",
+            0,
+            expect![""],
+        ),
+        ("get nat --interface-id vm1", 0, expect![""]),
+        ("get nat --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "add nnat --nat-ip 9.9.9.9 --vni 100 --minport 500 --maxport 520 --underlayroute fc00:2::1",
+            0,
+            expect![""],
+        ),
+        ("list nats", 0, expect![""]),
+        ("list nats --nat-type 2 -o json", 0, expect![""]),
+        ("list nat --nat-ip 8.8.8.8 --nat-type local", 0, expect![""]),
+        ("get interface --id vm1 -w", 0, expect![""]),
+        ("list interfaces -w -o json", 0, expect![""]),
+        (
+            "add lb --id lb1 --vni 100 --vip 5.6.7.8 --lbports TCP/443,UDP/53",
+            0,
+            expect![""],
+        ),
+        (
+            "add lb --id lb2 --vni 100 --vip 5.6.7.8 --lbports TCP/443,SCTP/53",
+            1,
+            expect![""],
+        ),
+        ("get lb --id lb1", 0, expect![""]),
+        ("list loadbalancers -o json", 0, expect![""]),
+        (
+            "add lbtarget --target-ip fc00:2::2 --lb-id lb1",
+            0,
+            expect![""],
+        ),
+        (
+            "add lbtrgt --target-ip fc00:2::1 --lb-id lb1",
+            0,
+            expect![""],
+        ),
+        ("list lbtargets --lb-id lb1", 0, expect![""]),
+        ("get lbtarget -o json", 0, expect![""]),
+        (
+            "add lbprefix --prefix 5.6.7.8/32 --interface-id vm1",
+            0,
+            expect![""],
+        ),
+        ("list lbprefixes", 0, expect![""]),
+        ("get lbprfx --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "add fwrule --interface-id vm1 --rule-id r1 --direction ingress --action allow --src 0.0.0.0/0 --dst 10.100.1.1/32 --protocol tcp --dst-port-min 22 --dst-port-max 22",
+            0,
+            expect![""],
+        ),
+        (
+            "add fw-rule --interface-id vm1 --rule-id r0 --direction 1 --action deny --src ::/0 --dst ::/0 --priority 7",
+            0,
+            expect![""],
+        ),
+        (
+            "add fwrule --interface-id vm1 --rule-id r0 --direction sideways --action deny --src ::/0 --dst ::/0",
+            1,
+            expect![""],
+        ),
+        ("list firewallrules --interface-id vm1", 0, expect![""]),
+        (
+            "get fwrule --interface-id vm1 --rule-id r1 -o json",
+            0,
+            expect![""],
+        ),
+        (
+            "get fwrule --interface-id vm1 --rule-id r0 -o yaml",
+            0,
+            expect![""],
+        ),
+        ("capture status", 0, expect![""]),
+        (
+            "capture start --sink-node-ip fc00:9::1 --udp-src-port 100 --udp-dst-port 200 --pf 0 --vf vm1,vm2",
+            0,
+            expect![""],
+        ),
+        ("capture status -o json", 0, expect![""]),
+        ("capture stop", 0, expect![""]),
+        ("capture stop", 2, expect![""]),
+        ("del fwrule --interface-id vm1 --rule-id r1", 0, expect![""]),
+        ("del fwrule --interface-id vm1 --rule-id r1", 2, expect![""]),
+        (
+            "del lbprefix --prefix 5.6.7.8/32 --interface-id vm1",
+            0,
+            expect![""],
+        ),
+        (
+            "del lbtarget --target-ip fc00:2::2 --lb-id lb1",
+            0,
+            expect![""],
+        ),
+        ("del lb --id lb1", 0, expect![""]),
+        (
+            "del nnat --nat-ip 9.9.9.9 --vni 100 --minport 500 --maxport 520",
+            0,
+            expect![""],
+        ),
+        ("del nat --interface-id vm1", 0, expect![""]),
+        ("del vip --interface-id vm1", 0, expect![""]),
+    ] {
+        check(&server, arguments, code, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn services_from_files() {
+    let server = Server::start().await;
+    server.initialized().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("all.yaml");
+    let yaml = r#"
+kind: Interface
+metadata: {id: vm1}
+spec: {vni: 100, device: net_tap2, primary_ipv4: 10.0.0.1}
+---
+kind: VirtualIP
+metadata: {interface_id: vm1}
+spec: {vip_ip: 1.2.3.4}
+---
+kind: Nat
+metadata: {interface_id: vm1}
+spec: {nat_ip: 9.9.9.9, min_port: 100, max_port: 200}
+---
+kind: NeighborNat
+metadata: {nat_ip: 9.9.9.9}
+spec: {vni: 100, min_port: 500, max_port: 600, underlay_route: 'fc00:2::1'}
+---
+kind: LoadBalancer
+metadata: {id: lb}
+spec: {vni: 100, loadbalanced_ip: 5.6.7.8, loadbalanced_ports: [{protocol: 6, port: 443}]}
+---
+kind: LoadBalancerTarget
+metadata: {loadbalancer_id: lb}
+spec: {target_ip: 'fc00:2::2'}
+---
+kind: LoadBalancerPrefix
+metadata: {interface_id: vm1}
+spec: {prefix: 5.6.7.8/32}
+---
+kind: FirewallRule
+metadata: {interface_id: vm1}
+spec:
+  id: r1
+  direction: Ingress
+  action: Accept
+  priority: 5
+  source_prefix: 0.0.0.0/0
+  destination_prefix: 0.0.0.0/0
+  protocol_filter: {Filter: {Udp: {src_port_lower: -1, src_port_upper: -1, dst_port_lower: 53, dst_port_upper: 53}}}
+"#;
+    std::fs::write(&path, yaml).unwrap();
+    let path = path.to_str().unwrap();
+    check(&server, &format!("create -f {path}"), 0, expect![""]).await;
+    check(&server, "list fwrules --interface-id vm1", 0, expect![""]).await;
+    check(&server, &format!("delete -f {path}"), 0, expect![""]).await;
 }
 
 #[tokio::test]
@@ -189,7 +383,9 @@ async fn objects_from_files() {
         &server,
         &format!("create -f {path}"),
         0,
-        expect!["interface/vm1 created\nroute/10.1.0.0/16 created\nprefix/10.5.0.0/24 created\n"],
+        expect![
+            "interface/vm1 created\nroute/10.1.0.0/16-100 created\nprefix/10.5.0.0/24 created\n"
+        ],
     )
     .await;
     check(
@@ -198,7 +394,7 @@ async fn objects_from_files() {
         2,
         expect![[r#"
         interface/vm1 server error: 202, ALREADY_EXISTS
-        route/10.1.0.0/16 server error: 301, ROUTE_EXISTS
+        route/10.1.0.0/16-100 server error: 301, ROUTE_EXISTS
         prefix/10.5.0.0/24 server error: 301, ROUTE_EXISTS
     "#]],
     )
@@ -207,7 +403,7 @@ async fn objects_from_files() {
         &server,
         &format!("delete -f {path}"),
         0,
-        expect!["prefix/10.5.0.0/24 deleted\nroute/10.1.0.0/16 deleted\ninterface/vm1 deleted\n"],
+        expect!["prefix/10.5.0.0/24 deleted\nroute/10.1.0.0/16-0 deleted\ninterface/vm1 deleted\n"],
     )
     .await;
 }

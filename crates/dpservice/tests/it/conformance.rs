@@ -641,24 +641,6 @@ async fn versions() {
 }
 
 #[tokio::test]
-async fn calls_of_later_work_are_unimplemented() {
-    let server = Server::start().await;
-    let mut client = server.initialized().await;
-    let code = |status: tonic::Status| status.code();
-    let unimplemented = tonic::Code::Unimplemented;
-    let nat = client.create_nat(dpdk::CreateNatRequest::default()).await;
-    assert_eq!(nat.map(drop).map_err(code), Err(unimplemented));
-    let vip = client.create_vip(dpdk::CreateVipRequest::default()).await;
-    assert_eq!(vip.map(drop).map_err(code), Err(unimplemented));
-    let rules = client
-        .list_firewall_rules(dpdk::ListFirewallRulesRequest::default())
-        .await;
-    assert_eq!(rules.map(drop).map_err(code), Err(unimplemented));
-    let capture = client.capture_status(dpdk::CaptureStatusRequest {}).await;
-    assert_eq!(capture.map(drop).map_err(code), Err(unimplemented));
-}
-
-#[tokio::test]
 async fn many_routes_are_listed_whole() {
     let server = Server::start().await;
     let mut client = server.initialized().await;

@@ -14,3 +14,4 @@ mod harness;
 mod health;
 mod hosts;
 mod lifecycle;
+mod services;

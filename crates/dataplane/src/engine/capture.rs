@@ -1,0 +1,106 @@
+//! Starting and stopping captures, and the mirrored frame itself.
+
+use super::Engine;
+use crate::capture::{CAPTURE_HEADER_LEN, Capture};
+use crate::config::PortKind;
+use crate::error::ConfigError;
+use crate::objects::{CapturePort, CaptureSpec};
+use crate::packet::Packet;
+use crate::verdict::PortId;
+use std::sync::Arc;
+
+impl Engine {
+    /// Starts mirroring. There is at most one capture.
+    pub fn start_capture(&mut self, mut spec: CaptureSpec) -> Result<(), ConfigError> {
+        if self.tables.capture.is_some() {
+            return Err(ConfigError::AlreadyActive);
+        }
+        let mut found = Vec::with_capacity(spec.ports.len());
+        for captured in spec.ports {
+            let port = self.captured_port(&captured).ok_or(ConfigError::NotFound)?;
+            if found.iter().any(|(other, _)| *other == port) {
+                return Err(ConfigError::AlreadyActive);
+            }
+            found.push((port, captured));
+        }
+        found.sort_by_key(|(port, _)| *port);
+        let ports;
+        (ports, spec.ports) = found.into_iter().unzip();
+        self.edit().capture = Some(Arc::new(Capture { spec, ports }));
+        Ok(())
+    }
+
+    fn captured_port(&self, captured: &CapturePort) -> Option<PortId> {
+        match captured {
+            CapturePort::Interface(id) => self.interfaces.get(id).copied(),
+            CapturePort::Uplink(number) => {
+                let mut ports = self.tables.ports.iter();
+                let is_it = |port: &crate::tables::Port| port.kind == PortKind::Uplink(*number);
+                ports.position(is_it).map(|index| PortId(index as u16))
+            }
+        }
+    }
+
+    /// Stops mirroring and returns how many ports were captured.
+    pub fn stop_capture(&mut self) -> Result<usize, ConfigError> {
+        let capture = self.tables.capture.clone();
+        let ports = capture.ok_or(ConfigError::NotActive)?.ports.len();
+        self.edit().capture = None;
+        Ok(ports)
+    }
+
+    /// The capture in force, its ports in the order of their numbers.
+    #[must_use]
+    pub fn capture(&self) -> Option<&CaptureSpec> {
+        self.tables.capture.as_ref().map(|capture| &capture.spec)
+    }
+
+    /// Whether anything is captured; the callers' cheap test before [`Engine::mirror`].
+    #[must_use]
+    #[inline]
+    pub fn is_capturing(&self, port: PortId) -> bool {
+        let capture = self.tables.capture.as_ref();
+        capture.is_some_and(|capture| capture.covers(port))
+    }
+
+    /// Writes the mirror of a frame that came in on `port` to `packet` and returns the uplink to send it from. `None` if the port is not
+    /// captured, no uplink can be used, or the mirror does not fit.
+    #[must_use]
+    pub fn mirror(&self, port: PortId, frame: &[u8], packet: &mut dyn Packet) -> Option<PortId> {
+        let capture = self.tables.capture.as_ref()?;
+        if !capture.covers(port) {
+            return None;
+        }
+        let usable = self.tables.uplinks.iter().flatten();
+        let uplink = usable
+            .filter(|uplink| uplink.link && uplink.next_hop.is_some())
+            .min_by_key(|uplink| uplink.port)?;
+        let header = capture.header(self.tables.settings.host, uplink, frame.len())?;
+        packet.clear();
+        if !packet.resize(CAPTURE_HEADER_LEN + frame.len()) {
+            packet.clear();
+            return None;
+        }
+        let (front, rest) = packet
+            .frame_mut()
+            .split_first_chunk_mut::<CAPTURE_HEADER_LEN>()?;
+        *front = header;
+        rest.copy_from_slice(frame);
+        Some(uplink.port)
+    }
+
+    /// An interface that goes is no longer captured; the capture itself stays.
+    pub(super) fn forget_captured(&mut self, id: &str, port: PortId) {
+        let Some(capture) = self.tables.capture.as_ref() else {
+            return;
+        };
+        if !capture.covers(port) {
+            return;
+        }
+        let mut changed = Capture::clone(capture);
+        changed.ports.retain(|other| *other != port);
+        let gone = CapturePort::Interface(id.to_owned());
+        changed.spec.ports.retain(|other| *other != gone);
+        self.edit().capture = Some(Arc::new(changed));
+    }
+}

@@ -1,0 +1,494 @@
+//! Translation between IPv6 and IPv4 (RFC 7915) with the well-known prefix (RFC 6052 §2.1), in place.
+//!
+//! Which addresses and ports stand for each other is decided elsewhere (network NAT); here only headers change. Not decremented: TTL and
+//! hop limit, because the overlay is transparent. Not translated: fragments and IPv6 extension headers with meaning, IPv4 options.
+//! Translated headers carry identification 0 and no fragment flags.
+
+use crate::edit::Change;
+use core::net::{Ipv4Addr, Ipv6Addr};
+use core::ops::Range;
+use net::checksum::{self, pseudo_v4, pseudo_v6};
+use net::ipv6::Upper;
+use net::{Ipv4, Ipv6, icmp, ipv4, ipv6, protocol};
+
+/// Bytes by which an IPv6 header is longer than an IPv4 header without options.
+pub const GROWTH: usize = ipv6::HEADER_LEN - ipv4::HEADER_LEN;
+/// `64:ff9b::/96` as the upper bits of an address.
+const WELL_KNOWN: u128 = 0x0064_ff9b << 96;
+const MTU_OFFSET: u16 = GROWTH as u16;
+/// What a router that does not know RFC 1191 means by MTU 0: the largest IPv6 packet that always passes.
+const MTU_DEFAULT: u16 = 1_280;
+
+/// The packet is of a kind that has no counterpart in the other family, or is malformed. It is to be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotTranslatable;
+
+/// The IPv4 address inside an address of the well-known prefix.
+#[must_use]
+pub fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let bits = address.to_bits();
+    (bits >> 32 == WELL_KNOWN >> 32).then(|| Ipv4Addr::from_bits(bits as u32))
+}
+
+/// An IPv4 address inside the well-known prefix.
+#[must_use]
+pub fn embed(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(WELL_KNOWN | u128::from(address.to_bits()))
+}
+
+/// Source and destination of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends<A> {
+    /// From.
+    pub source: A,
+    /// To.
+    pub destination: A,
+}
+
+/// Translates the IPv6 packet that fills `packet` and returns where in it the IPv4 packet is.
+///
+/// `quoted` are the addresses of the packet inside an ICMPv6 error.
+pub fn to_v4(
+    packet: &mut [u8],
+    ends: Ends<Ipv4Addr>,
+    quoted: Ends<Ipv4Addr>,
+) -> Result<Range<usize>, NotTranslatable> {
+    let view = Ipv6::new_checked(packet).map_err(|_| NotTranslatable)?;
+    let old = Ends {
+        source: view.source(),
+        destination: view.destination(),
+    };
+    let (hop_limit, payload) = (view.hop_limit(), usize::from(view.payload_len()));
+    let Ok(Upper::Transport {
+        protocol, offset, ..
+    }) = view.upper()
+    else {
+        return Err(NotTranslatable);
+    };
+    let class = traffic_class(packet);
+    let start = ipv6::HEADER_LEN + offset;
+    let transport = packet
+        .get_mut(start..ipv6::HEADER_LEN + payload)
+        .ok_or(NotTranslatable)?;
+    let mut length = transport.len();
+    if protocol == protocol::ICMPV6 && is_error_v6(transport) {
+        length = error_to_v4(transport, quoted)?;
+    } else {
+        let total = u32::try_from(length).map_err(|_| NotTranslatable)?;
+        transport_to_v4(protocol, transport, old, ends, total)?;
+    }
+    let header = header_v4(class, hop_limit, protocol_v4(protocol), ends, length)?;
+    let begin = start - ipv4::HEADER_LEN;
+    packet
+        .get_mut(begin..start)
+        .ok_or(NotTranslatable)?
+        .copy_from_slice(&header);
+    Ok(begin..start + length)
+}
+
+/// Translates the IPv4 packet at `packet` inside `buffer` and returns where in `buffer` the IPv6 packet is.
+///
+/// There must be [`GROWTH`] spare bytes before it and, for an ICMP error, behind it. `quoted` are the addresses of the packet inside an
+/// error.
+pub fn to_v6(
+    buffer: &mut [u8],
+    packet: Range<usize>,
+    ends: Ends<Ipv6Addr>,
+    quoted: Ends<Ipv6Addr>,
+) -> Result<Range<usize>, NotTranslatable> {
+    let bytes = buffer.get(packet.clone()).ok_or(NotTranslatable)?;
+    let view = Ipv4::new_checked(bytes).map_err(|_| NotTranslatable)?;
+    if view.is_fragment() {
+        return Err(NotTranslatable);
+    }
+    let old = Ends {
+        source: view.source(),
+        destination: view.destination(),
+    };
+    let (class, ttl, protocol) = (view.traffic_class(), view.ttl(), view.protocol());
+    let start = packet.start + view.header_len();
+    let end = packet.start + usize::from(view.total_len());
+    let mut length = end - start;
+    let transport = buffer.get_mut(start..).ok_or(NotTranslatable)?;
+    if protocol == protocol::ICMP && is_error_v4(transport) {
+        length = error_to_v6(transport, length, quoted)?;
+        let total = u32::try_from(length).map_err(|_| NotTranslatable)?;
+        let message = transport.get_mut(..length).ok_or(NotTranslatable)?;
+        let pseudo = pseudo_v6(ends.source, ends.destination, protocol::ICMPV6, total);
+        fill_checksum(message, pseudo);
+    } else {
+        let transport = transport.get_mut(..length).ok_or(NotTranslatable)?;
+        transport_to_v6(protocol, transport, old, ends, length)?;
+    }
+    let header = header_v6(class, ttl, protocol_v6(protocol), ends, length)?;
+    let begin = start.checked_sub(ipv6::HEADER_LEN).ok_or(NotTranslatable)?;
+    buffer
+        .get_mut(begin..start)
+        .ok_or(NotTranslatable)?
+        .copy_from_slice(&header);
+    Ok(begin..start + length)
+}
+
+// ---- headers ---------------------------------------------------------------------------------------------------------------
+
+fn traffic_class(packet: &[u8]) -> u8 {
+    match packet {
+        [first, second, ..] => first << 4 | second >> 4,
+        _ => 0,
+    }
+}
+
+fn protocol_v4(protocol: u8) -> u8 {
+    if protocol == protocol::ICMPV6 {
+        protocol::ICMP
+    } else {
+        protocol
+    }
+}
+
+fn protocol_v6(protocol: u8) -> u8 {
+    if protocol == protocol::ICMP {
+        protocol::ICMPV6
+    } else {
+        protocol
+    }
+}
+
+fn header_v4(
+    class: u8,
+    ttl: u8,
+    protocol: u8,
+    ends: Ends<Ipv4Addr>,
+    payload: usize,
+) -> Result<[u8; ipv4::HEADER_LEN], NotTranslatable> {
+    let mut header = ipv4::Header {
+        payload_len: u16::try_from(payload).map_err(|_| NotTranslatable)?,
+        ttl,
+        protocol,
+        source: ends.source,
+        destination: ends.destination,
+    }
+    .emit();
+    let mut change = Change::default();
+    crate::edit::set_word(&mut header, 0, 0x4500 | u16::from(class), &mut change);
+    change.write(&mut header, 10);
+    Ok(header)
+}
+
+fn header_v6(
+    class: u8,
+    hop_limit: u8,
+    next_header: u8,
+    ends: Ends<Ipv6Addr>,
+    payload: usize,
+) -> Result<[u8; ipv6::HEADER_LEN], NotTranslatable> {
+    let mut header = ipv6::Header {
+        payload_len: u16::try_from(payload).map_err(|_| NotTranslatable)?,
+        next_header,
+        hop_limit,
+        source: ends.source,
+        destination: ends.destination,
+    }
+    .emit();
+    let [first, second, ..] = &mut header;
+    *first = 0x60 | class >> 4;
+    *second = class << 4;
+    Ok(header)
+}
+
+// ---- transport -------------------------------------------------------------------------------------------------------------
+
+/// Echo types of both families.
+const ECHO: [(u8, u8); 2] = [
+    (icmp::V6_ECHO_REQUEST, icmp::ECHO_REQUEST),
+    (icmp::V6_ECHO_REPLY, icmp::ECHO_REPLY),
+];
+
+/// Exchanges the pseudo header below the checksum of a transport whose full length is `total`.
+fn transport_to_v4(
+    protocol: u8,
+    transport: &mut [u8],
+    old: Ends<Ipv6Addr>,
+    new: Ends<Ipv4Addr>,
+    total: u32,
+) -> Result<(), NotTranslatable> {
+    let mut change = Change::default();
+    change.remove_sum(pseudo_v6(old.source, old.destination, protocol, total));
+    if protocol == protocol::ICMPV6 {
+        let find = |kind| ECHO.iter().find(|(six, _)| *six == kind).map(|echo| echo.1);
+        return echo(transport, change, find);
+    }
+    let total = u16::try_from(total).map_err(|_| NotTranslatable)?;
+    change.add_sum(pseudo_v4(new.source, new.destination, protocol, total));
+    write_checksum(protocol, transport, change)
+}
+
+fn transport_to_v6(
+    protocol: u8,
+    transport: &mut [u8],
+    old: Ends<Ipv4Addr>,
+    new: Ends<Ipv6Addr>,
+    total: usize,
+) -> Result<(), NotTranslatable> {
+    let total = u16::try_from(total).map_err(|_| NotTranslatable)?;
+    let target = protocol_v6(protocol);
+    let pseudo = pseudo_v6(new.source, new.destination, target, u32::from(total));
+    let mut change = Change::default();
+    change.add_sum(pseudo);
+    if protocol == protocol::ICMP {
+        let find = |kind| {
+            ECHO.iter()
+                .find(|(_, four)| *four == kind)
+                .map(|echo| echo.0)
+        };
+        return echo(transport, change, find);
+    }
+    if protocol == protocol::UDP && crate::edit::word(transport, 6) == Some(0) {
+        // IPv6 requires a checksum (RFC 7915 §4.5); of a quotation that is cut short it cannot be made.
+        if transport.len() == usize::from(total) {
+            let sum = checksum::udp(checksum::sum(pseudo, transport));
+            crate::edit::set_word(transport, 6, sum, &mut Change::default());
+        }
+        return Ok(());
+    }
+    change.remove_sum(pseudo_v4(old.source, old.destination, protocol, total));
+    write_checksum(protocol, transport, change)
+}
+
+fn write_checksum(
+    protocol: u8,
+    transport: &mut [u8],
+    change: Change,
+) -> Result<(), NotTranslatable> {
+    match protocol {
+        protocol::TCP => change.write(transport, 16),
+        protocol::UDP => change.write_udp(transport, 6),
+        _ => return Err(NotTranslatable),
+    }
+    Ok(())
+}
+
+/// Gives an echo message the type of the other family; its code is 0 in both.
+fn echo(
+    transport: &mut [u8],
+    mut change: Change,
+    find: impl Fn(u8) -> Option<u8>,
+) -> Result<(), NotTranslatable> {
+    let kind = transport.first().copied().and_then(find);
+    let kind = kind.ok_or(NotTranslatable)?;
+    crate::edit::set_word(transport, 0, u16::from(kind) << 8, &mut change);
+    change.write(transport, 2);
+    Ok(())
+}
+
+// ---- errors ----------------------------------------------------------------------------------------------------------------
+
+fn is_error_v6(transport: &[u8]) -> bool {
+    net::Icmpv6::new_checked(transport).is_ok_and(|message| message.is_error())
+}
+
+fn is_error_v4(transport: &[u8]) -> bool {
+    net::Icmp::new_checked(transport).is_ok_and(|message| message.is_error())
+}
+
+/// Type and code in the first word, pointer or MTU in the second.
+#[derive(Clone, Copy, Debug)]
+struct ErrorHeader {
+    kind: u8,
+    code: u8,
+    rest: [u8; 4],
+}
+
+impl ErrorHeader {
+    fn read(transport: &[u8]) -> Option<ErrorHeader> {
+        let [kind, code, _, _, a, b, c, d] = *transport.first_chunk::<{ icmp::HEADER_LEN }>()?;
+        let rest = [a, b, c, d];
+        Some(ErrorHeader { kind, code, rest })
+    }
+
+    fn plain(kind: u8, code: u8) -> ErrorHeader {
+        let rest = [0; 4];
+        ErrorHeader { kind, code, rest }
+    }
+
+    /// With checksum 0.
+    fn write(self, transport: &mut [u8]) {
+        let ErrorHeader {
+            kind,
+            code,
+            rest: [a, b, c, d],
+        } = self;
+        if let Some(header) = transport.first_chunk_mut::<{ icmp::HEADER_LEN }>() {
+            *header = [kind, code, 0, 0, a, b, c, d];
+        }
+    }
+
+    /// RFC 7915 §5.2.
+    fn to_v4(self) -> Option<ErrorHeader> {
+        let ErrorHeader { kind, code, rest } = self;
+        let unreachable = |code| Some(ErrorHeader::plain(icmp::UNREACHABLE, code));
+        match (kind, code) {
+            (1, 0 | 2 | 3) => unreachable(1),
+            (1, 1) => unreachable(10),
+            (1, 4) => unreachable(3),
+            (2, _) => {
+                let mtu = u32::from_be_bytes(rest).min(u32::from(u16::MAX)) as u16;
+                let [high, low] = mtu.saturating_sub(MTU_OFFSET).to_be_bytes();
+                let rest = [0, 0, high, low];
+                Some(ErrorHeader {
+                    rest,
+                    ..ErrorHeader::plain(icmp::UNREACHABLE, 4)
+                })
+            }
+            (3, code) => Some(ErrorHeader::plain(icmp::TIME_EXCEEDED, code)),
+            (4, 0) => {
+                let pointer = match u32::from_be_bytes(rest) {
+                    pointer @ (0 | 1) => pointer as u8,
+                    4 | 5 => 2,
+                    6 => 9,
+                    7 => 8,
+                    8..=23 => 12,
+                    24..=39 => 16,
+                    _ => return None,
+                };
+                let rest = [pointer, 0, 0, 0];
+                Some(ErrorHeader {
+                    rest,
+                    ..ErrorHeader::plain(icmp::PARAMETER_PROBLEM, 0)
+                })
+            }
+            (4, 1) => unreachable(2),
+            _ => None,
+        }
+    }
+
+    /// RFC 7915 §4.2.
+    fn to_v6(self) -> Option<ErrorHeader> {
+        let ErrorHeader {
+            kind,
+            code,
+            rest: [pointer, _, high, low],
+        } = self;
+        let problem = |code, pointer: u8| {
+            let rest = [0, 0, 0, pointer];
+            Some(ErrorHeader {
+                rest,
+                ..ErrorHeader::plain(4, code)
+            })
+        };
+        match (kind, code) {
+            (icmp::UNREACHABLE, 0 | 1 | 5..=8 | 11 | 12) => Some(ErrorHeader::plain(1, 0)),
+            (icmp::UNREACHABLE, 2) => problem(1, 6),
+            (icmp::UNREACHABLE, 3) => Some(ErrorHeader::plain(1, 4)),
+            (icmp::UNREACHABLE, 4) => {
+                let mtu = match u16::from_be_bytes([high, low]) {
+                    0 => MTU_DEFAULT,
+                    mtu => mtu.saturating_add(MTU_OFFSET).max(MTU_DEFAULT),
+                };
+                let rest = u32::from(mtu).to_be_bytes();
+                Some(ErrorHeader {
+                    rest,
+                    ..ErrorHeader::plain(2, 0)
+                })
+            }
+            (icmp::UNREACHABLE, 9 | 10 | 13 | 15) => Some(ErrorHeader::plain(1, 1)),
+            (icmp::TIME_EXCEEDED, code) => Some(ErrorHeader::plain(3, code)),
+            (icmp::PARAMETER_PROBLEM, 0 | 2) => match pointer {
+                0 | 1 => problem(0, pointer),
+                2 | 3 => problem(0, 4),
+                8 => problem(0, 7),
+                9 => problem(0, 6),
+                12..=15 => problem(0, 8),
+                16..=19 => problem(0, 24),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Translates an ICMPv6 error with the packet it quotes; returns the new length.
+fn error_to_v4(transport: &mut [u8], ends: Ends<Ipv4Addr>) -> Result<usize, NotTranslatable> {
+    let header = ErrorHeader::read(transport).and_then(ErrorHeader::to_v4);
+    let header = header.ok_or(NotTranslatable)?;
+    let quoted = transport
+        .get_mut(icmp::HEADER_LEN..)
+        .ok_or(NotTranslatable)?;
+    let view = Ipv6::new_embedded(quoted).map_err(|_| NotTranslatable)?;
+    let old = Ends {
+        source: view.source(),
+        destination: view.destination(),
+    };
+    let (hop_limit, payload) = (view.hop_limit(), usize::from(view.payload_len()));
+    let Ok(Upper::Transport {
+        protocol, offset, ..
+    }) = view.upper()
+    else {
+        return Err(NotTranslatable);
+    };
+    let class = traffic_class(quoted);
+    let total = payload.checked_sub(offset).ok_or(NotTranslatable)?;
+    let start = ipv6::HEADER_LEN + offset;
+    let inner = quoted.get_mut(start..).ok_or(NotTranslatable)?;
+    let total_word = u32::try_from(total).map_err(|_| NotTranslatable)?;
+    transport_to_v4(protocol, inner, old, ends, total_word)?;
+    let kept = inner.len();
+    let inner_header = header_v4(class, hop_limit, protocol_v4(protocol), ends, total)?;
+    quoted.copy_within(start.., ipv4::HEADER_LEN);
+    if let Some(front) = quoted.first_chunk_mut() {
+        *front = inner_header;
+    }
+    let length = icmp::HEADER_LEN + ipv4::HEADER_LEN + kept;
+    header.write(transport);
+    let message = transport.get_mut(..length).ok_or(NotTranslatable)?;
+    fill_checksum(message, 0);
+    Ok(length)
+}
+
+/// Translates an ICMP error of `length` bytes with the packet it quotes; returns the new length. The checksum is left 0.
+fn error_to_v6(
+    transport: &mut [u8],
+    length: usize,
+    ends: Ends<Ipv6Addr>,
+) -> Result<usize, NotTranslatable> {
+    let header = ErrorHeader::read(transport).and_then(ErrorHeader::to_v6);
+    let header = header.ok_or(NotTranslatable)?;
+    let quoted = transport
+        .get_mut(icmp::HEADER_LEN..length)
+        .ok_or(NotTranslatable)?;
+    let view = Ipv4::new_embedded(quoted).map_err(|_| NotTranslatable)?;
+    if view.is_fragment() {
+        return Err(NotTranslatable);
+    }
+    let old = Ends {
+        source: view.source(),
+        destination: view.destination(),
+    };
+    let (class, ttl, protocol) = (view.traffic_class(), view.ttl(), view.protocol());
+    let header_len = view.header_len();
+    let total = usize::from(view.total_len())
+        .checked_sub(header_len)
+        .ok_or(NotTranslatable)?;
+    let inner = quoted.get_mut(header_len..).ok_or(NotTranslatable)?;
+    transport_to_v6(protocol, inner, old, ends, total)?;
+    let kept = inner.len();
+    let inner_header = header_v6(class, ttl, protocol_v6(protocol), ends, total)?;
+    let new_length = icmp::HEADER_LEN + ipv6::HEADER_LEN + kept;
+    if new_length > transport.len() {
+        return Err(NotTranslatable);
+    }
+    let from = icmp::HEADER_LEN + header_len;
+    transport.copy_within(from..length, icmp::HEADER_LEN + ipv6::HEADER_LEN);
+    transport
+        .get_mut(icmp::HEADER_LEN..icmp::HEADER_LEN + ipv6::HEADER_LEN)
+        .ok_or(NotTranslatable)?
+        .copy_from_slice(&inner_header);
+    header.write(transport);
+    Ok(new_length)
+}
+
+/// Writes the ICMP checksum of a message whose field holds 0.
+fn fill_checksum(message: &mut [u8], pseudo: u32) {
+    let sum = checksum::finish(checksum::sum(pseudo, message));
+    crate::edit::set_word(message, 2, sum, &mut Change::default());
+}

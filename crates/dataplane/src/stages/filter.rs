@@ -1,0 +1,54 @@
+//! The packet filter (node `firewall`): may the first packet of a connection leave its machine, and may it reach the other?
+
+use crate::firewall::{Filter, FilterPacket, Firewall};
+use crate::flow::key::Tuple;
+use crate::graph::{Context, Output, Source, Walk};
+use crate::objects::{FirewallMode, RuleDirection};
+use crate::verdict::DropReason;
+
+pub(crate) fn process(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
+    // The source as it was sent, the destination as it will be received.
+    let packet = FilterPacket::of(&Tuple {
+        destination: walk.leaves.destination,
+        ..walk.tuple
+    });
+    if matches!(cx.source, Source::Machine)
+        && let Some(services) = cx.services()
+    {
+        let reason = DropReason::FirewallEgress;
+        check(
+            cx,
+            &services.firewall,
+            RuleDirection::Egress,
+            &packet,
+            reason,
+        )?;
+    }
+    if let Some(Output::Deliver(port)) = walk.output
+        && let Some(attached) = cx.attached(port)
+    {
+        let (firewall, reason) = (&attached.services.firewall, DropReason::FirewallIngress);
+        check(cx, firewall, RuleDirection::Ingress, &packet, reason)?;
+    }
+    Ok(())
+}
+
+fn check(
+    cx: &mut Context<'_>,
+    firewall: &Firewall,
+    direction: RuleDirection,
+    packet: &FilterPacket,
+    reason: DropReason,
+) -> Result<(), DropReason> {
+    match (
+        firewall.decide(direction, packet),
+        cx.tables.settings.firewall,
+    ) {
+        (Filter::Accept, _) => Ok(()),
+        (Filter::Drop, FirewallMode::Enforce) => Err(reason),
+        (Filter::Drop, FirewallMode::Observe) => {
+            cx.counters.firewall_observed += 1;
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What the loop over cached answers does not do, because few connections need it: rate limits, change of the address family, and ICMP errors
+//! about translated connections.
+//!
+//! An entry that needs it carries an epoch that the loop never accepts, so its packets come here without costing the others anything.
+
+use crate::edit::{self, Side};
+use crate::flow::key::Tuple;
+use crate::flow::{Action, Entry};
+use crate::graph::{Context, Source, Walk};
+use crate::icmp_error::{QuotedEnd, translate_inbound, translate_outbound};
+use crate::nat64::{self, Ends, GROWTH};
+use crate::packet::Packet;
+use crate::time::Instant;
+use crate::verdict::DropReason;
+use core::net::IpAddr;
+use core::ops::Range;
+
+/// Makes an epoch that is never current.
+const SLOW: u32 = 1 << 31;
+
+/// Notes on an entry that was just decided what its packets need beyond the ordinary.
+pub(crate) fn mark(cx: &Context<'_>, entry: &mut Entry, walk: &Walk) {
+    let mut flags = 0;
+    if walk.tuple.source.is_ipv4() != walk.leaves.source.is_ipv4() {
+        flags |= Entry::FAMILY;
+    }
+    if matches!(cx.source, Source::Machine)
+        && let Some(services) = cx.services()
+    {
+        let public = walk.public && services.public_meter.is_some();
+        flags |= if public { Entry::PUBLIC } else { 0 };
+        let metered = public || services.total_meter.is_some();
+        flags |= if metered { Entry::METERED } else { 0 };
+    }
+    entry.flags = entry.flags & !(Entry::FAMILY | Entry::PUBLIC | Entry::METERED) | flags;
+    if flags != 0 {
+        entry.epoch = cx.tables.epoch ^ SLOW;
+    }
+}
+
+/// Whether an entry was decided with the current tables and comes here for another reason.
+pub(crate) fn is_current(cx: &Context<'_>, entry: &Entry) -> bool {
+    entry.epoch == cx.tables.epoch ^ SLOW && entry.action != Action::Undecided
+}
+
+/// Whether the machine's rate limits let a packet of `bytes` pass.
+pub(crate) fn admit(
+    cx: &Context<'_>,
+    flags: u8,
+    bytes: u16,
+    now: Instant,
+) -> Result<(), DropReason> {
+    if flags & Entry::METERED == 0 {
+        return Ok(());
+    }
+    let Some(services) = cx.services() else {
+        return Ok(());
+    };
+    let bytes = u64::from(bytes);
+    if flags & Entry::PUBLIC != 0
+        && let Some(meter) = &services.public_meter
+        && !meter.admit(bytes, now)
+    {
+        return Err(DropReason::PublicRate);
+    }
+    match &services.total_meter {
+        Some(meter) if !meter.admit(bytes, now) => Err(DropReason::TotalRate),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Changes the family of the IP packet at `place` in the frame, whose connection shows `from` before and `to` after; returns its new place.
+pub(crate) fn change_family(
+    packet: &mut dyn Packet,
+    place: Range<usize>,
+    from: &Tuple,
+    to: &Tuple,
+) -> Result<Range<usize>, DropReason> {
+    let place = translate(
+        packet,
+        place,
+        (to.source, to.destination),
+        (to.destination, to.source),
+    )?;
+    let bytes = packet.frame_mut().get_mut(place.clone());
+    let bytes = bytes.ok_or(DropReason::Bug)?;
+    if from.source_port != to.source_port {
+        edit::set_port(bytes, Side::Source, to.source_port);
+    }
+    if from.destination_port != to.destination_port {
+        edit::set_port(bytes, Side::Destination, to.destination_port);
+    }
+    Ok(place)
+}
+
+/// The same for an ICMP error about such a connection, which travels like the packets that show `from` before and `to` after.
+fn change_error_family(
+    packet: &mut dyn Packet,
+    place: Range<usize>,
+    sender: IpAddr,
+    to: &Tuple,
+) -> Result<Range<usize>, DropReason> {
+    // An error may come from any router on the way.
+    let source = match (sender, to.destination) {
+        (IpAddr::V4(router), IpAddr::V6(_)) => IpAddr::V6(nat64::embed(router)),
+        _ => to.source,
+    };
+    let place = translate(
+        packet,
+        place,
+        (source, to.destination),
+        (to.destination, to.source),
+    )?;
+    let bytes = packet.frame_mut().get_mut(place.clone());
+    let bytes = bytes.ok_or(DropReason::Bug)?;
+    let is_done = match to.destination {
+        IpAddr::V6(address) => translate_inbound(
+            bytes,
+            QuotedEnd {
+                address: IpAddr::V6(address),
+                port: to.destination_port,
+            },
+        ),
+        IpAddr::V4(_) => translate_outbound(
+            bytes,
+            QuotedEnd {
+                address: to.source,
+                port: to.source_port,
+            },
+        ),
+    };
+    if is_done {
+        Ok(place)
+    } else {
+        Err(DropReason::NotTranslatable)
+    }
+}
+
+fn translate(
+    packet: &mut dyn Packet,
+    place: Range<usize>,
+    ends: (IpAddr, IpAddr),
+    quoted: (IpAddr, IpAddr),
+) -> Result<Range<usize>, DropReason> {
+    match (ends, quoted) {
+        (
+            (IpAddr::V4(source), IpAddr::V4(destination)),
+            (IpAddr::V4(quoted_source), IpAddr::V4(quoted_destination)),
+        ) => {
+            let bytes = packet.frame_mut().get_mut(place.clone());
+            let bytes = bytes.ok_or(DropReason::Bug)?;
+            let quoted = Ends {
+                source: quoted_source,
+                destination: quoted_destination,
+            };
+            let ends = Ends {
+                source,
+                destination,
+            };
+            let moved = nat64::to_v4(bytes, ends, quoted);
+            let moved = moved.map_err(|_| DropReason::NotTranslatable)?;
+            Ok(place.start + moved.start..place.start + moved.end)
+        }
+        (
+            (IpAddr::V6(source), IpAddr::V6(destination)),
+            (IpAddr::V6(quoted_source), IpAddr::V6(quoted_destination)),
+        ) => {
+            // A quotation grows behind, the packet itself to the front, where the tunnel was.
+            if !packet.resize(place.end + GROWTH) {
+                return Err(DropReason::NotTranslatable);
+            }
+            let quoted = Ends {
+                source: quoted_source,
+                destination: quoted_destination,
+            };
+            let ends = Ends {
+                source,
+                destination,
+            };
+            let moved = nat64::to_v6(packet.frame_mut(), place, ends, quoted);
+            moved.map_err(|_| DropReason::NotTranslatable)
+        }
+        _ => Err(DropReason::Bug),
+    }
+}
+
+/// Translates an ICMP error inside and out; returns the place of the packet in the frame afterwards.
+pub(crate) fn translate_error(
+    packet: &mut dyn Packet,
+    place: Range<usize>,
+    sender: IpAddr,
+    from: &Tuple,
+    to: &Tuple,
+) -> Result<Range<usize>, DropReason> {
+    if from.source.is_ipv4() != to.source.is_ipv4() {
+        return change_error_family(packet, place, sender, to);
+    }
+    let bytes = packet.frame_mut().get_mut(place.clone());
+    let bytes = bytes.ok_or(DropReason::Bug)?;
+    let mut is_done = true;
+    if (from.destination, from.destination_port) != (to.destination, to.destination_port) {
+        is_done &= translate_inbound(
+            bytes,
+            QuotedEnd {
+                address: to.destination,
+                port: to.destination_port,
+            },
+        );
+    }
+    if (from.source, from.source_port) != (to.source, to.source_port) {
+        is_done &= translate_outbound(
+            bytes,
+            QuotedEnd {
+                address: to.source,
+                port: to.source_port,
+            },
+        );
+    }
+    if is_done {
+        Ok(place)
+    } else {
+        Err(DropReason::IcmpUnrelated)
+    }
+}

@@ -1,0 +1,139 @@
+//! Source translation (node `snat`) of what leaves by a default route: VIP, network NAT, and NAT64; and giving NAT ports back.
+
+use crate::counters::Node;
+use crate::flow::key::{Transport, Tuple};
+use crate::flow::{Entry, Service};
+use crate::graph::{Context, Output, Source, Walk};
+use crate::nat64;
+use crate::objects::Nat;
+use crate::port_map::{NatEnd, NatError, NatRemote, NatSource, PortMap};
+use crate::verdict::DropReason;
+use core::net::{IpAddr, Ipv4Addr};
+use net::Vni;
+
+pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
+    let leaves_host = matches!(walk.output, Some(Output::Encap { .. }));
+    if !matches!(cx.source, Source::Machine) || !walk.public || !leaves_host {
+        return Ok(());
+    }
+    let Some(attached) = cx.attached(cx.machine) else {
+        return Ok(());
+    };
+    let services = &attached.services;
+    match (walk.tuple.source, walk.leaves.destination) {
+        (IpAddr::V4(source), IpAddr::V4(remote))
+            if attached.interface.spec.ipv4 == Some(source) =>
+        {
+            match (services.nat, services.vip) {
+                (Some(nat), _) => translate(cx, walk, nat, remote, Service::Nat),
+                (None, Some(vip)) => {
+                    cx.counters.count(Node::Snat);
+                    if walk.tuple.transport == Transport::Fragment {
+                        return Err(DropReason::TranslatedFragment);
+                    }
+                    walk.leaves.source = IpAddr::V4(vip.address);
+                    walk.service = Service::Vip;
+                    Ok(())
+                }
+                (None, None) => Ok(()),
+            }
+        }
+        (IpAddr::V6(_), IpAddr::V6(destination)) => {
+            match (services.nat, nat64::embedded(destination)) {
+                (Some(nat), Some(remote)) => translate(cx, walk, nat, remote, Service::Nat64),
+                (Some(_), None) | (None, _) => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn translate(
+    cx: &mut Context<'_>,
+    walk: &mut Walk,
+    nat: Nat,
+    remote: Ipv4Addr,
+    service: Service,
+) -> Result<(), DropReason> {
+    cx.counters.count(Node::Snat);
+    let source = source(cx.vni, &walk.tuple);
+    let end = match walk.previous {
+        None => {
+            let remote = self::remote(&walk.tuple, remote).ok_or(DropReason::TranslatedFragment)?;
+            let end = cx.nat.allocate(source, remote, nat.address, nat.ports);
+            end.map_err(|error| match error {
+                NatError::Exhausted | NatError::Conflict => DropReason::NatExhausted,
+                NatError::Full => DropReason::NatTableFull,
+            })?
+        }
+        Some(previous) => {
+            let known = previous.leaves;
+            let is_valid = previous.service == service
+                && known.source == IpAddr::V4(nat.address)
+                && nat.ports.contains(known.source_port);
+            walk.begin_anew = !is_valid;
+            NatEnd {
+                address: nat.address,
+                port: known.source_port,
+            }
+        }
+    };
+    walk.service = service;
+    walk.leaves.source = IpAddr::V4(end.address);
+    walk.leaves.destination = IpAddr::V4(remote);
+    walk.leaves.source_port = end.port;
+    if matches!(walk.tuple.transport, Transport::Echo { .. }) {
+        walk.leaves.destination_port = end.port;
+    }
+    Ok(())
+}
+
+fn source(vni: Vni, tuple: &Tuple) -> NatSource {
+    NatSource {
+        vni,
+        address: tuple.source,
+        port: tuple.source_port,
+    }
+}
+
+fn remote(tuple: &Tuple, address: Ipv4Addr) -> Option<NatRemote> {
+    match tuple.transport {
+        Transport::Tcp | Transport::Udp => Some(NatRemote {
+            address,
+            port: tuple.destination_port,
+            protocol: super::port_protocol(tuple.transport)?,
+        }),
+        Transport::Echo { .. } => Some(NatRemote::echo(address)),
+        Transport::Fragment => None,
+    }
+}
+
+/// Gives the NAT port of a connection back, of which a packet shows `from` before and `leaves` after translation.
+pub(crate) fn give_back(nat: &mut PortMap, vni: Vni, from: &Tuple, leaves: &Tuple) {
+    let (IpAddr::V4(address), IpAddr::V4(remote)) = (leaves.source, leaves.destination) else {
+        return;
+    };
+    let end = NatEnd {
+        address,
+        port: leaves.source_port,
+    };
+    if let Some(remote) = self::remote(leaves, remote) {
+        nat.release(source(vni, from), remote, end);
+    }
+}
+
+/// The same for the two entries of a connection that ends.
+pub(crate) fn end(nat: &mut PortMap, [forward, backward]: [&Entry; 2], service: Service) {
+    match service {
+        Service::Nat | Service::Nat64 => {
+            let leaves = backward.key.tuple().inverted();
+            give_back(
+                nat,
+                forward.key.scope().vni(),
+                &forward.key.tuple(),
+                &leaves,
+            );
+        }
+        Service::None | Service::Vip | Service::NeighbourNat | Service::LoadBalancer => {}
+    }
+}
