@@ -211,8 +211,6 @@ pub fn start_worker(
     let (lost, lost_ports) = mpsc::channel(worker::LOST_MAX);
     let mut plane = Plane::new(engine, config.ports.len(), frame_max, lost)?;
     for (number, uplink) in (0..).zip(uplinks) {
-        let mtu = u16::try_from(uplink.mtu()).unwrap_or(u16::MAX);
-        plane.engine.set_uplink_mtu(PortId(number), mtu);
         plane.attach(PortId(number), uplink)?;
     }
     let (handle, thread) = worker::start(plane).context("cannot start the packet thread")?;
