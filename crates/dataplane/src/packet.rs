@@ -32,6 +32,12 @@ pub trait Packet {
         self.reframe(remove, add, keep).then(|| self.frame_mut())
     }
 
+    /// Whether the port that sends it will cut this packet into ones of at most `length` bytes, counted from `ip_offset`. True only for a
+    /// TCP super-frame that a kernel handed over in one piece (segmentation offload), and of any length.
+    fn is_cut_to(&self, _ip_offset: usize, _length: u16) -> bool {
+        false
+    }
+
     /// Length of the frame.
     #[inline]
     fn len(&self) -> usize {
@@ -68,14 +74,7 @@ pub struct PacketBuf {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Where a received frame starts.
-    origin: usize,
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-/// What an allocation takes in front of its bytes (two words, with glibc and musl).
-const ALLOCATION_HEADER: usize = 16;
 
 impl PacketBuf {
     /// Longest frame of [`PacketBuf::new`]: a 1500-byte packet, its Ethernet header, an IPv6 header and some spare.
@@ -90,34 +89,29 @@ impl PacketBuf {
     /// An empty buffer for frames of up to `frame_max` bytes (jumbo frames).
     #[must_use]
     pub fn with_frame_max(frame_max: usize) -> PacketBuf {
-        // An odd number of cache lines apart, the headers of a pool spread over all sets of the first-level cache. (With buffers of
-        // 2 KiB, a burst would crowd into a few of them and push itself out.) What is added goes to the headroom.
-        let lines = (HEADROOM_MIN + frame_max + ALLOCATION_HEADER).div_ceil(LINE) | 1;
-        let length = lines * LINE - ALLOCATION_HEADER;
-        let origin = length - frame_max;
+        let bytes = vec![0; HEADROOM_MIN + frame_max].into_boxed_slice();
         PacketBuf {
-            bytes: vec![0; length].into_boxed_slice(),
-            start: origin,
-            end: origin,
-            origin,
+            bytes,
+            start: HEADROOM_MIN,
+            end: HEADROOM_MIN,
         }
     }
 
     /// Empties the buffer and restores its headroom.
     pub fn clear(&mut self) {
-        self.start = self.origin;
-        self.end = self.origin;
+        self.start = HEADROOM_MIN.min(self.bytes.len());
+        self.end = self.start;
     }
 
     /// Where a driver writes a received frame; call [`PacketBuf::set_received`] with its length afterwards.
     pub fn receive_area(&mut self) -> &mut [u8] {
         self.clear();
-        self.bytes.get_mut(self.origin..).unwrap_or_default()
+        self.bytes.get_mut(HEADROOM_MIN..).unwrap_or_default()
     }
 
     /// Declares the first `length` bytes of the receive area to be the frame; cut to what fits.
     pub fn set_received(&mut self, length: usize) {
-        self.start = self.origin;
+        self.start = HEADROOM_MIN.min(self.bytes.len());
         self.end = (self.start + length).min(self.bytes.len());
     }
 

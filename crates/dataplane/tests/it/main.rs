@@ -18,6 +18,7 @@ mod flows;
 mod forward;
 mod lpm;
 mod memory;
+mod owner;
 mod pmtu;
 mod random;
 mod uplinks;
