@@ -36,7 +36,7 @@ pub(crate) enum TcpState {
 /// Whether a segment can change the state: any SYN, FIN or RST, and what may complete a handshake.
 #[inline(always)]
 pub(crate) const fn may_advance(entry: &Entry, flags: u8) -> bool {
-    flags & (SYN | FIN | RST) != 0 || entry.has(Entry::TRACKED)
+    flags & (SYN | FIN | RST) | entry.flags & Entry::TRACKED != 0
 }
 
 /// Advances the state by one segment that `entry` answers. Bits other than SYN, ACK, FIN, RST (ECN, PSH, URG) do not matter.

@@ -102,7 +102,7 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
             let frame = from_guest(&plain());
             let mut packet = PacketBuf::new();
             packet.set_received(frame.len());
-            assert!(packet.prepend(dataplane::HEADROOM_MIN - 39));
+            assert!(packet.prepend(packet.headroom() - 39));
             packet.frame_mut()[..frame.len()].copy_from_slice(&frame);
             assert!(packet.resize(frame.len()));
             return Some((bed, VM1, packet));
