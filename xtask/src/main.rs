@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::setup::Scope;
 use crate::shell::{cargo, run, step};
 
 /// Development tasks of OpenKCM networking.
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
 
 fn perform(task: Task) -> Result<()> {
     match task {
-        Task::Setup { check } => setup::setup(check),
+        Task::Setup { check } => setup::setup(check, Scope::Develop),
         Task::Demo { release, args } => lab("demo", release, &args),
         Task::Storm { args } => lab("storm", true, &args),
         Task::Test { no_lab } => test(no_lab),
@@ -89,7 +90,7 @@ fn perform(task: Task) -> Result<()> {
 
 /// Builds the executables and runs a lab command that reports what it saw.
 fn lab(command: &str, release: bool, args: &[String]) -> Result<()> {
-    setup::setup(false)?;
+    setup::setup(false, Scope::Run)?;
     let folder = if release {
         step("building (release)");
         cargo(&["build", "--release", "-p", "openkcm", "-p", "dpservice"])?;
@@ -107,19 +108,33 @@ fn lab(command: &str, release: bool, args: &[String]) -> Result<()> {
 }
 
 fn test(no_lab: bool) -> Result<()> {
-    setup::setup(false)?;
+    setup::setup(false, Scope::Develop)?;
     step("building");
     // Executables and tests in one go: the same set of features, so that nothing is compiled twice. The lab scenarios run them.
     cargo(&["build", "--workspace", "--bins", "--tests"])?;
     step("tests");
     if no_lab {
-        return cargo(&["test", "--workspace", "--exclude", "lab"]);
+        cargo(&["test", "--workspace", "--exclude", "lab"])?;
+    } else {
+        cargo(&["test", "--workspace"])?;
     }
-    cargo(&["test", "--workspace"])
+    // After the scenarios, which start the plain executable.
+    step("tests of the DPDK driver");
+    cargo(&[&["test"], DPDK, &["--test", "it", "dpdk"]].concat())
 }
 
+/// The packages with the DPDK driver in it; everything below them is shared with the plain build.
+const DPDK: &[&str] = &[
+    "--package",
+    "ports",
+    "--package",
+    "dpservice",
+    "--features",
+    "dpdk",
+];
+
 fn ci() -> Result<()> {
-    setup::setup(false)?;
+    setup::setup(false, Scope::Develop)?;
     step("format");
     cargo(&["fmt", "--all", "--check"])?;
     step("clippy");
@@ -131,6 +146,12 @@ fn ci() -> Result<()> {
         "-D",
         "warnings",
     ])?;
+    let lint = [
+        &["clippy"],
+        DPDK,
+        &["--package", "dpdk", "--all-targets", "--", "-D", "warnings"],
+    ];
+    cargo(&lint.concat())?;
     step("tidy");
     tidy::tidy()?;
     test(false)

@@ -26,12 +26,34 @@ const PACKAGES: &[(&str, &str)] = &[
     ),
 ];
 
+/// What building and testing the DPDK driver takes in addition (about 350 MB, mostly DPDK's drivers and libclang).
+const DPDK_PACKAGES: &[(&str, &str)] = &[
+    ("libdpdk-dev", "DPDK 22.11"),
+    ("pkg-config", "finds DPDK"),
+    ("libclang1-14", "translates DPDK's headers"),
+    ("libclang-common-14-dev", "translates DPDK's headers"),
+];
+
+/// What is going to be done on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Build and run with the native drivers.
+    Run,
+    /// Everything the gate does.
+    Develop,
+}
+
 /// # Errors
 /// Something is missing that set-up cannot install; the error says what to do.
-pub fn setup(check_only: bool) -> Result<()> {
+pub fn setup(check_only: bool, scope: Scope) -> Result<()> {
     step("set-up");
+    let more = match scope {
+        Scope::Run => &[],
+        Scope::Develop => DPDK_PACKAGES,
+    };
     let missing: Vec<&(&str, &str)> = PACKAGES
         .iter()
+        .chain(more)
         .filter(|(name, _)| !installed(name))
         .collect();
     if missing.is_empty() {
@@ -39,7 +61,7 @@ pub fn setup(check_only: bool) -> Result<()> {
     } else {
         say("these Debian packages are needed:");
         for (name, purpose) in &missing {
-            say(&format!("  {name:<18} {purpose}"));
+            say(&format!("  {name:<22} {purpose}"));
         }
         if check_only {
             bail!("install them with: cargo xtask setup");

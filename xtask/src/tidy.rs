@@ -16,10 +16,11 @@ const TIERS: &[(&str, u8)] = &[
     ("api", 0),
     ("metalbond", 0),
     ("dataplane", 1),
-    ("ports", 2),
+    ("dpdk", 2),
+    ("ports", 3),
     ("apiserver", 2),
     ("controller", 2),
-    ("dpservice", 3),
+    ("dpservice", 4),
     ("core-controllers", 4),
     ("apinet", 3),
     ("apinetlet", 3),
@@ -54,6 +55,7 @@ const IMPURE: &[&str] = &[
 ];
 /// What may contain `unsafe`: the drivers, and the counting allocators that prove the packet path allocates nothing.
 const UNSAFE: &[&str] = &[
+    "crates/dpdk/",
     "crates/ports/",
     "crates/dataplane/benches/packet.rs",
     "crates/dataplane/tests/it/memory.rs",

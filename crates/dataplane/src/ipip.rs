@@ -100,7 +100,7 @@ pub(crate) fn apply<P: Packet + ?Sized>(
     let (to, header_len) = match entry.action {
         Action::Encap => {
             let adjacency = adjacencies.get(entry.target).ok_or(DropReason::Bug)?;
-            if length > adjacency.inner_max {
+            if length > adjacency.inner_max && !packet.is_cut_to(ip_offset, adjacency.inner_max) {
                 return Err(DropReason::PacketTooBig);
             }
             let frame = packet

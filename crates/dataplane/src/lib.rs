@@ -42,6 +42,7 @@ mod maglev;
 mod meter;
 pub mod nat64;
 mod objects;
+mod owner;
 mod packet;
 mod periodic;
 mod pmtu;
@@ -75,6 +76,7 @@ pub use objects::{
     LocalNat, Nat, NeighborNat, PortMatch, RuleDirection, RuleFilter, RulePrefix, Vip,
     VirtualServiceSpec,
 };
+pub use owner::owner;
 pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
 pub use port_map::{
     NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,

@@ -32,6 +32,12 @@ pub trait Packet {
         self.reframe(remove, add, keep).then(|| self.frame_mut())
     }
 
+    /// Whether the port that sends it will cut this packet into ones of at most `length` bytes, counted from `ip_offset`. True only for a
+    /// TCP super-frame that a kernel handed over in one piece (segmentation offload), and of any length.
+    fn is_cut_to(&self, _ip_offset: usize, _length: u16) -> bool {
+        false
+    }
+
     /// Length of the frame.
     #[inline]
     fn len(&self) -> usize {

@@ -2,8 +2,9 @@
 //!
 //! The file named by the environment variable `DP_CONF` (default `/run/dpservice/dpservice.conf`) holds one `key value` per line, keys
 //! being the long options without dashes; `#` begins a comment. The command line wins over it; lists of both are joined. Arguments before
-//! a `--` are for a packet framework that is not used here and are ignored.
+//! a `--` are DPDK's (EAL options) and choose the DPDK driver; the keys `a-pf0` and `a-pf1` of the file add `-a <value>` to them.
 
+use crate::worker::WORKERS_MAX;
 use anyhow::{Context, bail, ensure};
 use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
 use std::ffi::OsString;
@@ -17,14 +18,18 @@ pub const DEVICE_NAME_LEN_MAX: usize = 15;
 /// Machine ports of one host: what the reference allows per NIC.
 pub const TAP_COUNT_MAX: u16 = 126;
 
-/// Keys of the configuration file that only concern the packet framework of other implementations.
-const IGNORED_KEYS: [&str; 2] = ["a-pf0", "a-pf1"];
+/// Keys of the configuration file that become EAL arguments.
+const EAL_KEYS: [&str; 2] = ["a-pf0", "a-pf1"];
+/// Longest value of these.
+const EAL_VALUE_LEN_MAX: usize = 127;
 
 /// Overlay data plane of one hypervisor.
 ///
 /// Machines are attached by gRPC (see dpservice-cli). Every machine has its gateway at 169.254.0.1 and fe80::1, gets its addresses by
 /// DHCP, DHCPv6 and router advertisement, and reaches machines on other hosts through IP-in-IPv6 over the uplinks.
 /// The uplinks stay in the hands of the kernel, too: it keeps its addresses, routes and connections.
+///
+/// Before "--", EAL options choose the DPDK driver: its ports are found by the names --pf0, --pf1 and --vf-pattern.
 ///
 /// Options may also be given in a file: one "key value" per line, named by the environment variable DP_CONF
 /// (default /run/dpservice/dpservice.conf). The command line wins.
@@ -48,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDR6", default_value = "::")]
     pub ipv6: Ipv6Addr,
 
-    /// How uplinks are reached. af-packet: an existing device through packet sockets, beside the kernel.
+    /// How uplinks are reached. af-packet: an existing device through packet sockets, beside the kernel; af-xdp: the same, faster.
     #[arg(long, value_enum, default_value_t = UplinkDriver::AfPacket)]
     pub uplink_driver: UplinkDriver,
 
@@ -129,9 +134,23 @@ pub struct Args {
     /// Accepted for compatibility, without effect.
     #[arg(long, value_enum, default_value_t = NicType::Tap, hide = true)]
     pub nic_type: NicType,
-    /// Accepted for compatibility, without effect.
-    #[arg(long, hide = true)]
+    /// With DPDK: a port whose device name contains this, and is not an uplink, belongs to a machine.
+    #[arg(long, value_name = "STR", value_parser = device_name)]
     pub vf_pattern: Option<String>,
+
+    /// Number of packet threads. Each flow belongs to one of them. With DPDK, the number of cores (-l) beside the first unless given.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=WORKERS_MAX as i64))]
+    pub workers: u8,
+
+    /// Let packet threads look for packets without ever sleeping: lowest latency, a whole core each.
+    #[arg(long)]
+    pub poll: bool,
+
+    /// EAL arguments: what stands before "--".
+    #[arg(skip)]
+    pub eal: Vec<String>,
+
     /// Accepted for compatibility, without effect: there is no periodic output of statistics.
     #[arg(long, hide = true)]
     pub no_stats: bool,
@@ -151,6 +170,9 @@ pub struct Args {
 pub enum UplinkDriver {
     /// Packet sockets on an existing device.
     AfPacket,
+    /// AF_XDP sockets on an existing device: overlay packets pass the kernel by, the rest goes to it. As many packet threads as the
+    /// device has receive queues are needed.
+    AfXdp,
     /// A TAP device that this process creates: for tests without a fabric.
     Tap,
 }
@@ -229,11 +251,17 @@ impl Args {
     /// the command line (help and version requests included: such an error is a [`clap::Error`]).
     pub fn load(arguments: Vec<OsString>, dp_conf: Option<OsString>) -> anyhow::Result<Args> {
         let mut merged = arguments.iter().take(1).cloned().collect::<Vec<_>>();
+        let (mut eal, options) = split(arguments)?;
         if let Some((path, text)) = read_config(dp_conf)? {
-            merged.extend(parse_config(&path, &text)?.into_iter().map(OsString::from));
+            let (keys, devices) = parse_config(&path, &text)?;
+            merged.extend(keys.into_iter().map(OsString::from));
+            eal.extend(devices);
         }
-        merged.extend(service_options(arguments));
-        Ok(Args::try_parse_from(merged)?)
+        merged.extend(options);
+        Ok(Args {
+            eal,
+            ..Args::try_parse_from(merged)?
+        })
     }
 
     /// Checks what concerns several options or must be given.
@@ -241,6 +269,11 @@ impl Args {
     /// # Errors
     /// Names the option.
     pub fn validate(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.eal.is_empty() || cfg!(feature = "dpdk"),
+            "this executable was built without DPDK, so EAL arguments ({}) are of no use: build it with `cargo build --release --package dpservice --features dpdk`, or leave out what stands before \"--\" and the keys a-pf0 and a-pf1 to use the native drivers",
+            self.eal.join(" ")
+        );
         ensure!(
             self.pf0.is_some(),
             "--pf0 is missing: the network device of the first uplink"
@@ -262,13 +295,18 @@ impl Args {
     }
 }
 
-/// The arguments after `--` if there is one, else all; without the program's name.
-fn service_options(arguments: Vec<OsString>) -> Vec<OsString> {
-    let skip = arguments
-        .iter()
-        .position(|argument| argument == "--")
-        .unwrap_or(0);
-    arguments.into_iter().skip(skip + 1).collect()
+/// EAL arguments and service options, without the program's name: what stands before and after `--`. Without one, all are options.
+fn split(arguments: Vec<OsString>) -> anyhow::Result<(Vec<String>, Vec<OsString>)> {
+    let mut arguments = arguments.into_iter().skip(1).collect::<Vec<_>>();
+    let Some(place) = arguments.iter().position(|argument| argument == "--") else {
+        return Ok((Vec::new(), arguments));
+    };
+    let options = arguments.split_off(place + 1);
+    let eal = arguments.into_iter().take(place).map(|argument| {
+        let text = argument.into_string();
+        text.map_err(|text| anyhow::anyhow!("EAL argument {} is not UTF-8", text.display()))
+    });
+    Ok((eal.collect::<anyhow::Result<_>>()?, options))
 }
 
 fn read_config(dp_conf: Option<OsString>) -> anyhow::Result<Option<(PathBuf, String)>> {
@@ -286,10 +324,11 @@ fn read_config(dp_conf: Option<OsString>) -> anyhow::Result<Option<(PathBuf, Str
     }
 }
 
-/// Turns the file into arguments, each checked by itself so that an error can name its line.
-fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
+/// Turns the file into service options, each checked by itself so that an error can name its line, and EAL arguments.
+fn parse_config(path: &Path, text: &str) -> anyhow::Result<(Vec<String>, Vec<String>)> {
     let command = Args::command();
     let mut arguments = Vec::new();
+    let mut eal = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         if line.starts_with('#') || line.trim().is_empty() {
             continue;
@@ -298,10 +337,15 @@ fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
             Some((key, value)) => (key, Some(value.trim())),
             None => (line.trim(), None),
         };
-        if IGNORED_KEYS.contains(&key) {
+        let place = format!("{}:{number}: {key}", path.display());
+        if EAL_KEYS.contains(&key) {
+            let value = value.unwrap_or_default();
+            if value.is_empty() || value.len() > EAL_VALUE_LEN_MAX {
+                bail!("{place}: a device of 1 to {EAL_VALUE_LEN_MAX} characters is needed");
+            }
+            eal.extend(["-a".to_owned(), value.to_owned()]);
             continue;
         }
-        let place = format!("{}:{number}: {key}", path.display());
         let known = command
             .get_arguments()
             .find(|argument| argument.get_long() == Some(key) && key != "version");
@@ -325,5 +369,5 @@ fn parse_config(path: &Path, text: &str) -> anyhow::Result<Vec<String>> {
         }
         arguments.push(argument);
     }
-    Ok(arguments)
+    Ok((arguments, eal))
 }

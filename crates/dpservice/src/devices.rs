@@ -1,7 +1,8 @@
 //! Machine ports: their names, their hardware addresses, and how a driver for one is opened.
 
+use dataplane::Packet;
 use net::Mac;
-use ports::{OpenError, Port, Tap};
+use ports::{Frame, OpenError, Port, Tap};
 use std::net::Ipv6Addr;
 
 /// Machine devices are numbered after the two uplinks.
@@ -15,16 +16,61 @@ const GATEWAY_MAC: u8 = 0x06;
 /// Smallest MTU with which Linux keeps IPv6 on a device (RFC 8200 §5).
 const IPV6_MTU_MIN: usize = 1280;
 
-/// Opens drivers for machine ports. Called outside of the packet thread: opening and closing a kernel device takes milliseconds.
+/// The opened driver of a device: one port per queue, the first for the first packet thread and so on.
+pub enum Driver {
+    /// Native drivers.
+    Native(Vec<Box<dyn Port<Frame>>>),
+    /// DPDK.
+    #[cfg(feature = "dpdk")]
+    Dpdk(Vec<Box<dyn Port<::dpdk::Mbuf>>>),
+}
+
+impl Driver {
+    /// A native device with these queues.
+    #[must_use]
+    pub fn native<T: Port<Frame> + 'static>(queues: Vec<T>) -> Driver {
+        let queues = queues.into_iter();
+        Driver::Native(queues.map(|queue| Box::new(queue) as _).collect())
+    }
+}
+
+/// A kind of packets, which all drivers of a process share.
+pub trait Kind: Packet + Default + Send + 'static {
+    /// The queues of a driver of this kind; `None` for another kind.
+    fn queues_of(driver: Driver) -> Option<Vec<Box<dyn Port<Self>>>>;
+
+    /// A packet with this frame; `None` if there is no buffer.
+    fn holding(frame: &[u8]) -> Option<Self>;
+
+    /// To be called at the start of packet thread `number`.
+    fn enter_thread(_number: usize) {}
+}
+
+impl Kind for Frame {
+    fn queues_of(driver: Driver) -> Option<Vec<Box<dyn Port<Frame>>>> {
+        match driver {
+            Driver::Native(queues) => Some(queues),
+            #[cfg(feature = "dpdk")]
+            Driver::Dpdk(_) => None,
+        }
+    }
+
+    fn holding(frame: &[u8]) -> Option<Frame> {
+        let mut packet = Frame::new();
+        packet.fill(frame).then_some(packet)
+    }
+}
+
+/// Opens drivers for machine ports. Called outside of the packet threads: opening and closing a kernel device takes milliseconds.
 pub trait Devices: Send + Sync {
     /// Kernel name of the network device behind machine port `index`, as it is reported to clients.
     fn netdev(&self, index: u16) -> String;
 
-    /// Opens the driver of machine port `index`. Closing it removes the device.
+    /// Opens the driver of machine port `index`. Closing it removes the device, or stops it.
     ///
     /// # Errors
     /// If the device cannot be created.
-    fn open(&self, index: u16) -> Result<Box<dyn Port>, OpenError>;
+    fn open(&self, index: u16) -> Result<Driver, OpenError>;
 }
 
 /// Device name by which clients select an uplink.
@@ -77,6 +123,8 @@ pub struct Taps {
     pub host: Ipv6Addr,
     /// MTU of the machines.
     pub mtu: u16,
+    /// Queues per device, one for each packet thread.
+    pub queues: usize,
 }
 
 impl Devices for Taps {
@@ -84,9 +132,10 @@ impl Devices for Taps {
         format!("{}{index}", self.prefix)
     }
 
-    fn open(&self, index: u16) -> Result<Box<dyn Port>, OpenError> {
+    fn open(&self, index: u16) -> Result<Driver, OpenError> {
         let mac = machine_mac(self.host, index);
         let mtu = usize::from(self.mtu).max(IPV6_MTU_MIN);
-        Ok(Box::new(Tap::create(&self.netdev(index), mac, mtu)?))
+        let queues = Tap::create_queues(&self.netdev(index), mac, mtu, self.queues)?;
+        Ok(Driver::native(queues))
     }
 }

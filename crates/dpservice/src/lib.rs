@@ -1,8 +1,8 @@
 //! dpservice: carries packets between machines and the underlay, configured over gRPC (`dpdkironcore.v1`).
 //!
-//! A thin shell around the crate `dataplane`: one thread moves packets ([`worker`]), one asynchronous thread serves everything else —
-//! gRPC ([`grpc`]), the kernel's view of the uplinks ([`uplink`]), metrics ([`metrics`]). A configuration request becomes a job that
-//! the packet thread runs between two bursts, so a packet sees a request either completely or not at all.
+//! A thin shell around the crate `dataplane`: packet threads (one unless told otherwise) move packets ([`worker`]), one asynchronous thread
+//! serves everything else — gRPC ([`grpc`]), the kernel's view of the uplinks ([`uplink`]), metrics ([`metrics`]). What a configuration
+//! request changes reaches each packet thread between two bursts, so a packet sees a request either completely or not at all.
 //! All state is in memory: a client notices a restart by the new UUID (or by `ABORTED: not initialized`) and configures again.
 //!
 //! Start with [`service::run`]. The command line client is in [`cli`].
@@ -10,6 +10,8 @@
 pub mod args;
 pub mod cli;
 pub mod devices;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
 pub mod grpc;
 pub mod logging;
 pub mod metrics;

@@ -32,7 +32,11 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
-    let args = match Args::load(arguments, std::env::var_os("DP_CONF")) {
+    #[cfg_attr(
+        not(feature = "dpdk"),
+        expect(unused_mut, reason = "DPDK sets the number of workers")
+    )]
+    let mut args = match Args::load(arguments, std::env::var_os("DP_CONF")) {
         Ok(args) => args,
         Err(error) => return report_usage(error),
     };
@@ -42,6 +46,11 @@ fn serve(arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     logging::init(&args)?;
+    #[cfg(feature = "dpdk")]
+    if !args.eal.is_empty() {
+        args.validate()?;
+        dpservice::dpdk::start(&mut args)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control")

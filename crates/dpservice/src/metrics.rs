@@ -1,6 +1,6 @@
 //! Prometheus metrics over HTTP: every counter of the engine, the drivers and the packet thread.
 
-use crate::worker::{self, Handle, Plane};
+use crate::worker::{self, Handle, Stopped};
 use anyhow::Context;
 use dataplane::{Counters, DropReason, Node, PortId};
 use http_body_util::Full;
@@ -40,22 +40,42 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
-/// One moment of all counters.
+/// All counters, of each packet thread at a moment of its own.
 struct Snapshot {
-    engine: Counters,
+    engines: Vec<Counters>,
     thread: worker::Counters,
-    drivers: Vec<(PortId, String, ports::Counters)>,
+    drivers: Vec<(PortId, ports::Counters)>,
     interfaces: usize,
 }
 
 impl Snapshot {
-    fn take(plane: &mut Plane) -> Snapshot {
-        Snapshot {
-            engine: plane.worker.counters().clone(),
-            thread: plane.counters(),
-            drivers: plane.driver_counters(),
-            interfaces: plane.engine.interfaces().count(),
+    async fn take(worker: &Handle) -> Result<Snapshot, Stopped> {
+        let interfaces = worker
+            .call(|plane| plane.engine.interfaces().count())
+            .await?;
+        let threads = worker.inspect(|inspection| {
+            (
+                inspection.worker.counters().clone(),
+                inspection.counters,
+                inspection.drivers,
+            )
+        });
+        let mut snapshot = Snapshot {
+            engines: Vec::new(),
+            thread: worker::Counters::default(),
+            drivers: Vec::new(),
+            interfaces,
+        };
+        for (engine, thread, drivers) in threads.await? {
+            snapshot.engines.push(engine);
+            snapshot.thread.add(thread);
+            snapshot.drivers.extend(drivers);
         }
+        Ok(snapshot)
+    }
+
+    fn sum(&self, value: impl Fn(&Counters) -> u64) -> u64 {
+        self.engines.iter().map(value).sum()
     }
 }
 
@@ -109,7 +129,7 @@ async fn respond(
             .status(StatusCode::NOT_FOUND)
             .body(Full::default());
     }
-    let text = match worker.call(Snapshot::take).await {
+    let text = match Snapshot::take(worker).await {
         Ok(snapshot) => render(&snapshot, devices),
         Err(_) => Err(std::fmt::Error),
     };
@@ -129,7 +149,7 @@ async fn respond(
 fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("dpservice");
     let Snapshot {
-        engine,
+        engines: _,
         thread,
         drivers,
         interfaces,
@@ -140,7 +160,7 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
             .get_or_create(&NodeLabels {
                 graph_node: node.name(),
             })
-            .inc_by(engine.node(*node));
+            .inc_by(snapshot.sum(|engine| engine.node(*node)));
     }
     registry.register("graph_packets", "Packets that passed a stage", nodes);
     let drops = Family::<ReasonLabels, Counter>::default();
@@ -149,7 +169,7 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
             .get_or_create(&ReasonLabels {
                 reason: reason.name(),
             })
-            .inc_by(engine.drops(*reason));
+            .inc_by(snapshot.sum(|engine| engine.drops(*reason)));
     }
     registry.register(
         "dropped_packets",
@@ -157,7 +177,7 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
         drops,
     );
     let ports = Family::<PortLabels, Counter>::default();
-    for (port, _, counters) in drivers {
+    for (port, counters) in drivers {
         let device = devices.get(port.index()).cloned().unwrap_or_default();
         for (counter, value) in counters.entries() {
             ports
@@ -170,16 +190,20 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
     }
     registry.register("port", "What the driver of a port counted", ports);
     let single = [
-        ("flows_created", "Flows created", engine.flows_created),
+        (
+            "flows_created",
+            "Flows created",
+            snapshot.sum(|engine| engine.flows_created),
+        ),
         (
             "flows_expired",
             "Flows forgotten after their timeout",
-            engine.flows_expired,
+            snapshot.sum(|engine| engine.flows_expired),
         ),
         (
             "flows_redecided",
             "Flows decided again after a change",
-            engine.flows_redecided,
+            snapshot.sum(|engine| engine.flows_redecided),
         ),
         (
             "no_device",
@@ -191,7 +215,17 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
             "Devices that disappeared",
             thread.devices_lost,
         ),
-        ("sleeps", "Times the packet thread slept", thread.sleeps),
+        ("sleeps", "Times a packet thread slept", thread.sleeps),
+        (
+            "handed_over",
+            "Packets handed to another packet thread",
+            thread.handed_over,
+        ),
+        (
+            "hand_over_full",
+            "Packets dropped because another packet thread did not keep up",
+            thread.hand_over_full,
+        ),
     ];
     for (name, help, value) in single {
         let counter: Counter = Counter::default();

@@ -1,16 +1,16 @@
 //! Puts the parts together: opens the uplinks, starts the packet thread, serves until told to stop.
 
 use crate::args::{Args, UplinkDriver};
-use crate::devices::{self, Devices, Taps};
+use crate::devices::{self, Devices, Driver, Taps};
 use crate::grpc::{self, Health, Service, Serving};
 use crate::metrics;
 use crate::uplink::{self, Uplink};
-use crate::worker::{self, Handle, Plane};
+use crate::worker::{self, Handle, Settings};
 use anyhow::Context;
 use dataplane::{Dhcp, Engine, EngineConfig, PortConfig, PortId, PortKind, UnderlaySeed};
 use net::Mac;
 use ports::af_packet::Select;
-use ports::{AfPacket, ETHERNET_LEN, Port, Tap};
+use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,19 +29,25 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const STREAMS_MAX: u32 = 256;
 /// How long requests may take to finish after a shutdown was asked for.
 const GRACE: Duration = Duration::from_secs(2);
+/// Interval of periodic packets to machines.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that encapsulation adds.
 const ENCAPSULATION_LEN: usize = 40;
 
 /// An engine's configuration with its drivers: everything a running service is made of.
-pub struct Parts {
+struct Parts {
     /// Ports: uplinks first, then machine ports.
-    pub engine: EngineConfig,
+    engine: EngineConfig,
     /// Opened uplinks in the order of their ports.
-    pub uplinks: Vec<Box<dyn Port>>,
+    uplinks: Vec<Driver>,
+    /// Their MTUs.
+    mtus: Vec<usize>,
+    /// Who watches what the kernel knows of them.
+    watched: Vec<Uplink>,
+    /// The kernel gets a copy of what comes in on an uplink.
+    kernel_copies: bool,
     /// Opens machine devices; index 0 belongs to the port after the last uplink.
-    pub devices: Arc<dyn Devices>,
-    /// Whether ListRoutes reports IPv6 routes.
-    pub list_ipv6_routes: bool,
+    devices: Arc<dyn Devices>,
 }
 
 /// Runs the service of this host until `shutdown`.
@@ -58,44 +64,160 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
                 args.grpc_bind, args.grpc_port
             )
         })?;
-    let names: Vec<String> = args.pf0.iter().chain(&args.pf1).cloned().collect();
-    let uplinks = open_uplinks(&args, &names)?;
-    for uplink in &uplinks {
-        let needed = usize::from(args.dhcp_mtu) + ENCAPSULATION_LEN;
-        if uplink.mtu() < needed {
-            tracing::warn!(
-                interface_name = uplink.name(),
-                value = uplink.mtu(),
-                min = needed,
-                "MTU of uplink is too small for full-sized packets of machines: lower --dhcp-mtu"
-            );
-        }
+    #[cfg(feature = "dpdk")]
+    if !args.eal.is_empty() {
+        let layout = crate::dpdk::Layout::new(&args, usize::from(args.workers))?;
+        let parts = dpdk_parts(&args, layout)?;
+        return serve_parts::<::dpdk::Mbuf>(args, parts, listener, shutdown).await;
     }
+    let parts = native_parts(&args)?;
+    serve_parts::<Frame>(args, parts, listener, shutdown).await
+}
+
+fn native_parts(args: &Args) -> anyhow::Result<Parts> {
+    let names: Vec<String> = args.pf0.iter().chain(&args.pf1).cloned().collect();
+    let opened = open_uplinks(args, &names)?;
+    let mut ports = Vec::new();
+    let mut uplinks = Vec::new();
+    let mut mtus = Vec::new();
+    for (number, queues) in (0..).zip(opened) {
+        let Some(first) = queues.first() else {
+            continue;
+        };
+        check_mtu(args, first.name(), first.mtu());
+        mtus.push(first.mtu());
+        ports.push(PortConfig {
+            name: devices::uplink_device(number),
+            kind: PortKind::Uplink(number),
+            mac: first.mac(),
+        });
+        uplinks.push(Driver::Native(queues));
+    }
+    ports.extend((0..args.tap_count).map(|index| PortConfig {
+        name: devices::machine_device(index),
+        kind: PortKind::Machine,
+        mac: devices::gateway_mac(args.ipv6, index),
+    }));
     let taps = Taps {
         prefix: args.tap_prefix.clone(),
         host: args.ipv6,
         mtu: args.dhcp_mtu,
+        queues: usize::from(args.workers),
     };
-    let macs: Vec<Mac> = uplinks.iter().map(|uplink| uplink.mac()).collect();
-    let parts = Parts {
-        engine: engine_config(&args, &macs),
+    let is_device = args.uplink_driver != UplinkDriver::Tap;
+    let watched = (0..).zip(&names).map(|(number, device)| {
+        let args = args.clone();
+        let name = device.clone();
+        Uplink {
+            port: PortId(number),
+            device: is_device.then(|| device.clone()),
+            fallback: None,
+            open: Arc::new(move || open_uplink(&args, number, &name).map(Driver::Native)),
+        }
+    });
+    Ok(Parts {
+        engine: engine_config(args, ports),
         uplinks,
+        mtus,
+        watched: watched.collect(),
+        kernel_copies: args.uplink_driver == UplinkDriver::AfPacket,
         devices: Arc::new(taps),
-        list_ipv6_routes: args.list_ipv6_routes,
+    })
+}
+
+#[cfg(feature = "dpdk")]
+fn dpdk_parts(args: &Args, layout: crate::dpdk::Layout) -> anyhow::Result<Parts> {
+    let layout = Arc::new(layout);
+    let mut mtus = Vec::new();
+    for (name, mtu) in layout.uplink_mtus() {
+        check_mtu(args, &name, mtu);
+        mtus.push(mtu);
+    }
+    let mut uplinks = Vec::new();
+    let mut watched = Vec::new();
+    let mut kernel_copies = false;
+    for (number, (device, copies)) in layout.uplinks().into_iter().enumerate() {
+        uplinks.push(
+            layout
+                .open_uplink(number)
+                .with_context(|| format!("cannot open uplink {device}"))?,
+        );
+        kernel_copies |= copies;
+        let layout = Arc::clone(&layout);
+        // A TAP has no router behind it, and a device that the kernel does not know has none that it could tell: whoever reads takes
+        // every frame.
+        let fallback = (args.nic_type == crate::args::NicType::Tap).then_some(Mac::ZERO);
+        watched.push(Uplink {
+            port: PortId(number as u16),
+            device: Some(device),
+            fallback,
+            open: Arc::new(move || layout.open_uplink(number)),
+        });
+    }
+    Ok(Parts {
+        engine: engine_config(args, layout.ports()),
+        uplinks,
+        mtus,
+        watched,
+        kernel_copies,
+        devices: layout,
+    })
+}
+
+fn check_mtu(args: &Args, name: &str, mtu: usize) {
+    let needed = usize::from(args.dhcp_mtu) + ENCAPSULATION_LEN;
+    if mtu < needed {
+        tracing::warn!(
+            interface_name = name,
+            value = mtu,
+            min = needed,
+            "MTU of uplink is too small for full-sized packets of machines: lower --dhcp-mtu"
+        );
+    }
+}
+
+async fn serve_parts<P: devices::Kind>(
+    args: Args,
+    parts: Parts,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Parts {
+        engine,
+        uplinks,
+        mtus,
+        watched,
+        kernel_copies,
+        devices,
+    } = parts;
+    let settings = Settings {
+        workers: usize::from(args.workers),
+        poll: args.poll,
     };
-    let (handle, thread, lost) = start_worker(&parts.engine, parts.uplinks)?;
+    let (handle, threads, lost) = start_threads::<P>(&engine, uplinks, settings).await?;
+    handle
+        .call(move |plane| {
+            for (number, mtu) in (0..).zip(mtus) {
+                let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+                plane.engine.set_uplink_mtu(PortId(number), mtu);
+            }
+        })
+        .await?;
     let mut tasks = JoinSet::new();
-    watch_uplinks(&args, names, &handle, &mut tasks, &shutdown).await?;
+    watch_uplinks(
+        &args,
+        watched,
+        kernel_copies,
+        &handle,
+        &mut tasks,
+        &shutdown,
+    )
+    .await?;
     if let Some(address) = args.metrics_bind_address {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} for metrics"))?;
-        let devices = parts
-            .engine
-            .ports
-            .iter()
-            .map(|port| port.name.clone())
-            .collect();
+        let devices = engine.ports.iter().map(|port| port.name.clone()).collect();
         tasks.spawn(metrics::serve(
             listener,
             devices,
@@ -103,15 +225,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             shutdown.clone(),
         ));
     }
-    let service = service(
-        &parts.engine,
-        parts.devices,
-        parts.list_ipv6_routes,
-        handle.clone(),
-    );
+    let service = service(&engine, devices, args.list_ipv6_routes, handle.clone());
     tasks.spawn(serve(service, lost, listener, shutdown.clone()));
     let result = supervise(&mut tasks, &shutdown).await;
-    thread.stop(handle);
+    threads.stop(handle);
     result
 }
 
@@ -139,42 +256,48 @@ async fn supervise(
     result
 }
 
-fn open_uplinks(args: &Args, names: &[String]) -> anyhow::Result<Vec<Box<dyn Port>>> {
-    let open = |(number, name): (u16, &String)| -> anyhow::Result<Box<dyn Port>> {
-        Ok(match args.uplink_driver {
-            UplinkDriver::AfPacket => Box::new(AfPacket::open(name, Select::Underlay(args.ipv6))?),
-            UplinkDriver::Tap => {
-                let mtu = usize::from(args.dhcp_mtu) + ENCAPSULATION_LEN;
-                // Apart from all machine ports.
-                let mac = devices::machine_mac(args.ipv6, u16::MAX - number);
-                Box::new(Tap::create(name, mac, mtu)?)
-            }
-        })
-    };
+type Queues = Vec<Box<dyn Port<Frame>>>;
+
+fn open_uplinks(args: &Args, names: &[String]) -> anyhow::Result<Vec<Queues>> {
     (0..)
         .zip(names)
-        .map(open)
-        .collect::<anyhow::Result<_>>()
+        .map(|(number, name)| open_uplink(args, number, name))
+        .collect::<Result<_, _>>()
         .context("cannot open uplink")
 }
 
-/// The engine's configuration for uplinks with these addresses.
-fn engine_config(args: &Args, uplinks: &[Mac]) -> EngineConfig {
-    let uplink = |(number, mac): (u8, &Mac)| PortConfig {
-        name: devices::uplink_device(number),
-        kind: PortKind::Uplink(number),
-        mac: *mac,
-    };
-    let machine = |index| PortConfig {
-        name: devices::machine_device(index),
-        kind: PortKind::Machine,
-        mac: devices::gateway_mac(args.ipv6, index),
-    };
-    let ports = (0..)
-        .zip(uplinks)
-        .map(uplink)
-        .chain((0..args.tap_count).map(machine))
-        .collect();
+fn open_uplink(args: &Args, number: u16, name: &str) -> Result<Queues, OpenError> {
+    let queues = usize::from(args.workers);
+    Ok(match args.uplink_driver {
+        UplinkDriver::AfPacket => AfPacket::open_queues(name, Select::Underlay(args.ipv6), queues)?
+            .into_iter()
+            .map(|queue| Box::new(queue) as _)
+            .collect(),
+        UplinkDriver::AfXdp => {
+            let ports = AfXdp::open(name, Select::Underlay(args.ipv6))?;
+            if ports.len() > queues {
+                return Err(OpenError {
+                    device: name.to_owned(),
+                    action: "serve every receive queue by a packet thread: raise --workers, or lower the number with ethtool -L",
+                    source: std::io::Error::from(std::io::ErrorKind::InvalidInput),
+                });
+            }
+            ports.into_iter().map(|port| Box::new(port) as _).collect()
+        }
+        UplinkDriver::Tap => {
+            let mtu = usize::from(args.dhcp_mtu) + ENCAPSULATION_LEN;
+            // Apart from all machine ports.
+            let mac = devices::machine_mac(args.ipv6, u16::MAX - number);
+            Tap::create_queues(name, mac, mtu, queues)?
+                .into_iter()
+                .map(|queue| Box::new(queue) as _)
+                .collect()
+        }
+    })
+}
+
+/// The engine's configuration for these ports.
+fn engine_config(args: &Args, ports: Vec<PortConfig>) -> EngineConfig {
     let (seed, hash_seed) = uuid::Uuid::new_v4().as_u64_pair();
     EngineConfig {
         dhcp: Dhcp {
@@ -194,29 +317,26 @@ fn engine_config(args: &Args, uplinks: &[Mac]) -> EngineConfig {
 /// Ports whose device disappeared.
 pub type Lost = mpsc::Receiver<PortId>;
 
-/// Starts the packet thread with its uplinks.
+/// Starts the packet threads and gives them the uplinks.
 ///
 /// # Errors
 /// If the process is out of descriptors or threads.
-pub fn start_worker(
+pub async fn start_threads<P: devices::Kind>(
     config: &EngineConfig,
-    uplinks: Vec<Box<dyn Port>>,
-) -> anyhow::Result<(Handle, worker::Thread, Lost)> {
-    let frame_max = uplinks
-        .iter()
-        .map(|uplink| uplink.mtu() + ETHERNET_LEN)
-        .max()
-        .unwrap_or(0);
+    uplinks: Vec<Driver>,
+    settings: Settings,
+) -> anyhow::Result<(Handle, worker::Threads, Lost)> {
     let engine = Engine::new(config.clone());
     let (lost, lost_ports) = mpsc::channel(worker::LOST_MAX);
-    let mut plane = Plane::new(engine, config.ports.len(), frame_max, lost)?;
+    let (handle, threads) = worker::start::<P>(engine, config.ports.len(), settings, &lost)
+        .context("cannot start the packet threads")?;
     for (number, uplink) in (0..).zip(uplinks) {
-        let mtu = u16::try_from(uplink.mtu()).unwrap_or(u16::MAX);
-        plane.engine.set_uplink_mtu(PortId(number), mtu);
-        plane.attach(PortId(number), uplink)?;
+        handle
+            .attach(PortId(number), uplink, |_| true)
+            .await?
+            .context("cannot watch an uplink")?;
     }
-    let (handle, thread) = worker::start(plane).context("cannot start the packet thread")?;
-    Ok((handle, thread, lost_ports))
+    Ok((handle, threads, lost_ports))
 }
 
 /// The gRPC service over a running packet thread.
@@ -242,38 +362,29 @@ pub fn service(
 
 async fn watch_uplinks(
     args: &Args,
-    names: Vec<String>,
+    uplinks: Vec<Uplink>,
+    kernel_copies: bool,
     worker: &Handle,
     tasks: &mut JoinSet<anyhow::Result<()>>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    match args.uplink_driver {
-        UplinkDriver::AfPacket => {
-            if let Err(error) = uplink::discard_underlay(args.ipv6).await {
-                tracing::warn!(%error, "Cannot add the blackhole route of the overlay's addresses");
+    if kernel_copies && let Err(error) = uplink::discard_underlay(args.ipv6).await {
+        tracing::warn!(%error, "Cannot add the blackhole route of the overlay's addresses");
+    }
+    let (known, unknown): (Vec<_>, Vec<_>) = uplinks
+        .into_iter()
+        .partition(|uplink| uplink.is_known_to_kernel());
+    // There is no router that the kernel could know: whoever reads takes every frame.
+    let unknown: Vec<PortId> = unknown.iter().map(|uplink| uplink.port).collect();
+    worker
+        .call(move |plane| {
+            for port in unknown {
+                plane.engine.set_next_hop(port, Some(Mac::ZERO));
             }
-            let select = Select::Underlay(args.ipv6);
-            let uplinks = (0..)
-                .zip(names)
-                .map(|(number, device)| Uplink {
-                    port: PortId(number),
-                    device,
-                    select,
-                })
-                .collect();
-            tasks.spawn(uplink::watch(uplinks, worker.clone(), shutdown.clone()));
-        }
-        UplinkDriver::Tap => {
-            // There is no router behind a TAP: whoever reads it takes every frame.
-            let count = names.len() as u16;
-            worker
-                .call(move |plane| {
-                    for number in 0..count {
-                        plane.engine.set_next_hop(PortId(number), Some(Mac::ZERO));
-                    }
-                })
-                .await?;
-        }
+        })
+        .await?;
+    if !known.is_empty() {
+        tasks.spawn(uplink::watch(known, worker.clone(), shutdown.clone()));
     }
     Ok(())
 }
@@ -317,11 +428,19 @@ pub async fn serve(
             }
         }
     };
+    let announcing = async {
+        loop {
+            tokio::time::sleep(ANNOUNCE_INTERVAL).await;
+            if service.worker.call(|plane| plane.tick()).await.is_err() {
+                return;
+            }
+        }
+    };
     let server = async {
         tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .max_concurrent_streams(STREAMS_MAX)
-            .add_service(DpdKironcoreServer::from_arc(service))
+            .add_service(DpdKironcoreServer::from_arc(Arc::clone(&service)))
             .add_service(HealthServer::new(Health(health)))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping)
             .await
@@ -333,8 +452,9 @@ pub async fn serve(
     };
     tokio::select! {
         result = server => result,
-        // Ends only with the packet thread.
+        // These end only with the packet threads.
         () = restoring => Ok(()),
+        () = announcing => Ok(()),
         () = deadline => Ok(()),
     }
 }

@@ -5,12 +5,13 @@
 //! (`NTF_ROUTER`). Overlay packets do not pass the kernel's neighbour cache, so it is asked to verify the entry (`NTF_USE`) as long
 //! as it is missing or stale; otherwise nobody would notice a router that was replaced.
 
+use crate::devices::Driver;
 use crate::worker::{Handle, Stopped};
 use anyhow::Context;
 use dataplane::PortId;
 use futures::{StreamExt, TryStreamExt};
 use net::Mac;
-use ports::{AfPacket, af_packet::Select};
+use ports::OpenError;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
@@ -19,6 +20,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{MulticastGroup, RouteMessageBuilder};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -31,15 +33,34 @@ const RESOLVED_INTERVAL: Duration = Duration::from_secs(5);
 /// Length of the part of the host's prefix from which underlay addresses are generated.
 const GENERATED_PREFIX_LEN: u8 = 68;
 
+/// Opens a driver.
+pub type Open = Arc<dyn Fn() -> Result<Driver, OpenError> + Send + Sync>;
+
 /// An uplink of the engine and the device behind it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Uplink {
     /// The engine's port.
     pub port: PortId,
-    /// Network device.
-    pub device: String,
-    /// What its driver receives, should it have to be opened anew.
-    pub select: Select,
+    /// Network device, if the driver has one.
+    pub device: Option<String>,
+    /// Next hop as long as the kernel knows none.
+    pub fallback: Option<Mac>,
+    /// Opens its driver anew, should the device have been removed and come back.
+    pub open: Open,
+}
+
+impl Uplink {
+    /// Whether the kernel has such a device.
+    #[must_use]
+    pub fn is_known_to_kernel(&self) -> bool {
+        self.device
+            .as_deref()
+            .is_some_and(|device| nix::net::if_::if_nametoindex(device).is_ok())
+    }
+
+    fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or_default()
+    }
 }
 
 /// What the engine was told last.
@@ -88,7 +109,7 @@ pub async fn watch(
                     Err(Failure::Stopped(_)) => return,
                     Err(Failure::Netlink(error)) => {
                         resolved = false;
-                        tracing::warn!(interface_name = uplink.device, %error, "Netlink failed");
+                        tracing::warn!(interface_name = uplink.device(), %error, "Netlink failed");
                     }
                 }
             }
@@ -166,7 +187,7 @@ async fn look(
         next_hop: None,
     };
     let mut fresh = false;
-    if let Some(link) = find_link(netlink, &uplink.device).await? {
+    if let Some(link) = find_link(netlink, uplink.device()).await? {
         seen.link = Some(
             link.header
                 .flags
@@ -177,7 +198,7 @@ async fn look(
         let neighbours = neighbours(netlink, index).await?;
         let gateways = gateways(netlink, index).await?;
         let chosen = next_hop(&neighbours, &gateways, own_mac(&link));
-        seen.next_hop = chosen.map(|neighbour| neighbour.mac);
+        seen.next_hop = chosen.map(|neighbour| neighbour.mac).or(uplink.fallback);
         fresh = chosen.is_some_and(|neighbour| neighbour.state != NeighbourState::Stale);
         if !fresh && seen.link == Some(true) {
             let known = chosen.map(|neighbour| neighbour.address);
@@ -189,7 +210,7 @@ async fn look(
     if *published != seen {
         let Published { link, next_hop } = seen;
         tracing::info!(
-            interface_name = uplink.device,
+            interface_name = uplink.device(),
             link_state = if link == Some(true) { "up" } else { "down" },
             mac = next_hop.map(tracing::field::display),
             "Uplink changed"
@@ -351,18 +372,13 @@ async fn reopen_if_lost(uplink: &Uplink, worker: &Handle) -> Result<(), Stopped>
     if worker.call(move |plane| plane.is_attached(port)).await? {
         return Ok(());
     }
-    match AfPacket::open(&uplink.device, uplink.select) {
-        Ok(driver) => {
-            let attached = worker
-                .call(move |plane| plane.attach(port, Box::new(driver)))
-                .await?;
-            match attached {
-                Ok(_) => tracing::info!(interface_name = uplink.device, "Uplink is back"),
-                Err(error) => {
-                    tracing::warn!(interface_name = uplink.device, %error, "Cannot watch uplink");
-                }
+    match (uplink.open)() {
+        Ok(driver) => match worker.attach(port, driver, |_| true).await? {
+            Ok(_) => tracing::info!(interface_name = uplink.device(), "Uplink is back"),
+            Err(error) => {
+                tracing::warn!(interface_name = uplink.device(), %error, "Cannot watch uplink");
             }
-        }
+        },
         Err(error) => tracing::warn!(%error, "Cannot open uplink again"),
     }
     Ok(())

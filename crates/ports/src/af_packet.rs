@@ -1,17 +1,15 @@
 //! An existing network device through packet sockets, beside the kernel's own stack.
 //!
 //! The kernel keeps everything it would get without us; the port gets copies of what its filter selects. Two sockets: one that receives
-//! with the kernel's offload header, so that unfinished checksums and super-frames of a veth peer (or of GRO) are seen and repaired,
-//! and one that only sends, past the queueing discipline (`PACKET_QDISC_BYPASS`): our bursts are paced by the machines' own
+//! with the kernel's offload header, so that unfinished checksums and super-frames of a veth peer (or of GRO) are recognized, and one that
+//! only sends finished frames (super-frames inside a tunnel cannot be described to the kernel: they are cut here, their payload is not copied), past the queueing discipline (`PACKET_QDISC_BYPASS`): our bursts are paced by the machines' own
 //! transports, and a queue here would only add latency and a lock.
 
-use crate::segment::{self, Offload};
+use crate::segment::{self, Segment};
 use crate::sys::{self, Message};
-use crate::{BATCH_MAX, Counters, Gone, OpenError, Port};
-use dataplane::PacketBuf;
+use crate::{BATCH_MAX, Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::Mac;
 use socket2::{Domain, SockFilter, Socket, Type};
-use std::collections::VecDeque;
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,8 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 const RECEIVE_BUFFER_BYTES: i32 = 8 << 20;
 /// Bytes of frames that may be on their way out.
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
-/// Largest super-frame that the kernel builds (64 KiB) plus its Ethernet header.
-const SUPER_FRAME_MAX: usize = 65_536 + 64;
 
 const ETHERTYPE_ALL: u16 = 0x0003;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -35,7 +31,7 @@ pub enum Select {
     Underlay(Ipv6Addr),
 }
 
-/// An open device.
+/// An open device, or one of several receivers that share its flows.
 #[derive(Debug)]
 pub struct AfPacket {
     name: String,
@@ -45,9 +41,8 @@ pub struct AfPacket {
     receiver: Socket,
     sender: Socket,
     messages: [Message; BATCH_MAX],
-    overflows: Vec<Box<[u8]>>,
-    /// Frames that were received but not handed out, because a super-frame before them became many.
-    backlog: VecDeque<Vec<u8>>,
+    /// Working space for cutting super-frames.
+    segments: Vec<Segment>,
     counters: Counters,
 }
 
@@ -67,9 +62,6 @@ impl AfPacket {
             .map_err(OpenError::new(name, "open receiving packet socket"))?;
         let sender =
             open_sender(index).map_err(OpenError::new(name, "open sending packet socket"))?;
-        let overflows = (0..BATCH_MAX)
-            .map(|_| vec![0; SUPER_FRAME_MAX].into_boxed_slice())
-            .collect();
         Ok(AfPacket {
             name: name.to_owned(),
             mac,
@@ -78,10 +70,32 @@ impl AfPacket {
             receiver,
             sender,
             messages: [Message::default(); BATCH_MAX],
-            overflows,
-            backlog: VecDeque::new(),
+            segments: vec![Segment::EMPTY; BATCH_MAX],
             counters: Counters::default(),
         })
+    }
+
+    /// Attaches `queues` times; the kernel spreads the flows over the receivers, both directions of a flow to the same one.
+    ///
+    /// # Errors
+    /// As [`AfPacket::open`].
+    pub fn open_queues(
+        name: &str,
+        select: Select,
+        queues: usize,
+    ) -> Result<Vec<AfPacket>, OpenError> {
+        let mut group = None;
+        (0..queues.max(1))
+            .map(|_| {
+                let port = AfPacket::open(name, select)?;
+                if queues > 1 {
+                    let joined = sys::join_fanout(port.receiver.as_fd(), group)
+                        .map_err(OpenError::new(name, "share flows among packet sockets"))?;
+                    group = Some(joined);
+                }
+                Ok(port)
+            })
+            .collect()
     }
 
     fn exists(&self) -> bool {
@@ -90,52 +104,74 @@ impl AfPacket {
             .is_ok_and(|index| index == self.index)
     }
 
-    fn drain_backlog(&mut self, packets: &mut [PacketBuf]) -> usize {
-        let mut filled = 0;
-        while let Some(packet) = packets.get_mut(filled) {
-            let Some(frame) = self.backlog.pop_front() else {
-                break;
-            };
-            if packet.fill(&frame) {
-                self.counters.received(frame.len());
-                filled += 1;
-            } else {
-                self.counters.rx_unusable += 1;
-            }
+    /// Declares one received message to be a frame; false if it cannot be used.
+    fn settle(&mut self, slot: usize, packet: &mut Frame) -> bool {
+        let Some(Message { header, frame_len }) = self.messages.get(slot).copied() else {
+            return false;
+        };
+        packet.set_received(frame_len);
+        let usable = packet.len() == frame_len && segment::accept(&header, packet);
+        if usable {
+            self.counters.received(frame_len);
+            self.counters.rx_super +=
+                u64::from(packet.pending.is_some_and(segment::Pending::is_super));
+        } else {
+            self.counters.rx_unusable += 1;
         }
-        filled
+        usable
     }
 
-    /// Finishes one received message in place; `None` if the frame cannot stay in its buffer and went to the backlog (or nowhere).
-    fn settle(&mut self, slot: usize, packet: &mut PacketBuf) -> Option<()> {
-        let message = self.messages.get(slot)?;
-        let Message { header, frame_len } = *message;
-        let Some(offload) = Offload::parse(&header) else {
-            self.counters.rx_unusable += 1;
-            return None;
+    /// Sends finished frames, each in two parts.
+    fn send(&mut self, frames: &[[&[u8]; 2]]) -> usize {
+        let mut sent = 0;
+        let mut rest = frames;
+        while !rest.is_empty() {
+            match sys::send(self.sender.as_fd(), rest) {
+                Ok(count) => {
+                    let (done, left) = rest.split_at(count.clamp(1, rest.len()));
+                    for [head, tail] in done {
+                        self.counters.sent(head.len() + tail.len());
+                    }
+                    sent += done.len();
+                    rest = left;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.counters.not_sent(&error);
+                    rest = rest.get(1..).unwrap_or_default();
+                }
+            }
+        }
+        sent
+    }
+
+    /// Cuts a super-frame and sends its parts. True if all left.
+    fn send_super(&mut self, packet: &Frame) -> bool {
+        let Some(cut) = segment::cut(packet) else {
+            self.counters.tx_errors += 1;
+            return false;
         };
-        let area_len = packet.receive_area().len();
-        if frame_len <= area_len && matches!(offload.segments, segment::Segments::None) {
-            packet.set_received(frame_len);
-            if !segment::finish_checksum(&offload, packet.frame_mut()) {
-                self.counters.rx_unusable += 1;
-                return None;
+        let mut segments = std::mem::take(&mut self.segments);
+        let mut sent = 0;
+        let mut number = 0;
+        while number < cut.count() {
+            let mut batched = 0;
+            for segment in segments.iter_mut().take(cut.count() - number) {
+                if !cut.write(packet.frame(), number + batched, segment) {
+                    self.counters.tx_errors += 1;
+                    break;
+                }
+                batched += 1;
             }
-            return Some(());
-        }
-        let mut frame = packet.receive_area().to_vec();
-        frame.truncate(frame_len);
-        let overflow = self.overflows.get(slot)?;
-        let rest = frame_len.saturating_sub(area_len);
-        frame.extend_from_slice(overflow.get(..rest)?);
-        match segment::cut(&offload, &frame) {
-            Some(segments) => {
-                self.counters.rx_segmented += 1;
-                self.backlog.extend(segments);
+            let mut batch: [[&[u8]; 2]; BATCH_MAX] = [[&[]; 2]; BATCH_MAX];
+            for (slot, segment) in batch.iter_mut().zip(segments.iter().take(batched)) {
+                *slot = segment.parts(packet.frame());
             }
-            None => self.counters.rx_unusable += 1,
+            sent += self.send(batch.get(..batched).unwrap_or_default());
+            number += batched.max(1);
         }
-        None
+        self.segments = segments;
+        sent == cut.count()
     }
 }
 
@@ -213,24 +249,12 @@ impl Port for AfPacket {
         self.mtu
     }
 
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.receiver.as_fd()
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.receiver.as_fd())
     }
 
-    fn backlog(&self) -> bool {
-        !self.backlog.is_empty()
-    }
-
-    fn rx_burst(&mut self, packets: &mut [PacketBuf]) -> Result<usize, Gone> {
-        if !self.backlog.is_empty() {
-            return Ok(self.drain_backlog(packets));
-        }
-        let received = match sys::receive(
-            self.receiver.as_fd(),
-            &mut self.messages,
-            packets,
-            &mut self.overflows,
-        ) {
+    fn rx_burst(&mut self, packets: &mut [Frame]) -> Result<usize, Gone> {
+        let received = match sys::receive(self.receiver.as_fd(), &mut self.messages, packets) {
             Ok(received) => received,
             // A frame whose offload the kernel cannot describe: it is gone, the next ones are fine.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -244,52 +268,46 @@ impl Port for AfPacket {
         };
         let mut filled = 0;
         for slot in 0..received {
-            let Some((before, rest)) = packets.split_at_mut_checked(slot) else {
-                break;
-            };
-            let Some(packet) = rest.first_mut() else {
-                break;
-            };
-            if self.settle(slot, packet).is_none() {
-                continue;
+            let usable = packets
+                .get_mut(slot)
+                .is_some_and(|packet| self.settle(slot, packet));
+            if usable {
+                packets.swap(filled, slot);
+                filled += 1;
             }
-            if !self.backlog.is_empty() {
-                // Behind a super-frame: order is kept by queueing behind its segments.
-                self.backlog.push_back(packet.frame().to_vec());
-                continue;
-            }
-            self.counters.received(packet.len());
-            if let Some(target) = before.get_mut(filled) {
-                std::mem::swap(target, packet);
-            }
-            filled += 1;
-        }
-        if filled == 0 && !self.backlog.is_empty() {
-            return Ok(self.drain_backlog(packets));
         }
         Ok(filled)
     }
 
-    fn tx_burst(&mut self, packets: &[&PacketBuf]) -> usize {
+    fn tx_burst(&mut self, packets: &mut [&mut Frame]) -> usize {
         let mut sent = 0;
         let mut rest = packets;
-        while let Some(first) = rest.first() {
-            match sys::send(self.sender.as_fd(), rest) {
-                Ok(count) => {
-                    let count = count.clamp(1, rest.len());
-                    let (done, left) = rest.split_at(count);
-                    for packet in done {
-                        self.counters.sent(packet.len());
-                    }
-                    sent += count;
-                    rest = left;
+        while !rest.is_empty() {
+            // The longest run of frames that need no cutting goes out at once.
+            let mut run = 0;
+            for packet in rest.iter_mut().take(BATCH_MAX) {
+                let is_super = packet.pending.is_some_and(segment::Pending::is_super);
+                if is_super || !segment::finish(packet) {
+                    break;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    debug_assert!(!first.is_empty(), "an empty frame was sent");
-                    self.counters.not_sent(&error);
-                    rest = rest.get(1..).unwrap_or_default();
+                run += 1;
+            }
+            let (plain, left) = std::mem::take(&mut rest).split_at_mut(run);
+            let mut batch: [[&[u8]; 2]; BATCH_MAX] = [[&[]; 2]; BATCH_MAX];
+            for (slot, packet) in batch.iter_mut().zip(plain.iter()) {
+                *slot = [packet.frame(), &[]];
+            }
+            sent += self.send(batch.get(..run).unwrap_or_default());
+            rest = left;
+            if run < BATCH_MAX
+                && let Some((packet, behind)) = std::mem::take(&mut rest).split_first_mut()
+            {
+                if segment::wire_len(packet) > self.mtu + ETHERNET_LEN {
+                    self.counters.tx_oversize += 1;
+                } else {
+                    sent += usize::from(self.send_super(packet));
                 }
+                rest = behind;
             }
         }
         sent

@@ -1,38 +1,46 @@
 //! Drivers that carry frames between the packet engine and the outside: memory, TAP and AF_PACKET.
 //!
-//! A driver moves bytes and counts; it decides nothing. What comes out of [`Port::rx_burst`] is always one plain Ethernet frame
-//! per buffer with complete checksums and no larger than its buffer, whatever offloads the other side uses: a driver that is handed
-//! an unfinished checksum or a super-frame finishes the former and cuts the latter (`segment`).
+//! A driver moves bytes and counts; it decides nothing. Native drivers (memory, TAP, AF_PACKET, AF_XDP) move [`Frame`]s; with the feature
+//! `dpdk`, the module `dpdk` moves DPDK's own buffers, which are edited in place. What leaves through a port is always complete frames: a
+//! TCP super-frame that a machine handed over in one piece is described to a kernel that can cut it, or cut here (`segment`).
 //!
-//! `unsafe` exists only in `sys`, one function per system call. All drivers pass one suite: [`contract`].
+//! A port belongs to one thread. A device with several queues is several ports, one per packet thread; threads hand packets to each
+//! other through [`ring`]s. `unsafe` exists only in `sys`, `xsk` and [`ring`]. All drivers pass one suite: [`contract`].
 //! Start with [`Port`], then [`memory`] as the shortest driver.
 
 pub mod af_packet;
+pub mod af_xdp;
 pub mod contract;
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
+mod frame;
 pub mod memory;
 mod poller;
+pub mod ring;
 mod segment;
 mod sys;
 pub mod tap;
+mod xsk;
 
 pub use af_packet::AfPacket;
+pub use af_xdp::AfXdp;
+pub use frame::{FRAME_MAX, Frame};
 pub use memory::{MemoryPeer, MemoryPort};
 pub use poller::{PORTS_READY_MAX, Poller, Ready, Waker};
 pub use tap::Tap;
 
-use dataplane::PacketBuf;
 use net::Mac;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Frames that a driver moves with one system call at most; longer bursts are cut by the caller's loop.
-pub const BATCH_MAX: usize = 32;
+/// Frames that a driver moves with one system call at most.
+pub const BATCH_MAX: usize = 64;
 
 /// Bytes of an Ethernet header, which an MTU does not include.
 pub const ETHERNET_LEN: usize = 14;
 
-/// One attachment to the outside world, used by exactly one thread.
-pub trait Port: Send {
+/// One attachment to the outside world (or one queue of it), used by exactly one thread. `P` is the driver's packet.
+pub trait Port<P = Frame>: Send {
     /// Name of the network device as it was when the port was opened.
     fn name(&self) -> &str;
 
@@ -42,22 +50,21 @@ pub trait Port: Send {
     /// Largest layer-3 packet that may be sent, in bytes.
     fn mtu(&self) -> usize;
 
-    /// Readable (level triggered) while frames wait; to be put into a [`Poller`].
-    fn readiness(&self) -> BorrowedFd<'_>;
+    /// Readable (level triggered) while frames wait; to be put into a [`Poller`]. `None`: the driver can only be polled.
+    fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Frames wait inside the driver: poll again without waiting for readiness.
-    fn backlog(&self) -> bool {
-        false
-    }
+    /// To be called before waiting for readiness, after the last look.
+    fn arm(&mut self) {}
 
-    /// Receives up to `packets.len()` frames into the first buffers and tells how many; never blocks.
+    /// Receives up to `packets.len()` frames into the first places and tells how many; never blocks.
     ///
     /// # Errors
     /// [`Gone`] when the device was removed: close the port, it will never work again.
-    fn rx_burst(&mut self, packets: &mut [PacketBuf]) -> Result<usize, Gone>;
+    fn rx_burst(&mut self, packets: &mut [P]) -> Result<usize, Gone>;
 
-    /// Sends frames in order and tells how many left; the others are dropped and counted by cause. Never blocks.
-    fn tx_burst(&mut self, packets: &[&PacketBuf]) -> usize;
+    /// Sends frames in order and tells how many left; the others are dropped and counted by cause. Never blocks. The content of the
+    /// places is used up.
+    fn tx_burst(&mut self, packets: &mut [&mut P]) -> usize;
 
     /// What this port counted since it was opened.
     fn counters(&mut self) -> Counters;
@@ -97,14 +104,14 @@ pub struct Counters {
     pub rx_packets: u64,
     /// Bytes of those.
     pub rx_bytes: u64,
-    /// Frames that the device or the kernel took.
+    /// Frames that the device or the kernel took; a super-frame that was passed on whole counts as one.
     pub tx_packets: u64,
     /// Bytes of those.
     pub tx_bytes: u64,
     /// Frames lost before we read them: the receive queue was full.
     pub rx_full: u64,
-    /// Received super-frames that were cut into segments.
-    pub rx_segmented: u64,
+    /// Received super-frames, which stand for many frames.
+    pub rx_super: u64,
     /// Frames larger than a buffer, or with an offload that we cannot undo.
     pub rx_unusable: u64,
     /// Frames not sent because the transmit queue was full.
@@ -127,7 +134,7 @@ impl Counters {
             tx_packets,
             tx_bytes,
             rx_full,
-            rx_segmented,
+            rx_super,
             rx_unusable,
             tx_full,
             tx_oversize,
@@ -140,7 +147,7 @@ impl Counters {
             ("tx_packets", tx_packets),
             ("tx_bytes", tx_bytes),
             ("rx_full", rx_full),
-            ("rx_segmented", rx_segmented),
+            ("rx_super", rx_super),
             ("rx_unusable", rx_unusable),
             ("tx_full", tx_full),
             ("tx_oversize", tx_oversize),

@@ -2,8 +2,7 @@
 //!
 //! Both directions are bounded queues of frames. The other end, [`MemoryPeer`], may be cloned and used from any thread.
 
-use crate::{Counters, ETHERNET_LEN, Gone, OpenError, Port};
-use dataplane::PacketBuf;
+use crate::{Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::Mac;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -117,11 +116,11 @@ impl Port for MemoryPort {
         self.mtu
     }
 
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.wire.readable.as_fd()
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wire.readable.as_fd())
     }
 
-    fn rx_burst(&mut self, packets: &mut [PacketBuf]) -> Result<usize, Gone> {
+    fn rx_burst(&mut self, packets: &mut [Frame]) -> Result<usize, Gone> {
         let mut queues = self.wire.lock();
         if queues.unplugged {
             return Err(Gone);
@@ -145,10 +144,10 @@ impl Port for MemoryPort {
         Ok(filled)
     }
 
-    fn tx_burst(&mut self, packets: &[&PacketBuf]) -> usize {
+    fn tx_burst(&mut self, packets: &mut [&mut Frame]) -> usize {
         let mut queues = self.wire.lock();
         let mut sent = 0;
-        for packet in packets {
+        for packet in packets.iter() {
             if packet.len() > self.mtu + ETHERNET_LEN {
                 self.counters.tx_oversize += 1;
             } else if queues.unplugged {

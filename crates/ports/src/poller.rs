@@ -1,6 +1,7 @@
 //! Waiting for many ports at once: epoll plus a way to be woken by another thread.
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io;
@@ -10,6 +11,9 @@ use std::time::Duration;
 
 /// Ready ports reported by one wait; the others are reported by the next one (level triggered).
 pub const PORTS_READY_MAX: usize = 64;
+
+/// Shorter waits are made with a finer clock than epoll's.
+const COARSE: Duration = Duration::from_millis(5);
 
 const WAKE_TOKEN: u64 = u64::MAX;
 
@@ -23,6 +27,13 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Nothing was found.
+    pub const NONE: Ready = Ready {
+        tokens: [0; PORTS_READY_MAX],
+        count: 0,
+        woken: false,
+    };
+
     /// Tokens of the ports that are readable or in an error state.
     #[must_use]
     pub fn tokens(&self) -> &[u16] {
@@ -92,24 +103,30 @@ impl Poller {
         Ok(self.epoll.delete(fd)?)
     }
 
-    /// Waits at most `timeout` (rounded up to milliseconds; zero only looks).
+    /// Waits at most `limit`, to the microsecond (zero only looks).
     ///
     /// # Errors
     /// None in practice; an interrupted wait is an empty answer.
-    pub fn wait(&self, timeout: Duration) -> io::Result<Ready> {
+    pub fn wait(&self, limit: Duration) -> io::Result<Ready> {
         let mut events = [EpollEvent::empty(); PORTS_READY_MAX];
-        let millis = timeout.as_micros().div_ceil(1000);
-        let timeout = u16::try_from(millis).map_or(EpollTimeout::MAX, EpollTimeout::from);
+        let millis = limit.as_micros().div_ceil(1000);
+        let mut timeout = u16::try_from(millis).map_or(EpollTimeout::MAX, EpollTimeout::from);
+        if !limit.is_zero() && limit < COARSE {
+            // Epoll itself counts in milliseconds, which is too long between two looks at a driver without readiness.
+            let fd = self.epoll.0.as_fd();
+            let _ = ppoll(
+                &mut [PollFd::new(fd, PollFlags::POLLIN)],
+                Some(limit.into()),
+                None,
+            );
+            timeout = EpollTimeout::ZERO;
+        }
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno.into()),
         };
-        let mut ready = Ready {
-            tokens: [0; PORTS_READY_MAX],
-            count: 0,
-            woken: false,
-        };
+        let mut ready = Ready::NONE;
         for event in events.iter().take(count) {
             match u16::try_from(event.data()) {
                 Ok(token) => {

@@ -1,16 +1,23 @@
-//! Undoes the offloads of a local sender: finishes checksums and cuts TCP super-frames into frames that a wire could carry.
+//! Checksums that a sender left unfinished, and TCP super-frames that it left to be cut.
 //!
-//! A veth peer with transmit offloads (the default), or receive coalescing, hands over frames whose checksum holds only the pseudo header, and
-//! TCP frames of up to 64 KiB. The engine edits checksums incrementally and the far side checks them, so both must be plain
-//! frames before they enter. Pure.
+//! A kernel with transmit offloads (the default of veth and of our TAP devices), or receive coalescing, hands over frames whose checksum holds
+//! only the pseudo header, and TCP frames of up to 64 KiB. [`accept`] finishes what is small and notes the rest in the frame as
+//! [`Pending`]; the engine edits headers and never looks at the note. The sending port then either describes the frame to its kernel
+//! ([`describe`]), which moves 64 KiB at the price of one packet, or does the work itself ([`cut`]). Either way the pseudo header is summed
+//! anew from the final addresses, so an edited address or port needs no further care. Pure.
 
 use crate::ETHERNET_LEN;
+use crate::frame::Frame;
 use crate::sys::VNET_HEADER_LEN;
 use net::{checksum, protocol};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Frames that one super-frame may become: 64 KiB at the smallest segment that Linux accepts is about as many.
 const SEGMENTS_MAX: usize = 1400;
+/// Shorter frames are finished at once: they cost little, and they may be padded, which [`Pending`] does not provide for.
+const PENDING_LEN_MIN: usize = 256;
+/// Longest headers of a segment: Ethernet, outer IPv6 with an option, inner IPv4 and TCP with all options.
+pub(crate) const HEADERS_MAX: usize = 192;
 
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
@@ -18,6 +25,8 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_ECN: u8 = 0x80;
 
+/// Offset of the checksum in a TCP header (RFC 9293 §3.1).
+const TCP_CHECKSUM: usize = 16;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
@@ -92,34 +101,212 @@ pub(crate) fn finish_checksum(offload: &Offload, frame: &mut [u8]) -> bool {
     }
 }
 
-/// Cuts a super-frame. `None` if it is not a TCP frame this module understands.
-pub(crate) fn cut(offload: &Offload, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let Segments::Tcp(size) = offload.segments else {
+/// What is left to do for a TCP frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Bytes of TCP header and payload, which are the end of the frame however its front is edited.
+    tcp_len: usize,
+    /// Payload per segment; 0 if it is one frame.
+    segment_len: usize,
+}
+
+impl Pending {
+    /// Whether it is more than one frame.
+    pub(crate) fn is_super(self) -> bool {
+        self.segment_len != 0
+    }
+}
+
+/// Takes note of what the kernel left undone in a frame just received, or does it. False if it cannot be undone.
+#[must_use]
+pub(crate) fn accept(header: &[u8; VNET_HEADER_LEN], frame: &mut Frame) -> bool {
+    let Some(offload) = Offload::parse(header) else {
+        return false;
+    };
+    let length = frame.len();
+    match (offload.segments, offload.checksum) {
+        (Segments::None, None) => true,
+        (Segments::None, Some((start, TCP_CHECKSUM)))
+            if length >= PENDING_LEN_MIN && start < length =>
+        {
+            frame.pending = Some(Pending {
+                tcp_len: length - start,
+                segment_len: 0,
+            });
+            true
+        }
+        (Segments::None, Some(_)) => finish_checksum(&offload, frame.frame_mut()),
+        (Segments::Tcp(segment_len), Some((start, TCP_CHECKSUM)))
+            if segment_len != 0 && start < length =>
+        {
+            frame.pending = Some(Pending {
+                tcp_len: length - start,
+                segment_len,
+            });
+            true
+        }
+        (Segments::Tcp(_), _) => false,
+    }
+}
+
+/// Length of the longest frame that this one becomes on a wire.
+pub(crate) fn wire_len(frame: &Frame) -> usize {
+    let Some(pending) = frame.pending.filter(|pending| pending.is_super()) else {
+        return frame.len();
+    };
+    let start = frame.len().saturating_sub(pending.tcp_len);
+    let tcp = frame.frame().get(start + 12).copied().unwrap_or(0);
+    (start + usize::from(tcp >> 4) * 4 + pending.segment_len).min(frame.len())
+}
+
+/// The header that tells a kernel what is left to do, after putting the pseudo header's sum where it belongs. `None` if the frame is not
+/// plain TCP over IP: a tunnel cannot be described.
+pub(crate) fn describe(frame: &mut Frame) -> Option<[u8; VNET_HEADER_LEN]> {
+    let mut header = [0; VNET_HEADER_LEN];
+    let Some(pending) = frame.pending else {
+        return Some(header);
+    };
+    let start = frame.len().checked_sub(pending.tcp_len)?;
+    let bytes = frame.frame_mut();
+    let layers = Layers::parse(bytes, start)?;
+    let [Some((_, is_v6)), None] = layers.headers else {
         return None;
     };
-    let (tcp_start, _) = offload.checksum?;
-    let layers = Layers::parse(frame, tcp_start)?;
-    let data_offset = usize::from(*frame.get(tcp_start + 12)? >> 4) * 4;
-    let (headers, payload) = frame.split_at_checked(tcp_start + data_offset)?;
-    if size == 0 || data_offset < 20 || payload.len().div_ceil(size) > SEGMENTS_MAX {
+    let seed = !checksum::finish(layers.pseudo_header(bytes, pending.tcp_len)?);
+    let tcp = bytes.get_mut(start..)?;
+    *tcp.get_mut(TCP_CHECKSUM..)?.first_chunk_mut()? = seed.to_be_bytes();
+    let headers_len = start + usize::from(*tcp.get(12)? >> 4) * 4;
+    let has_cwr = *tcp.get(13)? & CWR != 0;
+    let word = |value: usize| u16::try_from(value).ok().map(u16::to_ne_bytes);
+    let [
+        flags,
+        kind,
+        len_a,
+        len_b,
+        size_a,
+        size_b,
+        start_a,
+        start_b,
+        offset_a,
+        offset_b,
+    ] = &mut header;
+    *flags = NEEDS_CHECKSUM;
+    [*start_a, *start_b] = word(start)?;
+    [*offset_a, *offset_b] = word(TCP_CHECKSUM)?;
+    if pending.is_super() {
+        *kind = if is_v6 { GSO_TCPV6 } else { GSO_TCPV4 } | if has_cwr { GSO_ECN } else { 0 };
+        [*len_a, *len_b] = word(headers_len)?;
+        [*size_a, *size_b] = word(pending.segment_len)?;
+    }
+    Some(header)
+}
+
+/// Finishes the checksum of a frame that is not a super-frame. False if it is not the TCP frame it was.
+#[must_use]
+pub(crate) fn finish(frame: &mut Frame) -> bool {
+    let Some(pending) = frame.pending.take() else {
+        return true;
+    };
+    let length = frame.len();
+    finish_tcp(frame.frame_mut(), length, pending.tcp_len).is_some()
+}
+
+fn finish_tcp(bytes: &mut [u8], length: usize, tcp_len: usize) -> Option<()> {
+    let start = length.checked_sub(tcp_len)?;
+    let layers = Layers::parse(bytes, start)?;
+    let pseudo = layers.pseudo_header(bytes, tcp_len)?;
+    let tcp = bytes.get_mut(start..)?;
+    *tcp.get_mut(TCP_CHECKSUM..)?.first_chunk_mut()? = [0, 0];
+    let value = checksum::finish(checksum::sum(pseudo, tcp));
+    *tcp.get_mut(TCP_CHECKSUM..)?.first_chunk_mut()? = value.to_be_bytes();
+    Some(())
+}
+
+/// One frame of a super-frame: its headers, and where its payload is in the super-frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    headers: [u8; HEADERS_MAX],
+    headers_len: usize,
+    payload: (usize, usize),
+}
+
+impl Segment {
+    pub(crate) const EMPTY: Segment = Segment {
+        headers: [0; HEADERS_MAX],
+        headers_len: 0,
+        payload: (0, 0),
+    };
+
+    /// Both parts of the frame; `whole` is the super-frame.
+    pub(crate) fn parts<'a>(&'a self, whole: &'a [u8]) -> [&'a [u8]; 2] {
+        let (start, end) = self.payload;
+        [
+            self.headers.get(..self.headers_len).unwrap_or_default(),
+            whole.get(start..end).unwrap_or_default(),
+        ]
+    }
+}
+
+/// A super-frame while it is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    layers: Layers,
+    headers_len: usize,
+    segment_len: usize,
+    count: usize,
+}
+
+impl Cut {
+    /// Frames that come out.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Writes frame `number` of `whole`, with complete checksums. False if the headers do not agree with each other.
+    #[must_use]
+    pub(crate) fn write(&self, whole: &[u8], number: usize, segment: &mut Segment) -> bool {
+        let before = number * self.segment_len;
+        let start = self.headers_len + before;
+        let end = (start + self.segment_len).min(whole.len());
+        let mut fill = || -> Option<()> {
+            let headers = segment.headers.get_mut(..self.headers_len)?;
+            headers.copy_from_slice(whole.get(..self.headers_len)?);
+            let payload = whole.get(start..end)?;
+            let length = self.headers_len + payload.len();
+            self.layers.fix(headers, length, number)?;
+            let last = number + 1 == self.count;
+            fix_tcp(headers, payload, &self.layers, number, before, last)
+        };
+        let done = fill().is_some();
+        segment.headers_len = self.headers_len;
+        segment.payload = (start.min(end), end);
+        done
+    }
+}
+
+/// Prepares to cut a super-frame. `None` if it is not a TCP frame this module understands.
+pub(crate) fn cut(frame: &Frame) -> Option<Cut> {
+    let pending = frame.pending.filter(|pending| pending.is_super())?;
+    let whole = frame.frame();
+    let tcp_start = whole.len().checked_sub(pending.tcp_len)?;
+    let layers = Layers::parse(whole, tcp_start)?;
+    let data_offset = usize::from(*whole.get(tcp_start + 12)? >> 4) * 4;
+    let headers_len = tcp_start + data_offset;
+    let payload_len = whole.len().checked_sub(headers_len)?;
+    let count = payload_len.div_ceil(pending.segment_len).max(1);
+    if data_offset < 20 || headers_len > HEADERS_MAX || count > SEGMENTS_MAX {
         return None;
     }
-    let last = payload.len().div_ceil(size).saturating_sub(1);
-    payload
-        .chunks(size)
-        .enumerate()
-        .map(|(number, chunk)| {
-            let mut segment = Vec::with_capacity(headers.len() + chunk.len());
-            segment.extend_from_slice(headers);
-            segment.extend_from_slice(chunk);
-            layers.fix(&mut segment, number)?;
-            fix_tcp(&mut segment, &layers, number, number * size, number == last)?;
-            Some(segment)
-        })
-        .collect()
+    Some(Cut {
+        layers,
+        headers_len,
+        segment_len: pending.segment_len,
+        count,
+    })
 }
 
 /// Offsets of the IP headers of a frame, outermost first; a tunnelled frame has two.
+#[derive(Clone, Copy, Debug)]
 struct Layers {
     headers: [Option<(usize, bool)>; 2],
     tcp_start: usize,
@@ -148,9 +335,8 @@ impl Layers {
         None
     }
 
-    /// Lengths and identifications of all IP headers of segment `number`.
-    fn fix(&self, segment: &mut [u8], number: usize) -> Option<()> {
-        let length = segment.len();
+    /// Lengths and identifications of all IP headers of segment `number`, which is `length` bytes long.
+    fn fix(&self, segment: &mut [u8], length: usize, number: usize) -> Option<()> {
         for (at, is_v6) in self.headers.into_iter().flatten() {
             let header = segment.get_mut(at..)?;
             if is_v6 {
@@ -171,10 +357,9 @@ impl Layers {
     }
 
     /// Sum of the pseudo header that the TCP checksum covers.
-    fn pseudo_header(&self, segment: &[u8]) -> Option<u32> {
+    fn pseudo_header(&self, segment: &[u8], length: usize) -> Option<u32> {
         let (at, is_v6) = self.headers.into_iter().flatten().last()?;
         let header = segment.get(at..)?;
-        let length = segment.len().checked_sub(self.tcp_start)?;
         Some(if is_v6 {
             let source = Ipv6Addr::from(*header.get(8..)?.first_chunk::<16>()?);
             let destination = Ipv6Addr::from(*header.get(24..)?.first_chunk::<16>()?);
@@ -217,14 +402,16 @@ fn skip_ipv6(frame: &[u8], at: usize) -> Option<(u8, usize)> {
 }
 
 fn fix_tcp(
-    segment: &mut [u8],
+    headers: &mut [u8],
+    payload: &[u8],
     layers: &Layers,
     number: usize,
     payload_before: usize,
     last: bool,
 ) -> Option<()> {
-    let pseudo = layers.pseudo_header(segment)?;
-    let tcp = segment.get_mut(layers.tcp_start..)?;
+    let tcp_len = headers.len().checked_sub(layers.tcp_start)? + payload.len();
+    let pseudo = layers.pseudo_header(headers, tcp_len)?;
+    let tcp = headers.get_mut(layers.tcp_start..)?;
     let sequence = u32::from_be_bytes(*tcp.get(4..)?.first_chunk()?);
     let sequence = sequence.wrapping_add(u32::try_from(payload_before).ok()?);
     *tcp.get_mut(4..)?.first_chunk_mut()? = sequence.to_be_bytes();
@@ -235,9 +422,10 @@ fn fix_tcp(
     if number > 0 {
         *flags &= !CWR;
     }
-    *tcp.get_mut(16..)?.first_chunk_mut()? = [0, 0];
-    let value = checksum::finish(checksum::sum(pseudo, tcp));
-    *tcp.get_mut(16..)?.first_chunk_mut()? = value.to_be_bytes();
+    *tcp.get_mut(TCP_CHECKSUM..)?.first_chunk_mut()? = [0, 0];
+    // A TCP header is a multiple of four bytes: the payload continues at an even place.
+    let value = checksum::finish(checksum::sum(checksum::sum(pseudo, tcp), payload));
+    *tcp.get_mut(TCP_CHECKSUM..)?.first_chunk_mut()? = value.to_be_bytes();
     Some(())
 }
 

@@ -44,8 +44,15 @@ fn tcp_residue(segment: &[u8]) -> u16 {
 #[test]
 fn super_frame_becomes_wire_frames() {
     let frame = tunnelled(2500);
-    let offload = Offload::parse(&header(GSO_TCPV4 | GSO_ECN, 1000, 74, 16)).expect("known");
-    let segments = cut(&offload, &frame).expect("TCP");
+    let packet = accepted(&frame, &header(GSO_TCPV4 | GSO_ECN, 1000, 74, 16));
+    assert_eq!(wire_len(&packet), 1094);
+    let cut = cut(&packet).expect("TCP");
+    let mut segments = Vec::new();
+    for number in 0..cut.count() {
+        let mut segment = Segment::EMPTY;
+        assert!(cut.write(packet.frame(), number, &mut segment));
+        segments.push(segment.parts(packet.frame()).concat());
+    }
     assert_eq!(
         segments.iter().map(Vec::len).collect::<Vec<_>>(),
         [1094, 1094, 594]
@@ -88,22 +95,73 @@ fn unfinished_checksum_is_finished() {
     assert_eq!(tcp_residue(&frame), 0);
 }
 
+/// A plain IPv4 frame with TCP from `source`, `payload` bytes long.
+fn plain(source: [u8; 4], payload: usize) -> Vec<u8> {
+    let mut frame = tunnelled(payload);
+    frame.drain(14..54);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame[26..30].copy_from_slice(&source);
+    frame
+}
+
+#[test]
+fn a_machines_super_frame_is_described_with_the_final_addresses() {
+    let mut packet = accepted(
+        &plain([10, 0, 0, 1], 2500),
+        &header(GSO_TCPV4, 1000, 34, 16),
+    );
+    // What the engine does to a packet whose source it translates.
+    packet.frame_mut()[26..30].copy_from_slice(&[192, 0, 2, 1]);
+    let described = describe(&mut packet).expect("plain TCP");
+    assert_eq!(described, {
+        // The test frame has CWR set.
+        let mut expected = header(GSO_TCPV4 | GSO_ECN, 1000, 34, 16);
+        expected[2..4].copy_from_slice(&54_u16.to_ne_bytes());
+        expected
+    });
+    let tcp_len = (packet.len() - 34) as u16;
+    let pseudo = checksum::pseudo_v4([192, 0, 2, 1].into(), [10, 0, 0, 2].into(), 6, tcp_len);
+    let seed = !checksum::finish(pseudo);
+    assert_eq!(packet.frame()[50..52], seed.to_be_bytes());
+}
+
+#[test]
+fn a_tunnelled_frame_is_not_described_but_finished() {
+    let mut packet = accepted(&tunnelled(300), &header(GSO_NONE, 0, 74, 16));
+    assert!(describe(&mut packet).is_none(), "a tunnel");
+    assert!(finish(&mut packet));
+    assert_eq!(tcp_residue(packet.frame()), 0);
+    assert!(finish(&mut packet), "nothing is left to do");
+}
+
+fn accepted(frame: &[u8], header: &[u8; VNET_HEADER_LEN]) -> Frame {
+    let mut packet = Frame::new();
+    assert!(packet.fill(frame));
+    assert!(accept(header, &mut packet));
+    packet
+}
+
 #[test]
 fn nonsense_is_refused() {
-    assert_eq!(
-        Offload::parse(&header(3, 100, 0, 0)),
-        None,
-        "UDP fragmentation offload"
-    );
+    let refused = |frame: &[u8], header: &[u8; VNET_HEADER_LEN]| {
+        let mut packet = Frame::new();
+        assert!(packet.fill(frame));
+        !accept(header, &mut packet) || {
+            packet.pending.is_some_and(Pending::is_super) && cut(&packet).is_none()
+        }
+    };
     let frame = tunnelled(100);
+    assert!(refused(&frame, &header(3, 100, 0, 0)), "UDP fragmentation");
     for (size, start) in [(0, 74), (50, 73), (50, 5000), (50, 14)] {
-        let offload = Offload::parse(&header(GSO_TCPV4, size, start, 16)).expect("known");
-        assert_eq!(cut(&offload, &frame), None, "size {size}, start {start}");
+        let header = header(GSO_TCPV4, size, start, 16);
+        assert!(refused(&frame, &header), "size {size}, start {start}");
     }
     for length in 0..94 {
-        let offload = Offload::parse(&header(GSO_TCPV4, 50, 74, 16)).expect("known");
-        assert_eq!(cut(&offload, &frame[..length]), None, "length {length}");
+        let header = header(GSO_TCPV4, 50, 74, 16);
+        assert!(refused(&frame[..length], &header), "length {length}");
     }
-    let offload = Offload::parse(&header(GSO_NONE, 0, 99, 95)).expect("known");
-    assert!(!finish_checksum(&offload, &mut frame.clone()));
+    assert!(refused(&frame, &header(GSO_NONE, 0, 99, 95)));
+    // Longer frames are left to the sender: it must notice.
+    let mut packet = accepted(&tunnelled(400), &header(GSO_NONE, 0, 75, 16));
+    assert!(!finish(&mut packet));
 }

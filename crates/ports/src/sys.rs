@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "the one place of this project for system calls")]
 
 use crate::BATCH_MAX;
-use dataplane::PacketBuf;
+use crate::frame::Frame;
 use net::Mac;
 use std::io;
 use std::mem;
@@ -16,6 +16,11 @@ const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_TUN_EXCL: libc::c_short = 0x8000_u16 as libc::c_short;
+const IFF_VNET_HDR: libc::c_short = 0x4000;
+const IFF_MULTI_QUEUE: libc::c_short = 0x0100;
+const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+/// Checksums may be left unfinished, and TCP over IPv4 and IPv6 may come in super-frames.
+const TUN_F_CSUM_TSO: libc::c_ulong = 0x01 | 0x02 | 0x04;
 
 fn check(result: libc::c_int) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
@@ -35,7 +40,8 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn ioctl(fd: BorrowedFd<'_>, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: `request` is a live, exclusively borrowed `ifreq`, which is what each `code` used in this file reads or writes.
+    // SAFETY: `request` is a live, exclusively borrowed `ifreq`, which is what each `code` used in this file reads or writes; the one that
+    // follows a pointer in it (SIOCETHTOOL) is given a live array of the size that its command demands.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), code, std::ptr::from_mut(request)) }).map(drop)
 }
 
@@ -44,11 +50,23 @@ pub(crate) fn control_socket() -> io::Result<socket2::Socket> {
     socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None)
 }
 
-/// Makes `fd` (an open `/dev/net/tun`) the wire of a new TAP device.
-pub(crate) fn tap_create(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// Makes `fd` (an open `/dev/net/tun`) a queue of the TAP device `name`: of a new device, or a further one of a device with several.
+///
+/// Each frame has a header of [`VNET_HEADER_LEN`] bytes in front, in both directions.
+pub(crate) fn tap_create(
+    fd: BorrowedFd<'_>,
+    name: &str,
+    first: bool,
+    several: bool,
+) -> io::Result<()> {
     let mut request = request(name)?;
-    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | IFF_TUN_EXCL;
-    ioctl(fd, TUNSETIFF, &mut request)
+    let mut flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    flags |= if first { IFF_TUN_EXCL } else { 0 };
+    flags |= if several { IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = flags;
+    ioctl(fd, TUNSETIFF, &mut request)?;
+    // SAFETY: this ioctl takes its argument by value.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM_TSO) }).map(drop)
 }
 
 pub(crate) fn set_mac(control: BorrowedFd<'_>, name: &str, mac: Mac) -> io::Result<()> {
@@ -102,6 +120,23 @@ pub(crate) fn index(control: BorrowedFd<'_>, name: &str) -> io::Result<libc::c_i
     ioctl(control, libc::SIOCGIFINDEX, &mut request)?;
     // SAFETY: the kernel filled in `ifru_ifindex`, which is the member this ioctl writes.
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
+/// Receive queues of a device that are in use; one if its driver cannot tell.
+pub(crate) fn receive_queues(control: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    const ETHTOOL_GET_CHANNELS: u32 = 0x3c;
+    // `struct ethtool_channels`: command, four maximums, then receive, transmit, other and combined channels.
+    let mut channels = [ETHTOOL_GET_CHANNELS, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = channels.as_mut_ptr().cast();
+    match ioctl(control, libc::SIOCETHTOOL, &mut request) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(1),
+        Err(error) => return Err(error),
+    }
+    // Written by the kernel through the pointer above.
+    let [_, _, _, _, _, receive, _, _, combined] = channels;
+    Ok((receive + combined).max(1))
 }
 
 fn set_option<T>(
@@ -211,39 +246,37 @@ pub(crate) struct Message {
     pub(crate) frame_len: usize,
 }
 
-/// Receives frames, each scattered over a [`Message`] header, a packet's receive area and an overflow area. Never blocks.
+/// Receives frames, each scattered over a [`Message`] header and a frame's receive area. Never blocks.
 ///
 /// As many as the shortest of the slices and [`BATCH_MAX`] allow; returns how many.
 pub(crate) fn receive(
     fd: BorrowedFd<'_>,
     messages: &mut [Message],
-    packets: &mut [PacketBuf],
-    overflows: &mut [Box<[u8]>],
+    frames: &mut [Frame],
 ) -> io::Result<usize> {
-    let mut vectors = [[EMPTY_IOVEC; 3]; BATCH_MAX];
+    let mut vectors = [[EMPTY_IOVEC; 2]; BATCH_MAX];
     let mut headers = [empty_message(); BATCH_MAX];
     let mut count = 0;
-    let slots = messages.iter_mut().zip(packets).zip(overflows);
-    for (((message, packet), overflow), (vector, header)) in
-        slots.zip(vectors.iter_mut().zip(&mut headers))
+    for ((message, frame), (vector, header)) in messages
+        .iter_mut()
+        .zip(frames)
+        .zip(vectors.iter_mut().zip(&mut headers))
     {
-        let area = packet.receive_area();
-        let [first, second, third] = vector;
+        let [first, second] = vector;
         *first = iovec(&mut message.header);
-        *second = iovec(area);
-        *third = iovec(overflow);
+        *second = iovec(frame.receive_area());
         header.msg_hdr.msg_iov = vector.as_mut_ptr();
-        header.msg_hdr.msg_iovlen = 3;
+        header.msg_hdr.msg_iovlen = 2;
         count += 1;
     }
-    // SAFETY: the first `count` headers point to three vectors each, which point to disjoint live buffers that are exclusively
+    // SAFETY: the first `count` headers point to two vectors each, which point to disjoint live buffers that are exclusively
     // borrowed until this function returns.
     let received = check(unsafe {
         libc::recvmmsg(
             fd.as_raw_fd(),
             headers.as_mut_ptr(),
             count,
-            libc::MSG_DONTWAIT,
+            libc::MSG_DONTWAIT | libc::MSG_TRUNC,
             std::ptr::null_mut(),
         )
     })?;
@@ -260,21 +293,22 @@ fn iovec(bytes: &mut [u8]) -> libc::iovec {
     }
 }
 
-/// Sends frames in order until one fails. Never blocks. Returns how many left; an error concerns the first one.
-pub(crate) fn send(fd: BorrowedFd<'_>, packets: &[&PacketBuf]) -> io::Result<usize> {
-    let mut vectors = [EMPTY_IOVEC; BATCH_MAX];
+/// Sends frames of two parts in order until one fails. Never blocks. Returns how many left; an error concerns the first one.
+pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[[&[u8]; 2]]) -> io::Result<usize> {
+    let mut vectors = [[EMPTY_IOVEC; 2]; BATCH_MAX];
     let mut headers = [empty_message(); BATCH_MAX];
     let mut count = 0;
-    for (packet, (vector, header)) in packets.iter().zip(vectors.iter_mut().zip(&mut headers)) {
-        let frame = packet.frame();
-        // The kernel only reads through this pointer: `iovec` serves both directions and has no const form.
-        vector.iov_base = frame.as_ptr().cast_mut().cast();
-        vector.iov_len = frame.len();
-        header.msg_hdr.msg_iov = vector;
-        header.msg_hdr.msg_iovlen = 1;
+    for (parts, (vector, header)) in frames.iter().zip(vectors.iter_mut().zip(&mut headers)) {
+        for (part, slot) in parts.iter().zip(vector.iter_mut()) {
+            // The kernel only reads through this pointer: `iovec` serves both directions and has no const form.
+            slot.iov_base = part.as_ptr().cast_mut().cast();
+            slot.iov_len = part.len();
+        }
+        header.msg_hdr.msg_iov = vector.as_mut_ptr();
+        header.msg_hdr.msg_iovlen = 2;
         count += 1;
     }
-    // SAFETY: the first `count` headers point to one vector each, which points to a live borrowed frame that the kernel only reads.
+    // SAFETY: the first `count` headers point to two vectors each, which point to live borrowed bytes that the kernel only reads.
     check(unsafe {
         libc::sendmmsg(
             fd.as_raw_fd(),
@@ -283,4 +317,28 @@ pub(crate) fn send(fd: BorrowedFd<'_>, packets: &[&PacketBuf]) -> io::Result<usi
             libc::MSG_DONTWAIT,
         )
     })
+}
+
+/// Lets the kernel spread frames over several packet sockets by flow; all join `group`, whose number the first one (0) draws.
+pub(crate) fn join_fanout(fd: BorrowedFd<'_>, group: Option<u16>) -> io::Result<u16> {
+    const HASH: i32 = 0;
+    const UNIQUE: i32 = 0x2000;
+    let value: i32 = match group {
+        Some(group) => i32::from(group) | HASH << 16,
+        None => (HASH | UNIQUE) << 16,
+    };
+    set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, &value)?;
+    let mut value = 0_i32;
+    let mut length = mem::size_of::<i32>() as libc::socklen_t;
+    // SAFETY: pointer and length describe the live, exclusively borrowed `value`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_FANOUT,
+            std::ptr::from_mut(&mut value).cast(),
+            std::ptr::from_mut(&mut length),
+        )
+    })?;
+    Ok(value as u16)
 }

@@ -1,22 +1,26 @@
 //! A kernel TAP device: the machine's network card is the kernel end, we are the wire.
 //!
-//! No offloads are offered to the kernel, so it hands out finished checksums and frames within the device's MTU. The device lives as
-//! long as the port: it may be moved to another network namespace and renamed, the port keeps working. It is created *down* and has to
-//! be brought up by whoever configures the machine: brought up in the hypervisor's own namespace it would be autoconfigured
-//! as an uplink of the hypervisor by our router advertisements.
+//! Checksum and TCP segmentation offloads are offered to the kernel (`IFF_VNET_HDR`, `TUNSETOFFLOAD`), so a machine's TCP hands over up to
+//! 64 KiB with one system call, and takes as much with one from another machine. The device lives as long as its ports: it may be moved to
+//! another network namespace and renamed, they keep working. It is created *down* and has to be brought up by whoever configures the
+//! machine: brought up in the hypervisor's own namespace it would be autoconfigured as an uplink of the hypervisor by our router
+//! advertisements.
 
-use crate::{Counters, ETHERNET_LEN, Gone, OpenError, Port, sys};
-use dataplane::PacketBuf;
+use crate::segment::{self, Segment};
+use crate::sys::{self, VNET_HEADER_LEN};
+use crate::{Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::Mac;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Frames that the kernel queues towards us before it drops (its default of 500 is short for a burst of TCP).
 const TX_QUEUE_LEN: u32 = 1024;
+/// The header of a frame of which nothing is left to do.
+const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
-/// An open TAP device.
+/// An open TAP device, or one queue of it.
 #[derive(Debug)]
 pub struct Tap {
     name: String,
@@ -32,19 +36,43 @@ impl Tap {
     /// # Errors
     /// The name is in use (`EBUSY`), too long (`EINVAL`), or the process lacks CAP_NET_ADMIN (`EPERM`) or `/dev/net/tun` (`ENOENT`).
     pub fn create(name: &str, mac: Mac, mtu: usize) -> Result<Tap, OpenError> {
+        let tap = Tap::queue(name, mac, mtu, true, false)?;
+        tap.configure()?;
+        Ok(tap)
+    }
+
+    /// Creates the device with `queues` queues, among which the kernel spreads its flows.
+    ///
+    /// # Errors
+    /// As [`Tap::create`].
+    pub fn create_queues(
+        name: &str,
+        mac: Mac,
+        mtu: usize,
+        queues: usize,
+    ) -> Result<Vec<Tap>, OpenError> {
+        let taps = (0..queues.max(1))
+            .map(|number| Tap::queue(name, mac, mtu, number == 0, queues > 1))
+            .collect::<Result<Vec<_>, _>>()?;
+        taps.first().map_or(Ok(()), Tap::configure)?;
+        Ok(taps)
+    }
+
+    fn queue(
+        name: &str,
+        mac: Mac,
+        mtu: usize,
+        first: bool,
+        several: bool,
+    ) -> Result<Tap, OpenError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .map_err(OpenError::new(name, "open /dev/net/tun"))?;
-        sys::tap_create(file.as_fd(), name).map_err(OpenError::new(name, "create TAP"))?;
-        let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
-        sys::set_mac(control.as_fd(), name, mac)
-            .map_err(OpenError::new(name, "set hardware address"))?;
-        sys::set_mtu(control.as_fd(), name, mtu).map_err(OpenError::new(name, "set MTU"))?;
-        sys::set_tx_queue_len(control.as_fd(), name, TX_QUEUE_LEN)
-            .map_err(OpenError::new(name, "set queue length"))?;
+        sys::tap_create(file.as_fd(), name, first, several)
+            .map_err(OpenError::new(name, "create TAP"))?;
         Ok(Tap {
             name: name.to_owned(),
             mac,
@@ -52,6 +80,65 @@ impl Tap {
             file,
             counters: Counters::default(),
         })
+    }
+
+    fn configure(&self) -> Result<(), OpenError> {
+        let name = &self.name;
+        let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
+        sys::set_mac(control.as_fd(), name, self.mac)
+            .map_err(OpenError::new(name, "set hardware address"))?;
+        sys::set_mtu(control.as_fd(), name, self.mtu).map_err(OpenError::new(name, "set MTU"))?;
+        sys::set_tx_queue_len(control.as_fd(), name, TX_QUEUE_LEN)
+            .map_err(OpenError::new(name, "set queue length"))
+    }
+
+    /// Writes one frame; the kernel takes it whole or not at all.
+    fn write(&mut self, header: &[u8; VNET_HEADER_LEN], parts: [&[u8]; 2]) -> bool {
+        let [first, second] = parts;
+        let length = first.len() + second.len();
+        let vector = [
+            IoSlice::new(header),
+            IoSlice::new(first),
+            IoSlice::new(second),
+        ];
+        match self.file.write_vectored(&vector) {
+            Ok(written) if written == length + VNET_HEADER_LEN => {
+                self.counters.sent(length);
+                true
+            }
+            Ok(_) => {
+                self.counters.tx_errors += 1;
+                false
+            }
+            Err(error) => {
+                self.counters.not_sent(&error);
+                false
+            }
+        }
+    }
+
+    fn send(&mut self, packet: &mut Frame) -> bool {
+        if segment::wire_len(packet) > self.mtu + ETHERNET_LEN {
+            self.counters.tx_oversize += 1;
+            return false;
+        }
+        if let Some(header) = segment::describe(packet) {
+            return self.write(&header, [packet.frame(), &[]]);
+        }
+        // Not plain TCP any more (the engine has put something in front of it, or a tunnel came): done by hand.
+        if let Some(cut) = segment::cut(packet) {
+            let mut segment = Segment::EMPTY;
+            return (0..cut.count()).fold(true, |all, number| {
+                let written = cut.write(packet.frame(), number, &mut segment)
+                    && self.write(&PLAIN, segment.parts(packet.frame()));
+                all && written
+            });
+        }
+        if segment::finish(packet) {
+            return self.write(&PLAIN, [packet.frame(), &[]]);
+        }
+        self.counters.tx_errors += 1;
+        false
     }
 }
 
@@ -68,20 +155,31 @@ impl Port for Tap {
         self.mtu
     }
 
-    fn readiness(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
-    fn rx_burst(&mut self, packets: &mut [PacketBuf]) -> Result<usize, Gone> {
+    fn rx_burst(&mut self, packets: &mut [Frame]) -> Result<usize, Gone> {
         let mut filled = 0;
         while let Some(packet) = packets.get_mut(filled) {
+            let mut header = PLAIN;
             let area = packet.receive_area();
             let area_len = area.len();
-            match self.file.read(area) {
+            let vector = &mut [IoSliceMut::new(&mut header), IoSliceMut::new(area)];
+            match self.file.read_vectored(vector) {
                 // The driver cuts a frame that does not fit and does not tell: a full buffer is taken for a cut frame.
-                Ok(length) if length == area_len => self.counters.rx_unusable += 1,
+                Ok(length) if length == area_len + VNET_HEADER_LEN => {
+                    self.counters.rx_unusable += 1;
+                }
                 Ok(length) => {
+                    let length = length.saturating_sub(VNET_HEADER_LEN);
                     packet.set_received(length);
+                    if !segment::accept(&header, packet) {
+                        self.counters.rx_unusable += 1;
+                        continue;
+                    }
+                    self.counters.rx_super +=
+                        u64::from(packet.pending.is_some_and(segment::Pending::is_super));
                     self.counters.received(length);
                     filled += 1;
                 }
@@ -94,24 +192,11 @@ impl Port for Tap {
         Ok(filled)
     }
 
-    fn tx_burst(&mut self, packets: &[&PacketBuf]) -> usize {
-        let mut sent = 0;
-        for packet in packets {
-            if packet.len() > self.mtu + ETHERNET_LEN {
-                self.counters.tx_oversize += 1;
-                continue;
-            }
-            match self.file.write(packet.frame()) {
-                Ok(length) if length == packet.len() => {
-                    self.counters.sent(length);
-                    sent += 1;
-                }
-                // The driver takes a frame whole or not at all.
-                Ok(_) => self.counters.tx_errors += 1,
-                Err(error) => self.counters.not_sent(&error),
-            }
-        }
-        sent
+    fn tx_burst(&mut self, packets: &mut [&mut Frame]) -> usize {
+        packets
+            .iter_mut()
+            .map(|packet| usize::from(self.send(packet)))
+            .sum()
     }
 
     fn counters(&mut self) -> Counters {

@@ -23,6 +23,7 @@ mod maglev;
 mod memory;
 mod meter;
 mod nat64;
+mod owner;
 mod pmtu;
 mod policy;
 mod port_map;

@@ -4,9 +4,10 @@
 //! driver is opened here and handed over, or the interface is taken back.
 
 use super::{Failure, Service, parse};
+use crate::devices::Driver;
 use crate::worker::Plane;
 use dataplane::{ConfigError, Interface, InterfaceSpec, Metering, PortId, Pxe};
-use ports::{OpenError, Port};
+use ports::OpenError;
 use proto::{code, dpdk};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -34,11 +35,10 @@ pub(super) async fn create(
     let index = port.0.saturating_sub(service.machine_ports_start);
     if let Err(error) = attach(service, &id, port, index).await? {
         tracing::warn!(interface_id = id, error, "Cannot start port");
-        let taken_back = service
+        service
             .worker
             .call(move |plane| remove_if_on(plane, &id, port))
             .await?;
-        close(taken_back).await;
         return Err(Failure::Refused(code::PORT_START));
     }
     Ok(dpdk::CreateInterfaceResponse {
@@ -62,27 +62,20 @@ async fn attach(
         Ok(driver) => driver,
         Err(error) => return Ok(Err(error)),
     };
-    let id = id.to_owned();
-    let attached = service.worker.call(move |plane| {
-        // Somebody may have deleted the interface in the meantime.
+    // Somebody may have deleted the interface in the meantime.
+    let wanted = |plane: &Plane| {
         let current = plane.engine.interface_at(port);
-        if current.is_none_or(|interface| interface.spec.id != id) || plane.is_attached(port) {
-            return (
-                Err("the interface was deleted meanwhile".to_owned()),
-                Some(driver),
-            );
-        }
-        match plane.attach(port, driver) {
-            Ok(before) => (Ok(()), before),
-            Err(error) => (Err(error.to_string()), None),
-        }
-    });
-    let (result, unused) = attached.await?;
-    close(unused).await;
-    Ok(result)
+        current.is_some_and(|interface| interface.spec.id == id) && !plane.is_attached(port)
+    };
+    let attached = service.worker.attach(port, driver, wanted).await?;
+    Ok(match attached {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("the interface was deleted meanwhile".to_owned()),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
-async fn open(service: &Service, index: u16) -> Result<Box<dyn Port>, String> {
+async fn open(service: &Service, index: u16) -> Result<Driver, String> {
     for _ in 0..OPEN_TRIES_MAX {
         let devices = Arc::clone(&service.devices);
         let opened = tokio::task::spawn_blocking(move || devices.open(index)).await;
@@ -94,14 +87,6 @@ async fn open(service: &Service, index: u16) -> Result<Box<dyn Port>, String> {
         }
     }
     Err("the device name stays in use".to_owned())
-}
-
-/// Closes a driver where blocking does not hurt.
-async fn close(driver: Option<Box<dyn Port>>) {
-    if let Some(driver) = driver {
-        // Fails only if closing panicked, and then the process is ending.
-        let _ = tokio::task::spawn_blocking(move || drop(driver)).await;
-    }
 }
 
 /// Creates the device of a machine port anew after it disappeared: its namespace may have been deleted, but the interface stays until it
@@ -134,16 +119,15 @@ pub async fn restore(service: &Service, port: PortId) {
     }
 }
 
-fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) -> Option<Box<dyn Port>> {
+fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) {
     if plane
         .engine
         .interface(id)
         .is_ok_and(|interface| interface.port == port)
     {
         let _ = plane.engine.delete_interface(id);
-        return plane.detach(port);
+        plane.detach(port);
     }
-    None
 }
 
 pub(super) async fn delete(
@@ -154,10 +138,11 @@ pub(super) async fn delete(
     let deleted = service.worker.call(move |plane| {
         let port = plane.engine.interface(&id)?.port;
         plane.engine.delete_interface(&id)?;
-        Ok::<_, ConfigError>(plane.detach(port))
+        // The reply tells that the device is gone: its name may be used again.
+        plane.detach(port);
+        Ok::<_, ConfigError>(())
     });
-    // The reply tells that the device is gone: its name may be used again.
-    close(deleted.await??).await;
+    deleted.await??;
     Ok(dpdk::DeleteInterfaceResponse { status: None })
 }
 

@@ -47,9 +47,27 @@ fn command_line_wins_and_lists_are_joined() {
 }
 
 #[test]
-fn framework_arguments_are_ignored() {
-    let args = load(None, &["-l", "0,1", "--", "--no-offload", "--pf0", "pf0"]).unwrap();
+fn what_stands_before_the_dashes_is_for_dpdk() {
+    let options = [
+        "-l",
+        "0,1",
+        "--",
+        "--no-offload",
+        "--pf0",
+        "pf0",
+        "--ipv6",
+        "fc00:1::1",
+    ];
+    let file = "a-pf0 0000:01:00.0,class=x\n";
+    let args = load(Some(file), &options).unwrap();
     assert_eq!(args.pf0.as_deref(), Some("pf0"));
+    assert_eq!(args.eal, ["-l", "0,1", "-a", "0000:01:00.0,class=x"]);
+    let native = load(None, &["--pf0", "pf0"]).unwrap();
+    assert!(native.eal.is_empty());
+    if cfg!(not(feature = "dpdk")) {
+        let message = args.validate().unwrap_err().to_string();
+        assert!(message.contains("--features dpdk"), "{message}");
+    }
 }
 
 #[test]
@@ -58,6 +76,10 @@ fn mistakes_are_named_with_file_and_line() {
         ("pf0 eth0\nbogus 1\n", "FILE:2: bogus: unknown key"),
         ("\n\nversion\n", "FILE:3: version: unknown key"),
         ("no-stats yes\n", "FILE:1: no-stats: takes no value"),
+        (
+            "a-pf0\n",
+            "FILE:1: a-pf0: a device of 1 to 127 characters is needed",
+        ),
         (
             "dhcp-mtu 9\n",
             "FILE:1: dhcp-mtu: invalid value '9' for '--dhcp-mtu <N>': 9 is not in 68..=1500",

@@ -4,6 +4,7 @@ use crate::harness::{
     Server, create_prefix, create_route, delete_prefix, delete_route, interface, ip, outcome,
     prefix,
 };
+use dpservice::worker::Settings;
 use proto::dpdk;
 use std::sync::atomic::Ordering;
 
@@ -532,7 +533,7 @@ async fn routes() {
 
 #[tokio::test]
 async fn routes_of_ipv6_can_be_hidden() {
-    let server = Server::start_with(false).await;
+    let server = Server::start_with(false, Settings::default()).await;
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
     assert_eq!(outcome!(client.create_interface(request)), OK);

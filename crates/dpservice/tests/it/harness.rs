@@ -1,10 +1,11 @@
 //! A real server in this process, whose ports are memory.
 
 use dataplane::{EngineConfig, PortConfig, PortKind};
-use dpservice::devices::{Devices, gateway_mac, machine_device, uplink_device};
-use dpservice::{service, worker};
+use dpservice::devices::{Devices, Driver, gateway_mac, machine_device, uplink_device};
+use dpservice::service;
+use dpservice::worker::{self, Settings};
 use net::Mac;
-use ports::{MemoryPeer, OpenError, Port, memory};
+use ports::{Frame, MemoryPeer, OpenError, memory};
 use proto::dpdk::dpd_kironcore_client::DpdKironcoreClient;
 use proto::dpdk::{self, IpVersion};
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ impl Devices for MemoryDevices {
         format!("mem{index}")
     }
 
-    fn open(&self, index: u16) -> Result<Box<dyn Port>, OpenError> {
+    fn open(&self, index: u16) -> Result<Driver, OpenError> {
         if self.broken.load(Ordering::Relaxed) {
             let source = std::io::Error::from_raw_os_error(1);
             return Err(OpenError {
@@ -50,7 +51,7 @@ impl Devices for MemoryDevices {
         let mac = Mac([0x02, 0, 0, 0, 0, index as u8]);
         let (port, peer) = memory::pair(&self.netdev(index), mac, 1500)?;
         self.machines.lock().unwrap().insert(index, peer);
-        Ok(Box::new(port))
+        Ok(Driver::native(vec![port]))
     }
 }
 
@@ -64,10 +65,10 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Server {
-        Server::start_with(true).await
+        Server::start_with(true, Settings::default()).await
     }
 
-    pub async fn start_with(list_ipv6_routes: bool) -> Server {
+    pub async fn start_with(list_ipv6_routes: bool, settings: Settings) -> Server {
         let (uplink, _) = memory::pair("pf0", UPLINK_MAC, 9000).unwrap();
         let mut ports = vec![PortConfig {
             name: uplink_device(0),
@@ -83,8 +84,10 @@ impl Server {
             ipv6_overlay: true,
             ..EngineConfig::new(HOST, ports)
         };
-        let (worker, _thread, lost) =
-            service::start_worker(&config, vec![Box::new(uplink)]).unwrap();
+        let (worker, _threads, lost) =
+            service::start_threads::<Frame>(&config, vec![Driver::native(vec![uplink])], settings)
+                .await
+                .unwrap();
         worker
             .call(|plane| {
                 plane

@@ -80,7 +80,7 @@ impl Namespace {
         Err(format!("{command}: {}\n{text}{error}", output.status))
     }
 
-    fn run(&self, command: &str) -> String {
+    pub fn run(&self, command: &str) -> String {
         self.try_run(command)
             .unwrap_or_else(|error| panic!("{error}"))
     }
@@ -90,7 +90,7 @@ impl Namespace {
     }
 
     /// Repeats a command until it succeeds.
-    fn eventually(&self, command: &str) -> String {
+    pub fn eventually(&self, command: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
             match self.try_run(command) {
@@ -130,6 +130,12 @@ impl Process {
             Some(namespace) => Process::spawn(&mut namespace.command(&line)),
             None => Process::spawn(&mut Namespace::own().command(&line)),
         }
+    }
+
+    /// Any command line in a namespace.
+    #[cfg(feature = "dpdk")]
+    pub fn start(namespace: &Namespace, line: &str) -> Process {
+        Process::spawn(&mut namespace.command(line))
     }
 
     fn id(&self) -> u32 {

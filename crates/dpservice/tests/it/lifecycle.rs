@@ -3,6 +3,7 @@
 use crate::harness::{DEADLINE, Server, interface, outcome};
 use crate::hosts::{Namespace, Process, enter_private_namespace, ip};
 use dpservice::metrics;
+use dpservice::worker::Settings;
 use proto::dpdk;
 use std::net::TcpStream as BlockingStream;
 use std::time::Instant;
@@ -103,16 +104,87 @@ async fn packets_flow_and_a_lost_device_is_made_anew() {
         );
         tokio::task::yield_now().await;
     }
-    let lost = server
-        .worker
-        .call(|plane| plane.counters().devices_lost)
-        .await
-        .unwrap();
-    assert_eq!(lost, 1);
+    let counters = server.worker.counters().await.unwrap();
+    assert_eq!(counters.devices_lost, 1);
     let delete = dpdk::DeleteInterfaceRequest {
         interface_id: b"vm1".to_vec(),
     };
     assert_eq!(outcome!(client.delete_interface(delete)), "0 Success");
+}
+
+/// TCP SYN between two machines of this host.
+fn syn(source: u8, destination: u8, ports: [u16; 2]) -> Vec<u8> {
+    let mut frame = vec![0x06, 0, 0, 0, 0, 1, 0x66, 0, 0, 0, 0, source, 8, 0];
+    let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
+    ip.extend([10, 0, 0, source, 10, 0, 0, destination]);
+    let sum = net::checksum::checksum(&ip).to_be_bytes();
+    ip[10..12].copy_from_slice(&sum);
+    frame.extend(ip);
+    frame.extend(ports.map(u16::to_be_bytes).concat());
+    frame.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0x10, 0, 0, 0, 0, 0]);
+    frame
+}
+
+#[tokio::test]
+async fn packet_threads_share_the_flows_and_take_every_change() {
+    let settings = Settings {
+        workers: 3,
+        poll: false,
+    };
+    let server = Server::start_with(true, settings).await;
+    let mut client = server.initialized().await;
+    for (id, device, address) in [
+        ("vm1", "net_tap2", "10.0.0.1"),
+        ("vm2", "net_tap3", "10.0.0.2"),
+    ] {
+        let request = interface(id, device, address, "::");
+        assert_eq!(outcome!(client.create_interface(request)), "0 Success");
+    }
+    let (first, second) = (server.machine(0), server.machine(1));
+    // The devices have one queue: the thread that receives hands over what is not its own.
+    let mut arrived = 0;
+    for port in 1024..1524 {
+        assert!(first.send(&syn(1, 2, [port, 80])));
+        let start = Instant::now();
+        while arrived <= port - 1024 {
+            let frame = second.receive();
+            arrived += u16::from(frame.is_some_and(|frame| frame.get(36..38) == Some(&[0, 80])));
+            assert!(start.elapsed() < DEADLINE, "{arrived} arrived");
+            tokio::task::yield_now().await;
+        }
+    }
+    let flows = server
+        .worker
+        .inspect(|inspection| inspection.worker.counters().flows_created)
+        .await
+        .unwrap();
+    assert_eq!(flows.iter().sum::<u64>(), 500, "{flows:?}");
+    assert!(flows.iter().all(|count| *count > 50), "{flows:?}");
+    let counters = server.worker.counters().await.unwrap();
+    assert!(counters.handed_over > 500, "{counters:?}");
+    assert_eq!(counters.hand_over_full, 0);
+    // When the reply is there, no thread delivers any more.
+    let delete = dpdk::DeleteInterfaceRequest {
+        interface_id: b"vm2".to_vec(),
+    };
+    assert_eq!(outcome!(client.delete_interface(delete)), "0 Success");
+    let refused = |inspection: dpservice::worker::Inspection<'_>| {
+        let counters = inspection.worker.counters();
+        let reasons = dataplane::DropReason::ALL.iter();
+        reasons.map(|reason| counters.drops(*reason)).sum::<u64>()
+    };
+    for port in 1024..1324 {
+        assert!(first.send(&syn(1, 2, [port, 80])));
+    }
+    let start = Instant::now();
+    loop {
+        let drops = server.worker.inspect(refused).await.unwrap();
+        if drops.iter().sum::<u64>() == 300 {
+            break;
+        }
+        assert!(start.elapsed() < DEADLINE, "{drops:?}");
+    }
+    assert_eq!(server.worker.counters().await.unwrap().no_device, 0);
 }
 
 #[tokio::test]

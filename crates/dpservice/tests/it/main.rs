@@ -10,6 +10,8 @@
 mod cli;
 mod config;
 mod conformance;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod harness;
 mod health;
 mod hosts;

@@ -6,11 +6,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::{
-    Engine, EngineConfig, Instant, InterfaceSpec, Metering, PacketBuf, PortConfig, PortId,
-    PortKind, Verdict,
+    Engine, EngineConfig, Instant, InterfaceSpec, Metering, PortConfig, PortId, PortKind, Verdict,
 };
 use net::{Mac, Vni};
-use ports::{Poller, Port, Tap};
+use ports::{Frame, Poller, Port, Tap};
 
 const MAC: Mac = Mac([0x02, 0, 0, 0, 0, 1]);
 const PORT: PortId = PortId(2);
@@ -72,9 +71,9 @@ impl Drop for Plane {
 
 fn serve(engine: &Engine, mut tap: Tap, stopped: &Receiver<()>) {
     let poller = Poller::new().unwrap();
-    poller.add(tap.readiness(), 0).unwrap();
+    poller.add(tap.readiness().unwrap(), 0).unwrap();
     let mut worker = engine.worker();
-    let mut packets: Vec<PacketBuf> = (0..8).map(|_| PacketBuf::with_frame_max(2000)).collect();
+    let mut packets: Vec<Frame> = (0..8).map(|_| Frame::new()).collect();
     while stopped.try_recv() == Err(TryRecvError::Empty) {
         poller.wait(Duration::from_millis(5)).unwrap();
         let Ok(count) = tap.rx_burst(&mut packets) else {
@@ -83,7 +82,7 @@ fn serve(engine: &Engine, mut tap: Tap, stopped: &Receiver<()>) {
         for packet in packets.iter_mut().take(count) {
             let now = Instant::from_secs(1);
             if let Verdict::Reply(_) = engine.process(&mut worker, PORT, packet, now) {
-                tap.tx_burst(&[packet]);
+                tap.tx_burst(&mut [&mut *packet]);
             }
             packet.clear();
         }

@@ -1,10 +1,9 @@
 //! What only packet sockets do: select, leave the kernel alone, undo offloads.
 
 use crate::{enter_private_namespace, ip};
-use dataplane::PacketBuf;
 use net::checksum;
 use ports::af_packet::Select;
-use ports::{AfPacket, Poller, Port};
+use ports::{AfPacket, AfXdp, Frame, Port};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -27,7 +26,26 @@ fn an_uplink_receives_only_the_underlay() {
     ip("link set pf0 up");
     ip("link set r0 up");
     let host = "fc00:1::1".parse().expect("address");
-    let mut uplink = AfPacket::open("pf0", Select::Underlay(host)).expect("open uplink");
+    let uplink = AfPacket::open("pf0", Select::Underlay(host)).expect("open uplink");
+    receives_only_the_underlay(uplink);
+}
+
+#[test]
+fn an_xdp_program_selects_the_same() {
+    enter_private_namespace();
+    ip("link add pf0 type veth peer name r0");
+    ip("link set pf0 up");
+    ip("link set r0 up");
+    let host = "fc00:1::1".parse().expect("address");
+    let mut kernel = AfPacket::open("pf0", Select::All).expect("open the kernel's view");
+    let mut uplinks = AfXdp::open("pf0", Select::Underlay(host)).expect("open uplink");
+    receives_only_the_underlay(uplinks.pop().expect("one queue"));
+    // The rest, and only the rest, went to the kernel.
+    let mut packets: Vec<Frame> = (0..16).map(|_| Frame::new()).collect();
+    assert_eq!(kernel.rx_burst(&mut packets), Ok(5));
+}
+
+fn receives_only_the_underlay(mut uplink: impl Port) {
     let mut fabric = AfPacket::open("r0", Select::All).expect("open fabric");
     let (ipip, ipv6, tcp) = (4, 41, 6);
     let cases = [
@@ -42,9 +60,9 @@ fn an_uplink_receives_only_the_underlay() {
         ("fd00:1::d000:0:0:1", ipip, false),
     ];
     for (destination, next_header, _) in cases {
-        let mut packet = PacketBuf::new();
+        let mut packet = Frame::new();
         assert!(packet.fill(&ipv6_frame(destination, next_header)));
-        assert_eq!(fabric.tx_burst(&[&packet]), 1);
+        assert_eq!(fabric.tx_burst(&mut [&mut packet]), 1);
     }
     let expected: Vec<Vec<u8>> = cases
         .iter()
@@ -52,7 +70,7 @@ fn an_uplink_receives_only_the_underlay() {
         .map(|(destination, next_header, _)| ipv6_frame(destination, *next_header))
         .collect();
     let mut received = Vec::new();
-    let mut packets: Vec<PacketBuf> = (0..16).map(|_| PacketBuf::new()).collect();
+    let mut packets: Vec<Frame> = (0..16).map(|_| Frame::new()).collect();
     let deadline = Instant::now() + DEADLINE;
     while received.len() < expected.len() && Instant::now() < deadline {
         let filled = uplink.rx_burst(&mut packets).expect("device exists");
@@ -67,14 +85,18 @@ fn an_uplink_receives_only_the_underlay() {
 }
 
 #[test]
-fn super_frames_of_a_veth_peer_arrive_as_wire_frames() {
+fn super_frames_of_a_veth_peer_leave_as_wire_frames() {
     enter_private_namespace();
     // Kernel TCP over veth: unfinished checksums and frames of up to 64 KiB.
-    ip("link add pf0 type veth peer name r0");
-    ip("link set pf0 up");
-    ip("link set r0 up");
+    for (port, peer) in [("pf0", "r0"), ("pf1", "r1")] {
+        ip(&format!("link add {port} type veth peer name {peer}"));
+        ip(&format!("link set {port} up"));
+        ip(&format!("link set {peer} up"));
+    }
     ip("address add 10.1.0.1/24 dev r0");
     let mut uplink = AfPacket::open("pf0", Select::All).expect("open uplink");
+    let mut out = AfPacket::open("pf1", Select::All).expect("open the way out");
+    let mut wire = AfPacket::open("r1", Select::All).expect("open wire");
     ip(&format!(
         "neighbour add 10.1.0.2 lladdr {} dev r0",
         uplink.mac()
@@ -82,9 +104,7 @@ fn super_frames_of_a_veth_peer_arrive_as_wire_frames() {
 
     let sender = std::thread::spawn(flood);
     let mut machine = Acknowledger::default();
-    let poller = Poller::new().expect("poller");
-    poller.add(uplink.readiness(), 0).expect("watch");
-    let mut packets: Vec<PacketBuf> = (0..8).map(|_| PacketBuf::new()).collect();
+    let mut packets: Vec<Frame> = (0..8).map(|_| Frame::new()).collect();
     let deadline = Instant::now() + DEADLINE;
     while machine.payload < 1 << 20 {
         assert!(
@@ -93,10 +113,10 @@ fn super_frames_of_a_veth_peer_arrive_as_wire_frames() {
             machine.payload,
             uplink.counters()
         );
-        if !uplink.backlog() {
-            poller.wait(Duration::from_millis(100)).expect("wait");
-        }
         let filled = uplink.rx_burst(&mut packets).expect("device exists");
+        let mut frames: Vec<&mut Frame> = packets.iter_mut().take(filled).collect();
+        assert_eq!(out.tx_burst(&mut frames), filled, "{:?}", out.counters());
+        let filled = wire.rx_burst(&mut packets).expect("device exists");
         for packet in packets.iter().take(filled) {
             assert!(
                 packet.len() <= 1500 + 14,
@@ -104,17 +124,14 @@ fn super_frames_of_a_veth_peer_arrive_as_wire_frames() {
                 packet.len()
             );
             if let Some(answer) = machine.answer(packet.frame()) {
-                let mut packet = PacketBuf::new();
+                let mut packet = Frame::new();
                 assert!(packet.fill(&answer));
-                assert_eq!(uplink.tx_burst(&[&packet]), 1);
+                assert_eq!(uplink.tx_burst(&mut [&mut packet]), 1);
             }
         }
     }
     let counters = uplink.counters();
-    assert!(
-        counters.rx_segmented > 0,
-        "no super-frame came: {counters:?}"
-    );
+    assert!(counters.rx_super > 0, "no super-frame came: {counters:?}");
     assert_eq!(counters.rx_unusable, 0);
     drop(sender);
 }
@@ -215,6 +232,6 @@ fn the_kernel_keeps_its_traffic() {
     let mut text = [0; 5];
     std::io::Read::read_exact(&mut server, &mut text).expect("read");
     assert_eq!(&text, b"hello");
-    assert_eq!(uplink.rx_burst(&mut [PacketBuf::new()]), Ok(0));
+    assert_eq!(uplink.rx_burst(&mut [Frame::new()]), Ok(0));
     assert_eq!(uplink.counters().rx_packets, 0);
 }

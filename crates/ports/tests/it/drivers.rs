@@ -1,11 +1,11 @@
 //! One suite over all drivers.
 
 use crate::{enter_private_namespace, ip};
-use dataplane::PacketBuf;
+use dataplane::Packet;
 use net::Mac;
 use ports::af_packet::Select;
 use ports::contract::{Pair, Peer, check};
-use ports::{AfPacket, MemoryPeer, Port, Tap, memory};
+use ports::{AfPacket, AfXdp, Frame, MemoryPeer, Port, Tap, memory};
 
 const MAC: Mac = Mac([0x02, 0, 0, 0, 0, 9]);
 
@@ -22,17 +22,22 @@ impl Peer for MemoryWire {
 }
 
 /// The kernel's end of the wire, through a packet socket.
-struct KernelWire(AfPacket);
+pub struct KernelWire(pub AfPacket);
 
 impl Peer for KernelWire {
     fn send(&mut self, frame: &[u8]) {
-        let mut packet = PacketBuf::new();
+        let mut packet = Frame::new();
         assert!(packet.fill(frame), "frame fits");
-        assert_eq!(self.0.tx_burst(&[&packet]), 1, "{:?}", self.0.counters());
+        assert_eq!(
+            self.0.tx_burst(&mut [&mut packet]),
+            1,
+            "{:?}",
+            self.0.counters()
+        );
     }
 
     fn receive(&mut self) -> Option<Vec<u8>> {
-        let mut packets = [PacketBuf::new()];
+        let mut packets = [Frame::new()];
         let filled = self.0.rx_burst(&mut packets).expect("device exists");
         packets
             .iter()
@@ -42,7 +47,7 @@ impl Peer for KernelWire {
     }
 }
 
-fn passes(mut make: impl FnMut() -> Pair) {
+fn passes<P: Packet + Default>(mut make: impl FnMut() -> Pair<P>) {
     if let Err(violation) = check(&mut make) {
         panic!("{violation}");
     }
@@ -55,6 +60,7 @@ fn memory() {
         Pair {
             port: Box::new(port),
             peer: Box::new(MemoryWire(peer)),
+            blank: Box::new(Frame::new),
         }
     });
 }
@@ -72,6 +78,7 @@ fn tap() {
         Pair {
             port: Box::new(port),
             peer: Box::new(KernelWire(wire)),
+            blank: Box::new(Frame::new),
         }
     });
 }
@@ -90,6 +97,28 @@ fn af_packet() {
         Pair {
             port: Box::new(port),
             peer: Box::new(KernelWire(wire)),
+            blank: Box::new(Frame::new),
+        }
+    });
+}
+
+#[test]
+fn af_xdp() {
+    enter_private_namespace();
+    let mut count = 0;
+    passes(|| {
+        count += 1;
+        ip(&format!("link add pf{count} type veth peer name r{count}"));
+        ip(&format!("link set pf{count} up"));
+        ip(&format!("link set r{count} up"));
+        let mut queues = AfXdp::open(&format!("pf{count}"), Select::All).expect("open port");
+        let port = queues.pop().expect("one queue");
+        assert!(queues.is_empty(), "veth has one queue");
+        let wire = AfPacket::open(&format!("r{count}"), Select::All).expect("open peer");
+        Pair {
+            port: Box::new(port),
+            peer: Box::new(KernelWire(wire)),
+            blank: Box::new(Frame::new),
         }
     });
 }

@@ -6,7 +6,10 @@
 )]
 
 mod af_packet;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod drivers;
+mod ring;
 mod tap;
 
 use std::process::Command;

@@ -1,9 +1,8 @@
 //! What only TAP devices do: they move between namespaces and die with them.
 
 use crate::{enter_private_namespace, ip};
-use dataplane::PacketBuf;
 use net::Mac;
-use ports::{Gone, Poller, Port, Tap};
+use ports::{Frame, Gone, Poller, Port, Tap};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -54,7 +53,9 @@ fn keeps_working_in_another_namespace_and_notices_its_end() {
     enter_private_namespace();
     let mut tap = Tap::create("dtapvf_0", MAC, 1500).expect("create TAP");
     let poller = Poller::new().expect("poller");
-    poller.add(tap.readiness(), 0).expect("watch");
+    poller
+        .add(tap.readiness().expect("readiness"), 0)
+        .expect("watch");
     let machine = Machine::start();
     ip(&format!("link set dtapvf_0 netns {}", machine.0.id()));
     machine.run("ip link set dtapvf_0 name eth0");
@@ -63,7 +64,7 @@ fn keeps_working_in_another_namespace_and_notices_its_end() {
     machine.run("ip neighbour add 10.0.0.2 lladdr 02:00:00:00:00:02 dev eth0");
     // One packet without waiting for an answer; udp needs nobody.
     machine.run("bash -c echo>/dev/udp/10.0.0.2/9");
-    let mut packets = [PacketBuf::new()];
+    let mut packets = [Frame::new()];
     let deadline = Instant::now() + DEADLINE;
     loop {
         let ready = poller.wait(Duration::from_millis(100)).expect("wait");
@@ -97,9 +98,9 @@ fn keeps_working_in_another_namespace_and_notices_its_end() {
 fn frames_to_a_device_that_is_down_are_counted() {
     enter_private_namespace();
     let mut tap = Tap::create("tap0", MAC, 1500).expect("create TAP");
-    let mut packet = PacketBuf::new();
+    let mut packet = Frame::new();
     assert!(packet.fill(&[0; 60]));
-    assert_eq!(tap.tx_burst(&[&packet]), 0);
+    assert_eq!(tap.tx_burst(&mut [&mut packet]), 0);
     assert_eq!(tap.counters().tx_down, 1);
 }
 

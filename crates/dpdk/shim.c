@@ -1,0 +1,200 @@
+#include "shim.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+int okm_errno(void)
+{
+	return rte_errno;
+}
+
+int okm_next_port(uint16_t port)
+{
+	uint16_t found = rte_eth_find_next(port);
+
+	return found < RTE_MAX_ETHPORTS ? found : -1;
+}
+
+int okm_info(uint16_t port, struct okm_info *info)
+{
+	struct rte_eth_dev_info found;
+	struct rte_ether_addr mac;
+	char name[RTE_ETH_NAME_MAX_LEN] = "";
+	int error;
+
+	memset(info, 0, sizeof(*info));
+	error = rte_eth_dev_info_get(port, &found);
+	if (error != 0)
+		return error;
+	error = rte_eth_dev_get_name_by_port(port, name);
+	if (error != 0)
+		return error;
+	error = rte_eth_macaddr_get(port, &mac);
+	if (error != 0)
+		return error;
+	error = rte_eth_dev_get_mtu(port, &info->mtu);
+	if (error != 0)
+		return error;
+	snprintf(info->name, sizeof(info->name), "%s", name);
+	snprintf(info->driver, sizeof(info->driver), "%s", found.driver_name);
+	memcpy(info->mac, mac.addr_bytes, sizeof(info->mac));
+	info->if_index = found.if_index;
+	info->queues_max = RTE_MIN(found.max_rx_queues, found.max_tx_queues);
+	info->mtu_max = found.max_mtu;
+	info->tx_offloads = found.tx_offload_capa;
+	info->rx_offloads = found.rx_offload_capa;
+	info->socket = rte_eth_dev_socket_id(port);
+	return 0;
+}
+
+int okm_configure(uint16_t port, struct okm_config *config)
+{
+	struct rte_eth_conf conf;
+	struct rte_eth_dev_info info;
+	struct rte_eth_rxconf rx;
+	struct rte_eth_txconf tx;
+	uint16_t rx_descriptors = config->rx_descriptors;
+	uint16_t tx_descriptors = config->tx_descriptors;
+	uint16_t queue;
+	int error, socket;
+
+	error = rte_eth_dev_info_get(port, &info);
+	if (error != 0)
+		return error;
+	memset(&conf, 0, sizeof(conf));
+	conf.rxmode.mtu = RTE_ETHER_MTU;
+	rte_eth_dev_get_mtu(port, &queue);
+	if (queue != 0)
+		conf.rxmode.mtu = queue;
+	conf.txmode.offloads = config->tx_offloads & info.tx_offload_capa;
+	conf.intr_conf.rxq = config->interrupts;
+	if (config->queues > 1) {
+		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
+		conf.rx_adv_conf.rss_conf.rss_hf =
+			info.flow_type_rss_offloads & (RTE_ETH_RSS_IP | RTE_ETH_RSS_TCP | RTE_ETH_RSS_UDP);
+	}
+	error = rte_eth_dev_configure(port, config->queues, config->queues, &conf);
+	if (error != 0 && config->interrupts) {
+		config->interrupts = 0;
+		conf.intr_conf.rxq = 0;
+		error = rte_eth_dev_configure(port, config->queues, config->queues, &conf);
+	}
+	if (error != 0)
+		return error;
+	error = rte_eth_dev_adjust_nb_rx_tx_desc(port, &rx_descriptors, &tx_descriptors);
+	if (error != 0)
+		return error;
+	socket = rte_eth_dev_socket_id(port);
+	rx = info.default_rxconf;
+	tx = info.default_txconf;
+	rx.offloads = conf.rxmode.offloads;
+	tx.offloads = conf.txmode.offloads;
+	for (queue = 0; queue < config->queues; queue++) {
+		error = rte_eth_rx_queue_setup(port, queue, rx_descriptors, socket, &rx, config->pool);
+		if (error != 0)
+			return error;
+		error = rte_eth_tx_queue_setup(port, queue, tx_descriptors, socket, &tx);
+		if (error != 0)
+			return error;
+	}
+	return 0;
+}
+
+int okm_stats(uint16_t port, struct okm_stats *stats)
+{
+	struct rte_eth_stats found;
+	int error = rte_eth_stats_get(port, &found);
+
+	if (error != 0)
+		return error;
+	stats->rx_packets = found.ipackets;
+	stats->rx_bytes = found.ibytes;
+	stats->rx_missed = found.imissed;
+	stats->rx_errors = found.ierrors;
+	stats->rx_no_buffer = found.rx_nombuf;
+	stats->tx_packets = found.opackets;
+	stats->tx_bytes = found.obytes;
+	stats->tx_errors = found.oerrors;
+	return 0;
+}
+
+int okm_link(uint16_t port)
+{
+	struct rte_eth_link link;
+	int error = rte_eth_link_get_nowait(port, &link);
+
+	return error != 0 ? error : link.link_status == RTE_ETH_LINK_UP;
+}
+
+int okm_xstat(uint16_t port, unsigned int index, char *name, uint64_t *value)
+{
+	struct rte_eth_xstat_name found;
+	uint64_t id = index;
+
+	if (name == NULL)
+		return rte_eth_xstats_get_names(port, NULL, 0);
+	if (rte_eth_xstats_get_names_by_id(port, &found, 1, &id) != 1)
+		return -EINVAL;
+	if (rte_eth_xstats_get_by_id(port, &id, value, 1) != 1)
+		return -EINVAL;
+	snprintf(name, OKM_NAME_LEN, "%s", found.name);
+	return 0;
+}
+
+uint16_t okm_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count)
+{
+	return rte_eth_rx_burst(port, queue, packets, count);
+}
+
+uint16_t okm_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count)
+{
+	return rte_eth_tx_burst(port, queue, packets, count);
+}
+
+int okm_rx_interrupt(uint16_t port, uint16_t queue)
+{
+	return rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue);
+}
+
+int okm_rx_interrupt_arm(uint16_t port, uint16_t queue)
+{
+	return rte_eth_dev_rx_intr_enable(port, queue);
+}
+
+struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool)
+{
+	return rte_pktmbuf_alloc(pool);
+}
+
+void okm_mbuf_free(struct rte_mbuf *packet)
+{
+	rte_pktmbuf_free(packet);
+}
+
+unsigned int okm_worker_cores(void)
+{
+	return rte_lcore_count() - 1;
+}
+
+int okm_enter_worker(unsigned int number)
+{
+	unsigned int core, place = 0;
+	rte_cpuset_t cpus;
+
+	CPU_ZERO(&cpus);
+	RTE_LCORE_FOREACH_WORKER(core) {
+		if (place++ == number)
+			cpus = rte_lcore_cpuset(core);
+	}
+	if (rte_lcore_id() == LCORE_ID_ANY && rte_thread_register() != 0)
+		return -rte_errno;
+	if (CPU_COUNT(&cpus) == 0)
+		return 0;
+	return rte_thread_set_affinity(&cpus);
+}
+
+int okm_main_socket(void)
+{
+	return (int)rte_lcore_to_socket_id(rte_get_main_lcore());
+}

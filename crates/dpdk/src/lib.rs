@@ -1,0 +1,24 @@
+//! DPDK for packet drivers: the environment ([`Eal`]), ports ([`Device`]), receive and transmit queues ([`Queue`]) and packet buffers
+//! ([`Mbuf`]).
+//!
+//! Everything `unsafe` about DPDK is in this crate, behind a safe interface. Deliberately not here: what a port means to the engine
+//! (crate `ports`) and which ports a service uses (crate `dpservice`). Drivers are chosen by EAL arguments only; none is known by name.
+//!
+//! Without the feature `link` the crate is empty: DPDK is not needed to build the rest of the workspace.
+//! Start with [`Eal::init`].
+
+#[cfg(feature = "link")]
+mod device;
+#[cfg(feature = "link")]
+mod eal;
+#[cfg(feature = "link")]
+mod mbuf;
+#[cfg(feature = "link")]
+mod sys;
+
+#[cfg(feature = "link")]
+pub use device::{BURST_MAX, Config, Device, Info, Queue, Stats};
+#[cfg(feature = "link")]
+pub use eal::{Eal, Error, InitError};
+#[cfg(feature = "link")]
+pub use mbuf::{Mbuf, Pool};

@@ -1,0 +1,248 @@
+//! The DPDK driver: which of DPDK's ports are uplinks and which are machines', and how they are opened.
+//!
+//! Devices come from EAL arguments, whatever their drivers. A port is known by the kernel name of its network device, or by DPDK's name if
+//! the kernel does not know it; clients select machine ports by DPDK's name, such as `net_tap2`. Ports stay with DPDK as long as
+//! the process lives: an interface starts its port and deleting it stops the port.
+
+use crate::args::Args;
+use crate::devices::{Devices, Driver, Kind};
+use crate::worker::WORKERS_MAX;
+use anyhow::{Context, bail, ensure};
+use dataplane::{EngineConfig, PortConfig, PortKind};
+use dpdk::{Config, Eal, Info, Mbuf, Pool};
+use net::Mac;
+use ports::dpdk::DpdkPort;
+use ports::{ETHERNET_LEN, OpenError, Port};
+use std::io;
+use std::sync::OnceLock;
+
+/// Descriptors of a receive or transmit queue.
+const DESCRIPTORS: u16 = 512;
+/// Buffers on their way through a packet thread: bursts, its cache of the pool, rings to other threads.
+const BUFFERS_PER_THREAD: usize = 2048;
+/// Smallest buffer: a full-sized packet in its tunnel.
+const FRAME_MAX_MIN: u16 = 2048;
+/// DPDK's marks of the packet threads' cores and of ports must fit this.
+const PORTS_MAX: usize = EngineConfig::PORTS_MAX;
+
+/// The pool of this process, for packets that it makes itself.
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+impl Kind for Mbuf {
+    fn queues_of(driver: Driver) -> Option<Vec<Box<dyn Port<Mbuf>>>> {
+        match driver {
+            Driver::Dpdk(queues) => Some(queues),
+            Driver::Native(_) => None,
+        }
+    }
+
+    fn holding(frame: &[u8]) -> Option<Mbuf> {
+        use dataplane::Packet;
+        let mut packet = POOL.get()?.alloc()?;
+        packet.clear();
+        packet.resize(frame.len()).then(|| {
+            packet.frame_mut().copy_from_slice(frame);
+            packet
+        })
+    }
+
+    fn enter_thread(number: usize) {
+        if let Some(eal) = Eal::get()
+            && let Err(error) = eal.enter_worker(number)
+        {
+            tracing::warn!(%error, lcore_id = number, "Cannot tie the packet thread to its core");
+        }
+    }
+}
+
+/// DPDK's ports in their roles.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    eal: &'static Eal,
+    pool: Pool,
+    queues: u16,
+    poll: bool,
+    uplinks: Vec<Info>,
+    machines: Vec<Info>,
+}
+
+/// Kernel name of a port's device, else DPDK's.
+fn netdev(info: &Info) -> String {
+    let index = info.if_index.and_then(|index| {
+        nix::net::if_::if_indextoname(index)
+            .ok()?
+            .into_string()
+            .ok()
+    });
+    index.unwrap_or_else(|| info.name.clone())
+}
+
+/// Starts DPDK with the EAL arguments of the command line. To be called once, before any other thread exists. Unless the number of packet
+/// threads was given, it becomes the number of cores beside the first.
+///
+/// # Errors
+/// What DPDK says.
+pub fn start(args: &mut Args) -> anyhow::Result<()> {
+    let eal = Eal::init(&args.eal)?;
+    if args.workers == 1 {
+        let cores = eal.worker_cores().clamp(1, WORKERS_MAX);
+        args.workers = u8::try_from(cores).unwrap_or(1);
+    }
+    Ok(())
+}
+
+impl Layout {
+    /// Finds the ports that the options name.
+    ///
+    /// # Errors
+    /// An uplink that is not there, no machine port, too little memory for buffers.
+    pub fn new(args: &Args, workers: usize) -> anyhow::Result<Layout> {
+        let eal = Eal::get().context("DPDK was not started")?;
+        let ports = eal.ports();
+        let find = |name: &str| {
+            let found = ports
+                .iter()
+                .find(|info| netdev(info) == name || info.name == name);
+            found.cloned().with_context(|| {
+                let known: Vec<String> = ports.iter().map(netdev).collect();
+                format!(
+                    "DPDK has no port {name}; it has: {}. Devices come from EAL options such as --vdev or -a",
+                    known.join(", ")
+                )
+            })
+        };
+        let uplinks = args
+            .pf0
+            .iter()
+            .chain(&args.pf1)
+            .map(|name| find(name))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let is_uplink = |info: &Info| uplinks.iter().any(|uplink| uplink.port == info.port);
+        let Some(pattern) = &args.vf_pattern else {
+            bail!("--vf-pattern is missing: what the names of the machines' devices contain");
+        };
+        let machines: Vec<Info> = ports
+            .iter()
+            .filter(|info| !is_uplink(info) && netdev(info).contains(pattern.as_str()))
+            .cloned()
+            .collect();
+        ensure!(
+            !machines.is_empty(),
+            "no DPDK port but the uplinks has a name that contains --vf-pattern {pattern}"
+        );
+        ensure!(
+            uplinks.len() + machines.len() <= PORTS_MAX,
+            "more than {PORTS_MAX} ports"
+        );
+        let all = || uplinks.iter().chain(&machines);
+        let queues = all().map(|info| info.queues_max).min().unwrap_or(1);
+        let queues = queues.clamp(1, u16::try_from(workers).unwrap_or(1));
+        let frame_max = all()
+            .map(|info| info.mtu.saturating_add(ETHERNET_LEN as u16 + 4))
+            .max()
+            .unwrap_or(0)
+            .max(FRAME_MAX_MIN);
+        let per_port = 2 * usize::from(DESCRIPTORS) * usize::from(queues);
+        let buffers = all().count() * per_port + workers * BUFFERS_PER_THREAD;
+        let pool = eal
+            .pool(u32::try_from(buffers).unwrap_or(u32::MAX), frame_max)
+            .with_context(|| {
+                format!(
+                    "no memory for {buffers} packet buffers of {frame_max} bytes: give DPDK {} MiB by the EAL option -m, or hugepages",
+                    (buffers * (usize::from(frame_max) + 512)).div_ceil(1 << 20) + 16
+                )
+            })?;
+        let pool = POOL.get_or_init(|| pool).clone();
+        Ok(Layout {
+            eal,
+            pool,
+            queues,
+            poll: args.poll,
+            uplinks,
+            machines,
+        })
+    }
+
+    /// The engine's ports, uplinks first.
+    #[must_use]
+    pub fn ports(&self) -> Vec<PortConfig> {
+        let uplinks = (0..).zip(&self.uplinks).map(|(number, info)| PortConfig {
+            name: info.name.clone(),
+            kind: PortKind::Uplink(number),
+            mac: Mac(info.mac),
+        });
+        let machines = self.machines.iter().map(|info| PortConfig {
+            name: info.name.clone(),
+            kind: PortKind::Machine,
+            mac: Mac(info.mac),
+        });
+        uplinks.chain(machines).collect()
+    }
+
+    /// Kernel names of the uplinks' devices, and whether their driver leaves a copy of each packet with the kernel.
+    #[must_use]
+    pub fn uplinks(&self) -> Vec<(String, bool)> {
+        let uplinks = self.uplinks.iter();
+        uplinks
+            .map(|info| (netdev(info), info.driver == "net_af_packet"))
+            .collect()
+    }
+
+    /// Largest layer-3 packets of the uplinks.
+    #[must_use]
+    pub fn uplink_mtus(&self) -> Vec<(String, usize)> {
+        let uplinks = self.uplinks.iter();
+        uplinks
+            .map(|info| (netdev(info), usize::from(info.mtu)))
+            .collect()
+    }
+
+    /// Opens uplink `number`.
+    ///
+    /// # Errors
+    /// What DPDK says.
+    pub fn open_uplink(&self, number: usize) -> Result<Driver, OpenError> {
+        self.open_port(self.uplinks.get(number))
+    }
+
+    fn open_port(&self, info: Option<&Info>) -> Result<Driver, OpenError> {
+        let name = info.map_or_else(|| "DPDK port".to_owned(), netdev);
+        let fail = |errno: i32, action| OpenError {
+            device: name.clone(),
+            action,
+            source: io::Error::from_raw_os_error(errno),
+        };
+        let info = info.ok_or_else(|| fail(libc_enodev(), "find"))?;
+        let config = Config {
+            queues: self.queues,
+            descriptors: DESCRIPTORS,
+            interrupts: !self.poll,
+            tx_offloads: 0,
+        };
+        let device = self
+            .eal
+            .open(info.port, &self.pool, config)
+            .map_err(|error| fail(error.0, "start DPDK port"))?;
+        let queues = DpdkPort::of(device)?.into_iter();
+        Ok(Driver::Dpdk(
+            queues.map(|queue| Box::new(queue) as _).collect(),
+        ))
+    }
+}
+
+fn libc_enodev() -> i32 {
+    nix::errno::Errno::ENODEV as i32
+}
+
+impl Devices for Layout {
+    fn netdev(&self, index: u16) -> String {
+        self.machines
+            .get(usize::from(index))
+            .map(netdev)
+            .unwrap_or_default()
+    }
+
+    fn open(&self, index: u16) -> Result<Driver, OpenError> {
+        self.open_port(self.machines.get(usize::from(index)))
+    }
+}

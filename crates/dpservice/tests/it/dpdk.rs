@@ -1,0 +1,169 @@
+//! The executable over DPDK's TAP devices: started as the reference is, configured by its client, packets both ways.
+
+use crate::hosts::{Namespace, Process, enter_private_namespace};
+use ports::{AfPacket, Frame, Port, af_packet::Select};
+use std::net::Ipv6Addr;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const NEIGHBOUR: &str = "fc00:2::64:0:1";
+
+/// The kernel's end of a TAP device.
+struct Wire(AfPacket);
+
+impl Wire {
+    fn open(device: &str) -> Wire {
+        Wire(AfPacket::open(device, Select::All).expect("device exists"))
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let mut packet = Frame::new();
+        assert!(packet.fill(frame));
+        assert_eq!(self.0.tx_burst(&mut [&mut packet]), 1);
+    }
+
+    /// The first frame that `wanted` accepts.
+    fn expect(&mut self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut packets: Vec<Frame> = (0..8).map(|_| Frame::new()).collect();
+        loop {
+            let filled = self.0.rx_burst(&mut packets).expect("device exists");
+            let mut frames = packets.iter().take(filled).map(Frame::frame);
+            if let Some(frame) = frames.find(|frame| wanted(frame)) {
+                return frame.to_vec();
+            }
+            assert!(Instant::now() < deadline, "no {what}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn start(namespace: &Namespace, prefix: &str) -> Process {
+    let vdevs: Vec<String> = (0..6)
+        .map(|number| {
+            let mac = match number {
+                0 | 1 => format!("22:22:22:22:22:0{number}"),
+                _ => format!("66:66:66:66:66:0{}", number - 2),
+            };
+            format!("--vdev=net_tap{number},iface=dtap{number},mac={mac}")
+        })
+        .collect();
+    let line = format!(
+        "{} -l 0,1 --no-huge --no-pci -m 256 --file-prefix {prefix} --log-level=error {} -- --pf0 dtap0 --pf1 dtap1 --vf-pattern dtap \
+         --nic-type tap --no-offload --no-stats --ipv6 fc00:1::1 --enable-ipv6-overlay --dhcp-mtu 1337 --log-level warn",
+        env!("CARGO_BIN_EXE_dpservice"),
+        vdevs.join(" ")
+    );
+    Process::start(namespace, &line)
+}
+
+/// Echo request in IPv4 between two addresses, all checksums right.
+fn echo(ethernet: [[u8; 6]; 2], source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+    let [to, from] = ethernet;
+    let mut ip = vec![0x45, 0, 0, 60, 0, 1, 0, 0, 64, 1, 0, 0];
+    ip.extend(source);
+    ip.extend(destination);
+    let sum = net::checksum::checksum(&ip).to_be_bytes();
+    ip[10..12].copy_from_slice(&sum);
+    let mut icmp = vec![8, 0, 0, 0, 0, 7, 0, 1];
+    icmp.extend(0..32);
+    let sum = net::checksum::checksum(&icmp).to_be_bytes();
+    icmp[2..4].copy_from_slice(&sum);
+    [&to[..], &from, &[8, 0], &ip, &icmp].concat()
+}
+
+#[test]
+fn six_taps_carry_packets_both_ways() {
+    enter_private_namespace();
+    let namespace = Namespace::own();
+    namespace.run("ip link set lo up");
+    let prefix = format!("okm-test-{}", std::process::id());
+    let service = start(&namespace, &prefix);
+    let cli = |command: &str| format!("{} cli {command}", env!("CARGO_BIN_EXE_dpservice"));
+    namespace.eventually(&cli("init"));
+    let attach = |id: &str, address: &str, device: &str| {
+        let reply = namespace.run(&cli(&format!(
+            "create interface --id {id} --vni 100 --ipv4 {address} --ipv6 :: --device {device} -o json"
+        )));
+        let rest = reply.split("\"underlay_route\":\"").nth(1);
+        let text = rest.and_then(|rest| rest.split('"').next()).expect("route");
+        text.parse::<Ipv6Addr>().expect("address")
+    };
+    let underlay = attach("vm1", "10.100.1.1", "net_tap2");
+    attach("vm2", "10.100.1.2", "net_tap3");
+    namespace.run(&cli(&format!(
+        "create route --vni 100 --prefix 10.100.2.0/24 --next-hop-vni 100 --next-hop-ip {NEIGHBOUR}"
+    )));
+    let mut uplink = Wire::open("dtap0");
+    let mut machine = Wire::open("dtap2");
+    let mut other = Wire::open("dtap3");
+
+    // The gateway answers with the port's own address, and learns ours.
+    let (gateway, mac) = ([0x66, 0x66, 0x66, 0x66, 0x66, 0], [0x02, 0, 0, 0, 0, 0x11]);
+    let mut request = vec![0xff; 6];
+    request.extend(mac);
+    request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request.extend(mac);
+    request.extend([10, 100, 1, 1, 0, 0, 0, 0, 0, 0, 169, 254, 0, 1]);
+    machine.send(&request);
+    let reply = machine.expect("ARP reply", |frame| frame.get(20..22) == Some(&[0, 2]));
+    assert_eq!(
+        reply.get(22..32),
+        Some(&[&gateway[..], &[169, 254, 0, 1]].concat()[..])
+    );
+
+    // To another host: encapsulated.
+    let ping = echo([gateway, mac], [10, 100, 1, 1], [10, 100, 2, 102]);
+    machine.send(&ping);
+    let outer = uplink.expect("tunnelled ping", |frame| frame.get(20) == Some(&4));
+    assert_eq!(
+        outer.get(6..14),
+        Some(&[0x22, 0x22, 0x22, 0x22, 0x22, 0, 0x86, 0xdd][..])
+    );
+    assert_eq!(outer.get(22..38), Some(&underlay.octets()[..]));
+    let next_hop: Ipv6Addr = NEIGHBOUR.parse().expect("address");
+    assert_eq!(outer.get(38..54), Some(&next_hop.octets()[..]));
+    assert_eq!(
+        outer.get(54..),
+        ping.get(14..),
+        "the inner packet is unchanged"
+    );
+
+    // And back.
+    let answer = echo([[0; 6]; 2], [10, 100, 2, 102], [10, 100, 1, 1]);
+    let inner = answer.get(14..).expect("IP");
+    let mut tunnelled = vec![
+        0x22, 0x22, 0x22, 0x22, 0x22, 0, 2, 0, 0, 0, 0, 9, 0x86, 0xdd, 0x60, 0, 0, 0,
+    ];
+    tunnelled.extend((inner.len() as u16).to_be_bytes());
+    tunnelled.extend([4, 64]);
+    tunnelled.extend(next_hop.octets());
+    tunnelled.extend(underlay.octets());
+    tunnelled.extend(inner);
+    uplink.send(&tunnelled);
+    let delivered = machine.expect("ping from the other host", |frame| {
+        frame.get(14..) == Some(inner)
+    });
+    assert_eq!(delivered.get(..12), Some(&[mac, gateway].concat()[..]));
+
+    // Between machines of this host.
+    let ping = echo([gateway, mac], [10, 100, 1, 1], [10, 100, 1, 2]);
+    machine.send(&ping);
+    other.expect("ping from the neighbour", |frame| {
+        frame.get(14..) == ping.get(14..)
+    });
+
+    // DPDK's own telemetry is there.
+    let telemetry = format!("/var/run/dpdk/{prefix}/dpdk_telemetry.v2");
+    assert!(std::path::Path::new(&telemetry).exists(), "{telemetry}");
+    // It is a sequenced-packet socket: a stream is refused, but by somebody who listens.
+    let error = UnixStream::connect(&telemetry).expect_err("not a stream");
+    assert_eq!(
+        error.raw_os_error(),
+        Some(nix::errno::Errno::EPROTOTYPE as i32)
+    );
+
+    assert!(service.terminate().success());
+    let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));
+}
