@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use dataplane::PacketBuf;
-use ports::Port as _;
+use ports::{Frame, Port as _};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use serde_json::json;
@@ -70,7 +69,7 @@ pub async fn frames(args: &FramesArgs) -> Result<()> {
     let target: Target = serde_json::from_str(&args.target).context("--target is not valid")?;
     let mut port = ports::AfPacket::open(&args.device, ports::af_packet::Select::All)?;
     let mut generator = Generator::new(args.seed, target);
-    let mut packet = PacketBuf::with_frame_max(2_048);
+    let mut packet = Frame::new();
     let (mut made, mut bytes) = (0_u64, 0_u64);
     let pause = Duration::from_secs(1) * BURST / args.rate.max(1);
     let mut ticks = interval(pause);
@@ -82,7 +81,7 @@ pub async fn frames(args: &FramesArgs) -> Result<()> {
         for _ in 0..BURST {
             let frame = generator.next_frame();
             made += 1;
-            if packet.fill(&frame) && port.tx_burst(&[&packet]) == 1 {
+            if packet.fill(&frame) && port.tx_burst(&mut [&mut packet]) == 1 {
                 bytes += frame.len() as u64;
             }
         }
