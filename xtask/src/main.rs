@@ -168,7 +168,9 @@ const BENCHMARKS: &[(&str, &str, &str)] = &[
 fn bench(names: &[String]) -> Result<()> {
     for name in names {
         if name != "lab" && !BENCHMARKS.iter().any(|(n, _, _)| n == name) {
-            anyhow::bail!("no benchmark named {name}; there are: packet, metalbond, store, server, lab");
+            anyhow::bail!(
+                "no benchmark named {name}; there are: packet, metalbond, store, server, lab"
+            );
         }
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
