@@ -204,19 +204,19 @@ async fn generations_count_changes_of_the_specification() {
         ),
         (
             &status,
-            json!({ "spec": { "machineRef": { "name": "m" } } }),
+            json!({ "spec": { "machineRef": { "name": "m", "uid": "u" } } }),
             1,
             "spec is not written here",
         ),
         (
             &path,
-            json!({ "spec": { "machineRef": { "name": "m" } } }),
+            json!({ "spec": { "machineRef": { "name": "m", "uid": "u" } } }),
             2,
             "spec counts",
         ),
         (
             &path,
-            json!({ "spec": { "machineRef": { "name": "m" } } }),
+            json!({ "spec": { "machineRef": { "name": "m", "uid": "u" } } }),
             2,
             "no change does not count",
         ),

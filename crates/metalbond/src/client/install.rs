@@ -164,14 +164,29 @@ pub fn message(change: &Change, link: u32) -> RouteMessage {
             message.attributes.push(RouteAttribute::Table(*table));
         }
     }
-    if !hops.is_empty() {
-        let hops = hops.iter().map(|addr| kernel_hop(link, *addr)).collect();
-        message.attributes.push(RouteAttribute::MultiPath(hops));
+    match (net, hops.first()) {
+        (_, None) => {}
+        (IpNet::V4(_), Some(_)) => {
+            let hops = hops.iter().map(|addr| kernel_hop(link, *addr)).collect();
+            message.attributes.push(RouteAttribute::MultiPath(hops));
+        }
+        // The kernel refuses several hops without gateway for IPv6, so the lowest address gets everything.
+        (IpNet::V6(_), Some(addr)) => {
+            message.attributes.push(RouteAttribute::Oif(link));
+            message.attributes.extend(encapsulation(*addr));
+        }
     }
     message
 }
 
 fn kernel_hop(link: u32, addr: Ipv6Addr) -> RouteNextHop {
+    let mut hop = RouteNextHop::default();
+    hop.interface_index = link;
+    hop.attributes = encapsulation(addr).to_vec();
+    hop
+}
+
+fn encapsulation(addr: Ipv6Addr) -> [RouteAttribute; 2] {
     let tunnel = [
         RouteIp6Tunnel::Id(0),
         RouteIp6Tunnel::Destination(addr),
@@ -179,13 +194,10 @@ fn kernel_hop(link: u32, addr: Ipv6Addr) -> RouteNextHop {
         // 0 means the link's own.
         RouteIp6Tunnel::Hoplimit(0),
     ];
-    let mut hop = RouteNextHop::default();
-    hop.interface_index = link;
-    hop.attributes = vec![
+    [
         RouteAttribute::EncapType(RouteLwEnCapType::Ip6),
         RouteAttribute::Encap(tunnel.map(RouteLwTunnelEncap::Ip6).to_vec()),
-    ];
-    hop
+    ]
 }
 
 /// Keeps kernel tables in line with the received routes.
