@@ -182,133 +182,349 @@ async fn services_in_all_formats() {
         &server,
         &format!("{iface} vm1 --ipv4 10.100.1.1 --device net_tap2"),
         0,
-        expect![""],
+        expect![[r#"
+            interface/vm1 created
+        "#]],
     )
     .await;
     check(
         &server,
         &format!("{iface} vm2 --ipv4 10.100.1.2 --device net_tap3"),
         0,
-        expect![""],
+        expect![[r#"
+            interface/vm2 created
+        "#]],
     )
     .await;
     for (arguments, code, expected) in [
-        ("add vip --vip 1.2.3.4 --interface-id vm1", 0, expect![""]),
+        (
+            "add vip --vip 1.2.3.4 --interface-id vm1",
+            0,
+            expect![[r#"
+            virtualip/on interface: vm1 created
+        "#]],
+        ),
         (
             "add virtualip --vip 1.2.3.4 --interface-id vm2",
             2,
-            expect![""],
+            expect![[r#"
+                virtualip/on interface: vm2 server error: 323, DNAT_EXISTS
+            "#]],
         ),
-        ("get vip --interface-id vm1 -o table", 0, expect![""]),
-        ("get virtualip --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "get vip --interface-id vm1 -o table",
+            0,
+            expect![[r#"
+            InterfaceID  VirtualIP  UnderlayRoute
+            vm1          1.2.3.4    fc00:1::d000:1:0:3
+        "#]],
+        ),
+        (
+            "get virtualip --interface-id vm1 -o json",
+            0,
+            expect![[r#"
+            {"kind":"VirtualIP","metadata":{"interface_id":"vm1"},"spec":{"vip_ip":"1.2.3.4","underlay_route":"fc00:1::d000:1:0:3"},"status":{"code":0,"message":"Success"}}
+        "#]],
+        ),
         (
             "add nat --interface-id vm1 --nat-ip 9.9.9.9 --minport 100 --maxport 200",
             0,
-            expect![""],
+            expect![[r#"
+                nat/vm1 created
+            "#]],
         ),
         (
             "create translation --interface-id vm2 --nat-ip 9.9.9.9 --minport 200 --maxport 300 -o table",
             0,
-            expect![""],
+            expect![[r#"
+                InterfaceID  NatIP    MinPort  MaxPort  UnderlayRoute
+                vm2          9.9.9.9  200      300      fc00:1::d000:1:0:6
+            "#]],
         ),
-        ("get nat --interface-id vm1", 0, expect![""]),
-        ("get nat --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "get nat --interface-id vm1",
+            0,
+            expect![[r#"
+            InterfaceID  NatIP    MinPort  MaxPort  UnderlayRoute
+            vm1          9.9.9.9  100      200      fc00:1::d000:1:0:5
+        "#]],
+        ),
+        (
+            "get nat --interface-id vm1 -o json",
+            0,
+            expect![[r#"
+            {"kind":"Nat","metadata":{"interface_id":"vm1"},"spec":{"nat_ip":"9.9.9.9","min_port":100,"max_port":200,"underlay_route":"fc00:1::d000:1:0:5","vni":0},"status":{"code":0,"message":"Success"}}
+        "#]],
+        ),
         (
             "add nnat --nat-ip 9.9.9.9 --vni 100 --minport 500 --maxport 520 --underlayroute fc00:2::1",
             0,
-            expect![""],
+            expect![[r#"
+                neighbornat/9.9.9.9 created
+            "#]],
         ),
-        ("list nats", 0, expect![""]),
-        ("list nats --nat-type 2 -o json", 0, expect![""]),
+        (
+            "list nats",
+            0,
+            expect![[r#"
+            VNI  IP          MinPort  MaxPort  UnderlayRoute  NatIP    NatType
+            100  10.100.1.2  200      300                     9.9.9.9  Local
+            100  10.100.1.1  100      200                     9.9.9.9  Local
+            100              500      520      fc00:2::1      9.9.9.9  Neighbor
+        "#]],
+        ),
+        (
+            "list nats --nat-type 2 -o json",
+            0,
+            expect![[r#"
+            {"kind":"NatList","metadata":{"nat_ip":"0.0.0.0","nat_type":"neighbor"},"status":{"code":0,"message":"Success"},"items":[{"kind":"Nat","metadata":{},"spec":{"min_port":500,"max_port":520,"underlay_route":"fc00:2::1","vni":100,"actual_nat_ip":"9.9.9.9"},"status":{"code":0,"message":"Success"}}]}
+        "#]],
+        ),
         ("list nat --nat-ip 8.8.8.8 --nat-type local", 0, expect![""]),
-        ("get interface --id vm1 -w", 0, expect![""]),
-        ("list interfaces -w -o json", 0, expect![""]),
+        (
+            "get interface --id vm1 -w",
+            0,
+            expect![[r#"
+            ID   VNI  Device    IPv4        IPv6  UnderlayRoute       TotalTx  PublicTx  Hostname  Nat                 VirtualIP
+            vm1  100  net_tap2  10.100.1.1  ::    fc00:1::d000:1:0:1  0        0                   9.9.9.9 <100, 200>  1.2.3.4
+        "#]],
+        ),
+        (
+            "list interfaces -w -o json",
+            0,
+            expect![[r#"
+            {"kind":"InterfaceList","metadata":{},"status":{"code":0,"message":"Success"},"items":[{"kind":"Interface","metadata":{"id":"vm1"},"spec":{"vni":100,"device":"net_tap2","primary_ipv4":"10.100.1.1","primary_ipv6":"::","underlay_route":"fc00:1::d000:1:0:1","metering":{},"nat":{"kind":"Nat","metadata":{"interface_id":"vm1"},"spec":{"nat_ip":"9.9.9.9","min_port":100,"max_port":200,"underlay_route":"fc00:1::d000:1:0:5","vni":0},"status":{"code":0,"message":"Success"}},"vip":{"kind":"VirtualIP","metadata":{"interface_id":"vm1"},"spec":{"vip_ip":"1.2.3.4","underlay_route":"fc00:1::d000:1:0:3"},"status":{"code":0,"message":"Success"}}},"status":{"code":0,"message":"Success"}},{"kind":"Interface","metadata":{"id":"vm2"},"spec":{"vni":100,"device":"net_tap3","primary_ipv4":"10.100.1.2","primary_ipv6":"::","underlay_route":"fc00:1::d000:1:0:2","metering":{},"nat":{"kind":"Nat","metadata":{"interface_id":"vm2"},"spec":{"nat_ip":"9.9.9.9","min_port":200,"max_port":300,"underlay_route":"fc00:1::d000:1:0:6","vni":0},"status":{"code":0,"message":"Success"}}},"status":{"code":0,"message":"Success"}}]}
+        "#]],
+        ),
         (
             "add lb --id lb1 --vni 100 --vip 5.6.7.8 --lbports TCP/443,UDP/53",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancer/lb1 created
+            "#]],
         ),
         (
             "add lb --id lb2 --vni 100 --vip 5.6.7.8 --lbports TCP/443,SCTP/53",
             1,
             expect![""],
         ),
-        ("get lb --id lb1", 0, expect![""]),
-        ("list loadbalancers -o json", 0, expect![""]),
+        (
+            "get lb --id lb1",
+            0,
+            expect![[r#"
+            ID   VNI  LbVipIP  Lbports         UnderlayRoute
+            lb1  100  5.6.7.8  TCP/443,UDP/53  fc00:1::d000:1:0:7
+        "#]],
+        ),
+        (
+            "list loadbalancers -o json",
+            0,
+            expect![[r#"
+            {"kind":"LoadBalancerList","metadata":{},"status":{"code":0,"message":"Success"},"items":[{"kind":"LoadBalancer","metadata":{"id":"lb1"},"spec":{"vni":100,"loadbalanced_ip":"5.6.7.8","loadbalanced_ports":[{"protocol":6,"port":443},{"protocol":17,"port":53}],"underlay_route":"fc00:1::d000:1:0:7"},"status":{"code":0,"message":"Success"}}]}
+        "#]],
+        ),
         (
             "add lbtarget --target-ip fc00:2::2 --lb-id lb1",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancertarget/on loadbalancer: lb1 created
+            "#]],
         ),
         (
             "add lbtrgt --target-ip fc00:2::1 --lb-id lb1",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancertarget/on loadbalancer: lb1 created
+            "#]],
         ),
-        ("list lbtargets --lb-id lb1", 0, expect![""]),
-        ("get lbtarget -o json", 0, expect![""]),
+        (
+            "list lbtargets --lb-id lb1",
+            0,
+            expect![[r#"
+            IpVersion  Address
+            IPV6       fc00:2::1
+            IPV6       fc00:2::2
+        "#]],
+        ),
+        (
+            "get lbtarget -o json",
+            0,
+            expect![[r#"
+            {"kind":"LoadBalancerTargetList","metadata":{"loadbalancer_id":""},"status":{"code":0,"message":"Success"},"items":[{"kind":"LoadBalancerTarget","metadata":{"loadbalancer_id":"lb1"},"spec":{"target_ip":"fc00:2::1"},"status":{"code":0,"message":"Success"}},{"kind":"LoadBalancerTarget","metadata":{"loadbalancer_id":"lb1"},"spec":{"target_ip":"fc00:2::2"},"status":{"code":0,"message":"Success"}}]}
+        "#]],
+        ),
         (
             "add lbprefix --prefix 5.6.7.8/32 --interface-id vm1",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancerprefix/5.6.7.8/32 created
+            "#]],
         ),
-        ("list lbprefixes", 0, expect![""]),
-        ("get lbprfx --interface-id vm1 -o json", 0, expect![""]),
+        (
+            "list lbprefixes",
+            0,
+            expect![[r#"
+            VNI  Prefix      UnderlayRoute       InterfaceID
+            100  5.6.7.8/32  fc00:1::d000:1:0:8  vm1
+        "#]],
+        ),
+        (
+            "get lbprfx --interface-id vm1 -o json",
+            0,
+            expect![[r#"
+            {"kind":"PrefixList","metadata":{"interface_id":"vm1"},"status":{"code":0,"message":"Success"},"items":[{"kind":"LoadBalancerPrefix","metadata":{"interface_id":"vm1"},"spec":{"prefix":"5.6.7.8/32","underlay_route":"fc00:1::d000:1:0:8"},"status":{"code":0,"message":"Success"}}]}
+        "#]],
+        ),
         (
             "add fwrule --interface-id vm1 --rule-id r1 --direction ingress --action allow --src 0.0.0.0/0 --dst 10.100.1.1/32 --protocol tcp --dst-port-min 22 --dst-port-max 22",
             0,
-            expect![""],
+            expect![[r#"
+                firewallrule/vm1/r1 created
+            "#]],
         ),
         (
             "add fw-rule --interface-id vm1 --rule-id r0 --direction 1 --action deny --src ::/0 --dst ::/0 --priority 7",
             0,
-            expect![""],
+            expect![[r#"
+                firewallrule/vm1/r0 created
+            "#]],
         ),
         (
             "add fwrule --interface-id vm1 --rule-id r0 --direction sideways --action deny --src ::/0 --dst ::/0",
             1,
             expect![""],
         ),
-        ("list firewallrules --interface-id vm1", 0, expect![""]),
+        (
+            "list firewallrules --interface-id vm1",
+            0,
+            expect![[r#"
+            InterfaceID  RuleID  Direction  Src        Dst            Action  Protocol                                                                       Priority
+            vm1          r0      Egress     ::/0       ::/0           Drop    Any                                                                            7
+            vm1          r1      Ingress    0.0.0.0/0  10.100.1.1/32  Accept  tcp:{src_port_lower:-1 src_port_upper:-1 dst_port_lower:22 dst_port_upper:22}  1000
+        "#]],
+        ),
         (
             "get fwrule --interface-id vm1 --rule-id r1 -o json",
             0,
-            expect![""],
+            expect![[r#"
+                {"kind":"FirewallRule","metadata":{"interface_id":"vm1"},"spec":{"id":"r1","direction":"Ingress","action":"Accept","priority":1000,"source_prefix":"0.0.0.0/0","destination_prefix":"10.100.1.1/32","protocol_filter":{"Filter":{"Tcp":{"src_port_lower":-1,"src_port_upper":-1,"dst_port_lower":22,"dst_port_upper":22}}}},"status":{"code":0,"message":"Success"}}
+            "#]],
         ),
         (
             "get fwrule --interface-id vm1 --rule-id r0 -o yaml",
             0,
-            expect![""],
+            expect![[r#"
+                kind: FirewallRule
+                metadata:
+                  interface_id: vm1
+                spec:
+                  id: r0
+                  direction: Egress
+                  action: Drop
+                  priority: 7
+                  source_prefix: "::/0"
+                  destination_prefix: "::/0"
+                  protocol_filter:
+                    Filter: null
+                status:
+                  code: 0
+                  message: Success
+            "#]],
         ),
-        ("capture status", 0, expect![""]),
+        (
+            "capture status",
+            0,
+            expect![[r#"
+            Operation Status  SinkNodeIP  UdpSrcPort  UdpDstPort  PF Interfaces  VF Interfaces
+            NOT_ACTIVE                    0           0
+        "#]],
+        ),
         (
             "capture start --sink-node-ip fc00:9::1 --udp-src-port 100 --udp-dst-port 200 --pf 0 --vf vm1,vm2",
             0,
-            expect![""],
+            expect![[r#"
+                SinkNodeIP  UdpSrcPort  UdpDstPort  PF Interfaces  VF Interfaces
+                fc00:9::1   100         200         0              vm1,vm2
+            "#]],
         ),
-        ("capture status -o json", 0, expect![""]),
-        ("capture stop", 0, expect![""]),
-        ("capture stop", 2, expect![""]),
-        ("del fwrule --interface-id vm1 --rule-id r1", 0, expect![""]),
-        ("del fwrule --interface-id vm1 --rule-id r1", 2, expect![""]),
+        (
+            "capture status -o json",
+            0,
+            expect![[r#"
+            {"kind":"CaptureStatus","metadata":{},"spec":{"operation_status":true,"capture_config":{"sink_node_ipv6":"fc00:9::1","udp_src_port":100,"udp_dst_port":200},"interfaces":[{"interface_type":"pf","interface_info":"0"},{"interface_type":"vf","interface_info":"vm1"},{"interface_type":"vf","interface_info":"vm2"}]},"status":{"code":0,"message":"Success"}}
+        "#]],
+        ),
+        (
+            "capture stop",
+            0,
+            expect![[r#"
+            Stopped Interface
+            3
+        "#]],
+        ),
+        (
+            "capture stop",
+            2,
+            expect![[r#"
+            server error: 211, NOT_ACTIVE
+        "#]],
+        ),
+        (
+            "del fwrule --interface-id vm1 --rule-id r1",
+            0,
+            expect![[r#"
+            firewallrule/vm1/r1 deleted
+        "#]],
+        ),
+        (
+            "del fwrule --interface-id vm1 --rule-id r1",
+            2,
+            expect![[r#"
+            firewallrule/vm1/r1 server error: 201, NOT_FOUND
+        "#]],
+        ),
         (
             "del lbprefix --prefix 5.6.7.8/32 --interface-id vm1",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancerprefix/5.6.7.8/32 deleted
+            "#]],
         ),
         (
             "del lbtarget --target-ip fc00:2::2 --lb-id lb1",
             0,
-            expect![""],
+            expect![[r#"
+                loadbalancertarget/on loadbalancer: lb1 deleted
+            "#]],
         ),
-        ("del lb --id lb1", 0, expect![""]),
+        (
+            "del lb --id lb1",
+            0,
+            expect![[r#"
+            loadbalancer/lb1 deleted
+        "#]],
+        ),
         (
             "del nnat --nat-ip 9.9.9.9 --vni 100 --minport 500 --maxport 520",
             0,
-            expect![""],
+            expect![[r#"
+                neighbornat/9.9.9.9 deleted
+            "#]],
         ),
-        ("del nat --interface-id vm1", 0, expect![""]),
-        ("del vip --interface-id vm1", 0, expect![""]),
+        (
+            "del nat --interface-id vm1",
+            0,
+            expect![[r#"
+            nat/vm1 deleted
+        "#]],
+        ),
+        (
+            "del vip --interface-id vm1",
+            0,
+            expect![[r#"
+            virtualip/on interface: vm1 deleted
+        "#]],
+        ),
     ] {
         check(&server, arguments, code, expected).await;
     }
@@ -362,9 +578,42 @@ spec:
 "#;
     std::fs::write(&path, yaml).unwrap();
     let path = path.to_str().unwrap();
-    check(&server, &format!("create -f {path}"), 0, expect![""]).await;
-    check(&server, "list fwrules --interface-id vm1", 0, expect![""]).await;
-    check(&server, &format!("delete -f {path}"), 0, expect![""]).await;
+    check(
+        &server,
+        &format!("create -f {path}"),
+        0,
+        expect![[r#"
+        interface/vm1 created
+        virtualip/on interface: vm1 created
+        nat/vm1 created
+        neighbornat/9.9.9.9 created
+        loadbalancer/lb created
+        loadbalancertarget/on loadbalancer: lb created
+        loadbalancerprefix/5.6.7.8/32 created
+        firewallrule/vm1/r1 created
+    "#]],
+    )
+    .await;
+    check(&server, "list fwrules --interface-id vm1", 0, expect![[r#"
+        InterfaceID  RuleID  Direction  Src        Dst        Action  Protocol                                                                       Priority
+        vm1          r1      Ingress    0.0.0.0/0  0.0.0.0/0  Accept  udp:{src_port_lower:-1 src_port_upper:-1 dst_port_lower:53 dst_port_upper:53}  5
+    "#]]).await;
+    check(
+        &server,
+        &format!("delete -f {path}"),
+        0,
+        expect![[r#"
+        firewallrule/vm1/r1 deleted
+        loadbalancerprefix/5.6.7.8/32 deleted
+        loadbalancertarget/on loadbalancer: lb deleted
+        loadbalancer/lb deleted
+        neighbornat/9.9.9.9 deleted
+        nat/vm1 deleted
+        virtualip/on interface: vm1 deleted
+        interface/vm1 deleted
+    "#]],
+    )
+    .await;
 }
 
 #[tokio::test]
