@@ -151,11 +151,6 @@ impl Client {
         Ok((code, response.into_body().collect().await?.to_bytes()))
     }
 
-    pub async fn post(&mut self, path: &str, body: String) -> anyhow::Result<(u16, Bytes)> {
-        self.call(Method::POST, path, "application/json", body)
-            .await
-    }
-
     pub async fn stream(&mut self, path: &str) -> anyhow::Result<Chunks> {
         let response = self.answer("GET", path, &[]).await?;
         anyhow::ensure!(

@@ -3,6 +3,7 @@
 use crate::client::{Chunks, Client};
 use crate::process::{Process, serve};
 use crate::support::DEADLINE;
+use http::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +45,10 @@ async fn write(mut client: Client, label: String, total: Arc<AtomicUsize>) -> Ve
     for index in 0.. {
         let name = format!("{label}-{index}");
         let body = json!({ "metadata": { "name": name } }).to_string();
-        let Ok((code, body)) = client.post(CONFIG_MAPS, body).await else {
+        let Ok((code, body)) = client
+            .call(Method::POST, CONFIG_MAPS, "application/json", body)
+            .await
+        else {
             break;
         };
         assert_eq!(code, 201);

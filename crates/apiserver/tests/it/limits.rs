@@ -3,6 +3,7 @@
 use crate::client::{Client, Credentials};
 use crate::support::{eventually, server};
 use apiserver::testing::TestServer;
+use http::Method;
 use serde_json::json;
 
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -53,7 +54,12 @@ async fn too_many_requests_are_refused_and_watches_go_on() {
     let mut writer = connect(&server).await;
     assert_eq!(
         writer
-            .post(CONFIG_MAPS, config_map("a", 1))
+            .call(
+                Method::POST,
+                CONFIG_MAPS,
+                "application/json",
+                config_map("a", 1)
+            )
             .await
             .expect("an answer")
             .0,
@@ -81,7 +87,12 @@ async fn large_answers_are_compressed_when_asked() {
     let server = server().await;
     let mut client = connect(&server).await;
     client
-        .post(CONFIG_MAPS, config_map("large", 200_000))
+        .call(
+            Method::POST,
+            CONFIG_MAPS,
+            "application/json",
+            config_map("large", 200_000),
+        )
         .await
         .expect("an answer");
     for (path, gzip) in [(CONFIG_MAPS, true), ("/version", false)] {
@@ -172,7 +183,14 @@ async fn one_connection_carries_hundreds_of_watches() {
         bodies.push(response.expect("an answer").into_body());
     }
     let mut writer = connect(&server).await;
-    let made = writer.post(CONFIG_MAPS, config_map("a", 1)).await;
+    let made = writer
+        .call(
+            Method::POST,
+            CONFIG_MAPS,
+            "application/json",
+            config_map("a", 1),
+        )
+        .await;
     assert_eq!(made.expect("an answer").0, 201);
     for body in &mut bodies {
         let frame = body.frame().await.expect("an event").expect("a frame");
