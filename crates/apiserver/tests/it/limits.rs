@@ -15,7 +15,7 @@ fn credentials(server: &TestServer) -> Credentials {
     Credentials::read(&path).expect("our kubeconfig")
 }
 
-async fn connect(server: &TestServer) -> Client {
+pub(crate) async fn connect(server: &TestServer) -> Client {
     Client::connect(&credentials(server))
         .await
         .expect("a connection")

@@ -1,5 +1,6 @@
 //! Rules that every kind obeys: unknown fields, generated names, dry runs, generations, deletion, revisions of lists, expired pages.
 
+use crate::limits::connect;
 use crate::support::{call, client, client_as, delete, eventually, get, patch, post, put, server};
 use apiserver::testing::TestServer;
 use http::{Method, Request, StatusCode};
@@ -345,9 +346,19 @@ async fn revisions_of_lists() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // A revision that nobody has yet is waited for, then refused with the advice to come again.
-    let (code, answer) = get(&client, &format!("{CONFIG_MAPS}?resourceVersion=99999999")).await;
-    assert_eq!(code, StatusCode::GATEWAY_TIMEOUT, "{answer}");
+}
+
+/// kube's client would ask again and again, as it is told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_that_nobody_has_yet_is_waited_for_then_refused() {
+    let server = server().await;
+    let mut client = connect(&server).await;
+    let (code, body) = client
+        .get(&format!("{CONFIG_MAPS}?resourceVersion=99999999"))
+        .await
+        .expect("an answer");
+    assert_eq!(code, 504);
+    let answer: Value = serde_json::from_slice(&body).expect("a status");
     assert_eq!(answer["details"]["retryAfterSeconds"], 1);
     assert_eq!(
         answer["details"]["causes"][0]["reason"],
