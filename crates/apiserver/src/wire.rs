@@ -10,9 +10,14 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Largest request body in bytes.
 pub const BODY_BYTES_MAX: usize = 3 << 20;
+/// Most of a refused body that is read and thrown away before the refusal is sent.
+const DISCARD_BYTES_MAX: usize = 32 << 20;
+/// Longest time spent on that.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 /// Answers larger than this are compressed when the client asks for it. Watches never are.
 pub const GZIP_BYTES_MIN: usize = 128 << 10;
 
@@ -229,10 +234,24 @@ pub async fn read_body(mut body: Incoming) -> Outcome<Bytes> {
             .map_err(|error| Failure::bad_request(format!("cannot read the body: {error}")))?;
         if let Ok(data) = frame.into_data() {
             if whole.len() + data.len() > BODY_BYTES_MAX {
+                drop(whole);
+                let _ = tokio::time::timeout(DISCARD_TIME_MAX, discard(body)).await;
                 return Err(Failure::too_large(BODY_BYTES_MAX));
             }
             whole.extend_from_slice(&data);
         }
     }
     Ok(whole.freeze())
+}
+
+/// Reads what is left of a refused body, up to [`DISCARD_BYTES_MAX`]: a connection closed on bytes
+/// that nobody read is reset, and the client would see the reset in place of the answer.
+async fn discard(mut body: Incoming) {
+    let mut discarded = 0;
+    while discarded < DISCARD_BYTES_MAX {
+        match body.frame().await {
+            Some(Ok(frame)) => discarded += frame.data_ref().map_or(0, Bytes::len),
+            Some(Err(_)) | None => return,
+        }
+    }
 }

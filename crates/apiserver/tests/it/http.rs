@@ -204,9 +204,12 @@ async fn failures_are_status_documents() {
             "{method} {path}: {answer}"
         );
     }
-    let large = json!({ "metadata": { "name": "large" }, "data": { "a": "x".repeat(4 << 20) } });
-    let (code, _) = post(&client, CONFIG_MAPS, &large).await;
-    assert_eq!(code, StatusCode::PAYLOAD_TOO_LARGE);
+    for mebibytes in [4, 16] {
+        let data = "x".repeat(mebibytes << 20);
+        let large = json!({ "metadata": { "name": "large" }, "data": { "a": data } });
+        let (code, answer) = post(&client, CONFIG_MAPS, &large).await;
+        assert_eq!(code, StatusCode::PAYLOAD_TOO_LARGE, "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
