@@ -7,8 +7,10 @@
 //! [`run`] is the shell.
 
 mod filter;
+mod made;
 mod network;
 mod network_interface;
+mod prefixes;
 mod run;
 mod virtual_ip;
 

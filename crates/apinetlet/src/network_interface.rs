@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use api::{
     apinet,
-    ids::{NetworkInterfaceProviderId, Origin},
+    ids::{NetworkInterfaceProviderId, Origin, ephemeral_prefix_name},
+    ipam::Prefix,
     meta::{Ip, IpFamily, IpPrefix, Time},
     names::{finalizer, origin},
     networking::{
@@ -20,12 +21,11 @@ use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::filter::Filter;
-
-/// Names of the labels copied from the user object, so that labels removed there are removed here too.
-const COPIED_LABELS: &str = "apinetlet.openkcm.dev/copied-labels";
-/// Keys of this domain are between the parts; a user cannot set them through a copied label.
-const RESERVED_DOMAIN: &str = "openkcm.dev/";
+use crate::{
+    filter::Filter,
+    made::{self, COPIED_LABELS, Marks, copied_labels},
+    prefixes,
+};
 
 /// Index of OpenKCM-net interfaces by uid, by uid of their origin and by key of their origin.
 const BY_UID: &str = "apinetlet-nic-uid";
@@ -73,10 +73,17 @@ impl Controller for NetworkInterfaceController {
                     .collect()
             })
             .keys(nics_of_virtual_ip);
+        let mut prefixes = Watch::<Prefix>::new().keys(|prefix, _| {
+            let owner = object::controller_of(prefix);
+            let owner = owner.filter(|owner| owner.kind == "NetworkInterface");
+            let key = owner.map(|owner| Key::new(object::namespace(prefix), &owner.name));
+            key.into_iter().collect()
+        });
         if let Some(namespace) = &self.filter.namespace {
             user = user.namespace(namespace);
             networks = networks.namespace(namespace);
             addresses = addresses.namespace(namespace);
+            prefixes = prefixes.namespace(namespace);
         }
         let made = Watch::<apinet::NetworkInterface>::new()
             .namespace(&self.filter.apinet_namespace)
@@ -88,10 +95,7 @@ impl Controller for NetworkInterfaceController {
                     .collect()
             })
             .index(BY_ORIGIN, |nic| {
-                object::origin_key(nic, origin::NETWORK_INTERFACE)
-                    .iter()
-                    .map(Key::to_string)
-                    .collect()
+                made::origin_keys(nic, origin::NETWORK_INTERFACE)
             })
             .keys(|nic, world| {
                 let by_handle = world.indexed::<NetworkInterface>(BY_PROVIDER, object::uid(nic));
@@ -103,6 +107,7 @@ impl Controller for NetworkInterfaceController {
             user.build(),
             networks.build(),
             addresses.build(),
+            prefixes.build(),
             made.build(),
         ]
     }
@@ -138,7 +143,12 @@ fn manage(world: &World, user: &NetworkInterface) -> Plan {
     let (virtual_ips, claims) = claim_virtual_ips(world, user);
     plan.extend(claims);
     if let Some(made) = &made {
-        plan.extend(hand_over(user, made, &virtual_ips));
+        plan.extend(hand_over(
+            user,
+            made,
+            &virtual_ips,
+            &routed_prefixes(world, user),
+        ));
     }
     plan.extend(report(user, made.as_deref(), world.now_ms()));
     plan
@@ -168,6 +178,7 @@ fn hand_over(
     user: &NetworkInterface,
     made: &apinet::NetworkInterface,
     virtual_ips: &[(IpFamily, Ip)],
+    prefixes: &[IpPrefix],
 ) -> Option<Op> {
     if object::is_deleting(made) {
         return None;
@@ -188,7 +199,6 @@ fn hand_over(
             .iter()
             .any(|(family, _)| *family == nat.ip_family)
     });
-    let prefixes: Vec<IpPrefix> = user.spec.prefixes.iter().filter_map(|p| p.value).collect();
 
     let mut spec = json!({});
     if public_ips != made.spec.public_ips {
@@ -214,6 +224,21 @@ fn hand_over(
     changed.then(|| Op::locked(made, body))
 }
 
+/// The prefixes to route to the interface: literal ones, and those that have been allocated for it.
+fn routed_prefixes(world: &World, user: &NetworkInterface) -> Vec<IpPrefix> {
+    let sources = user.spec.prefixes.iter().enumerate();
+    sources
+        .filter_map(|(at, source)| {
+            let name = || ephemeral_prefix_name(object::name(user), at);
+            let made = || {
+                source.ephemeral.as_ref()?;
+                prefixes::ephemeral(world, object::namespace(user), &name(), object::uid(user))
+            };
+            source.value.or_else(made)
+        })
+        .collect()
+}
+
 type MetadataPatch = BTreeMap<String, Option<String>>;
 
 /// The difference between the labels and annotations that should be there and those that are. Labels of the user object are
@@ -222,22 +247,10 @@ fn metadata_patch(
     user: &NetworkInterface,
     made: &apinet::NetworkInterface,
 ) -> (MetadataPatch, MetadataPatch) {
-    let source = object::as_origin(user);
-    let copied: BTreeMap<String, String> = user
-        .metadata
-        .labels
-        .iter()
-        .flatten()
-        .filter(|(key, _)| !key.contains(RESERVED_DOMAIN))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
-    let names: Vec<&str> = copied.keys().map(String::as_str).collect();
-    let mut wanted_annotations = source.annotations(origin::NETWORK_INTERFACE);
-    wanted_annotations.insert(COPIED_LABELS.to_owned(), names.join(","));
-    let annotations = missing(&wanted_annotations, made.metadata.annotations.as_ref());
-
-    let mut wanted_labels = source.labels(origin::NETWORK_INTERFACE);
-    let before = copied_labels(made);
+    let wanted = Marks::of(user, origin::NETWORK_INTERFACE);
+    let copied = copied_labels(user);
+    let annotations = missing(&wanted.annotations, made.metadata.annotations.as_ref());
+    let before = labels_copied_before(made);
     let removed = before
         .iter()
         .filter(|name| !copied.contains_key(*name))
@@ -245,13 +258,12 @@ fn metadata_patch(
     let removed: Vec<_> = removed
         .filter(|(name, _)| object::label(made, name).is_some())
         .collect();
-    wanted_labels.extend(copied.clone());
-    let mut labels = missing(&wanted_labels, made.metadata.labels.as_ref());
+    let mut labels = missing(&wanted.labels, made.metadata.labels.as_ref());
     labels.extend(removed);
     (labels, annotations)
 }
 
-fn copied_labels(made: &apinet::NetworkInterface) -> Vec<String> {
+fn labels_copied_before(made: &apinet::NetworkInterface) -> Vec<String> {
     let names = object::annotation(made, COPIED_LABELS).unwrap_or_default();
     names
         .split(',')
@@ -280,7 +292,7 @@ fn release(made: &apinet::NetworkInterface) -> Option<Op> {
         .map(|key| (key, Value::Null))
         .collect();
     labels.extend(
-        copied_labels(made)
+        labels_copied_before(made)
             .into_iter()
             .map(|key| (key, Value::Null)),
     );

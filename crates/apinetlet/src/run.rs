@@ -31,6 +31,9 @@ pub struct Args {
     /// Handle only user objects whose label common.openkcm.dev/watch-filter has this value.
     #[arg(long, value_name = "VALUE")]
     pub watch_filter: Option<String>,
+    /// Hand over no peerings and report none.
+    #[arg(long)]
+    pub disable_network_peering: bool,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -47,12 +50,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         namespace: args.namespace.clone(),
         watch_filter: args.watch_filter.clone(),
     };
+    let peering = !args.disable_network_peering;
     let build = {
         let user = user.clone();
         move || {
             let mut runner = Runner::new("apinetlet", Cluster::new(user));
             runner.cluster(Cluster::with_groups(apinet, &[names::APINET]));
-            for controller in controllers(&filter) {
+            for controller in controllers(&filter, peering) {
                 runner.controller(controller, Options::default());
             }
             runner
@@ -68,10 +72,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     .await
 }
 
-fn controllers(filter: &Filter) -> [Arc<dyn Controller>; 3] {
+fn controllers(filter: &Filter, peering: bool) -> [Arc<dyn Controller>; 3] {
     let filter = || filter.clone();
     [
-        Arc::new(NetworkController { filter: filter() }),
+        Arc::new(NetworkController {
+            filter: filter(),
+            peering,
+        }),
         Arc::new(NetworkInterfaceController { filter: filter() }),
         Arc::new(VirtualIpController { filter: filter() }),
     ]

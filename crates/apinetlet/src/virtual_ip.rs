@@ -12,7 +12,10 @@ use api::{
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object};
 use serde_json::json;
 
-use crate::filter::Filter;
+use crate::{
+    filter::Filter,
+    made::{self, Marks},
+};
 
 const BY_ORIGIN: &str = "apinetlet-ip-origin";
 /// Index of OpenKCM-net interfaces by every public address they list or report.
@@ -38,12 +41,7 @@ impl Controller for VirtualIpController {
         let namespace = &self.filter.apinet_namespace;
         let made = Watch::<apinet::IP>::new()
             .namespace(namespace)
-            .index(BY_ORIGIN, |ip| {
-                object::origin_key(ip, origin::VIRTUAL_IP)
-                    .iter()
-                    .map(Key::to_string)
-                    .collect()
-            })
+            .index(BY_ORIGIN, |ip| made::origin_keys(ip, origin::VIRTUAL_IP))
             .index(BY_ADDRESS, |ip| {
                 ip.spec.ip.iter().map(Ip::to_string).collect()
             })
@@ -94,14 +92,12 @@ impl VirtualIpController {
             // Before the apply: an address that is no longer ours must not be shown, even if the apply fails.
             plan.push(set_address(user, address));
         }
-        let source = object::as_origin(user);
-        let labels = source.labels(origin::VIRTUAL_IP);
-        let annotations = source.annotations(origin::VIRTUAL_IP);
-        if !made.is_some_and(|made| object::carries(made, &labels, &annotations)) {
+        let marks = Marks::of(user, origin::VIRTUAL_IP);
+        if !made.is_some_and(|made| marks.are_on(made)) {
             let target =
                 Target::new::<apinet::IP>(&self.filter.apinet_namespace, object::uid(user));
             let body = json!({
-                "metadata": { "labels": labels, "annotations": annotations },
+                "metadata": marks.metadata(),
                 "spec": { "type": "Public", "ipFamily": user.spec.ip_family },
             });
             plan.push(Op::apply(target, manager::APINETLET, body));

@@ -7,5 +7,6 @@
 
 mod network;
 mod network_interface;
+mod peering;
 mod region;
 mod virtual_ip;

@@ -314,3 +314,57 @@ fn deleting_a_virtual_ip_takes_it_off_the_interface_before_its_address_is_freed(
     );
     assert!(off.expect("taken off") < freed.expect("freed"));
 }
+
+/// An ipam Prefix of this name, controlled by the object with this uid.
+fn prefix(sim: &mut Sim, name: &str, owner: &str, block: Option<&str>) {
+    let mut prefix = json!({
+        "metadata": {
+            "name": name,
+            "namespace": NS,
+            "ownerReferences": [{
+                "apiVersion": "networking.openkcm.dev/v1alpha1", "kind": "NetworkInterface",
+                "name": "nic", "uid": owner, "controller": true,
+            }],
+        },
+        "spec": { "ipFamily": "IPv4", "prefixLength": 28, "parentRef": { "name": "root" } },
+        "status": { "phase": "Pending" },
+    });
+    if let Some(block) = block {
+        prefix["spec"]["prefix"] = json!(block);
+        prefix["status"]["phase"] = json!("Allocated");
+    }
+    let prefix: api::ipam::Prefix = object(prefix);
+    sim.put(&prefix);
+}
+
+#[test]
+fn prefixes_made_for_the_interface_are_routed_once_allocated() {
+    let sim = verify(region, |sim| {
+        let template = json!({ "prefixTemplate": { "spec": { "prefixLength": 28 } } });
+        users(
+            sim,
+            json!({ "prefixes": [
+                { "ephemeral": template }, { "value": "10.9.0.0/24" }, { "ephemeral": template },
+                { "ephemeral": template },
+            ] }),
+        );
+        provide(sim);
+        let owner = object::uid(&user(sim)).to_owned();
+        prefix(sim, "nic-pf-0", &owner, Some("10.1.0.16/28"));
+        prefix(sim, "nic-pf-2", &owner, None);
+        // Somebody else's Prefix under the name that we would use.
+        prefix(sim, "nic-pf-3", "of-somebody-else", Some("10.2.0.0/28"));
+    })
+    .expect("converges");
+    assert_eq!(
+        json!(provided(&sim).spec.prefixes),
+        json!(["10.1.0.16/28", "10.9.0.0/24"])
+    );
+    let mut sim = sim;
+    let owner = object::uid(&user(&sim)).to_owned();
+    prefix(&mut sim, "nic-pf-2", &owner, Some("10.1.0.32/28"));
+    sim.settle().expect("settles");
+    let expected = json!(["10.1.0.16/28", "10.9.0.0/24", "10.1.0.32/28"]);
+    assert_eq!(json!(provided(&sim).spec.prefixes), expected);
+    assert_eq!(json!(user(&sim).status.expect("status").prefixes), expected);
+}

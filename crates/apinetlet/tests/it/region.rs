@@ -11,7 +11,7 @@ pub const NS: &str = "default";
 pub const APINET_NS: &str = "openkcm-net-system";
 
 /// Fills in `spec.id` of Networks and `spec.ip` of IPs, from their names so that the result does not depend on order.
-struct Reservations;
+pub struct Reservations;
 
 impl Controller for Reservations {
     fn name(&self) -> &'static str {
@@ -63,6 +63,7 @@ pub fn region_with(filter: Filter) -> Sim {
     Sim::new(vec![
         Arc::new(NetworkController {
             filter: filter.clone(),
+            peering: true,
         }),
         Arc::new(NetworkInterfaceController {
             filter: filter.clone(),
@@ -72,8 +73,8 @@ pub fn region_with(filter: Filter) -> Sim {
     ])
 }
 
-/// An object from JSON without the type fields.
-pub fn object<K: controller::Object>(value: serde_json::Value) -> K {
+/// An object, or a part of one, from JSON without the type fields.
+pub fn object<K: serde::de::DeserializeOwned>(value: serde_json::Value) -> K {
     serde_json::from_value(value).expect("a valid object")
 }
 

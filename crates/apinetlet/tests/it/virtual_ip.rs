@@ -66,3 +66,23 @@ fn the_address_stays_reserved_until_no_interface_reports_it() {
     assert!(sim.get::<apinet::IP>(APINET_NS, &name).is_none());
     assert!(sim.get::<VirtualIP>(NS, "www").is_none());
 }
+
+#[test]
+fn labels_of_the_user_follow_and_go() {
+    let sim = verify(region, |sim| {
+        let mut labelled = virtual_ip();
+        labelled.metadata.labels =
+            Some([("app".to_owned(), "web".to_owned())].into_iter().collect());
+        sim.put(&labelled);
+        sim.settle().expect("settles");
+        let made = uid::<VirtualIP>(sim, NS, "www");
+        let made: apinet::IP = sim.get(APINET_NS, &made).expect("made");
+        assert_eq!(controller::object::label(&made, "app"), Some("web"));
+        sim.edit::<VirtualIP>(NS, "www", |vip| vip.metadata.labels = None);
+    })
+    .expect("converges");
+    let made: apinet::IP = sim
+        .get(APINET_NS, &uid::<VirtualIP>(&sim, NS, "www"))
+        .expect("made");
+    assert_eq!(controller::object::label(&made, "app"), None);
+}
