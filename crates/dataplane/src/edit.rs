@@ -152,24 +152,36 @@ pub(crate) fn set_port(packet: &mut [u8], side: Side, port: u16) {
     let Some(bytes) = packet.get_mut(transport..) else {
         return;
     };
+    if let Some(protocol) = protocol {
+        set_transport_port(bytes, protocol, side, port, Change::default());
+    }
+}
+
+/// Sets a port or echo identifier in the transport header that starts `bytes` and its checksum, which `change` concerns as well.
+pub(crate) fn set_transport_port(
+    bytes: &mut [u8],
+    protocol: u8,
+    side: Side,
+    port: u16,
+    mut change: Change,
+) {
     let offset = match side {
         Side::Source => 0,
         Side::Destination => 2,
     };
-    let mut change = Change::default();
     match protocol {
-        Some(net::protocol::TCP) => {
+        net::protocol::TCP => {
             set_word(bytes, offset, port, &mut change);
             change.write(bytes, 16);
         }
-        Some(net::protocol::UDP) => {
+        net::protocol::UDP => {
             set_word(bytes, offset, port, &mut change);
             change.write_udp(bytes, 6);
         }
-        Some(net::protocol::ICMP | net::protocol::ICMPV6) => {
+        net::protocol::ICMP | net::protocol::ICMPV6 => {
             set_word(bytes, 4, port, &mut change);
             change.write(bytes, 2);
         }
-        Some(_) | None => {}
+        _ => {}
     }
 }

@@ -10,7 +10,6 @@ mod nat;
 
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
-use crate::flow::key::Scope;
 use crate::meter::TokenBucket;
 use crate::objects::NeighborNat;
 use crate::packet::Packet;
@@ -324,13 +323,7 @@ impl Engine {
         let generation = self.generations;
         self.acquire_vni(vni, slot);
         self.interfaces.insert(interface.spec.id.clone(), port_id);
-        let endpoint = Endpoint {
-            port: port_id,
-            scope: Scope::plain(vni),
-            vni,
-            kind: UnderlayKind::Interface,
-            prefix: None,
-        };
+        let endpoint = Endpoint::machine(port_id, vni, UnderlayKind::Interface, None);
         let own = own_prefixes(&interface.spec);
         let metering = interface.spec.metering;
         let services = PortServices {
@@ -431,13 +424,7 @@ impl Engine {
         let routes = self.tables.routes(slot).ok_or(ConfigError::RouteInsert)?;
         self.check_free(routes, prefix)?;
         let underlay = self.choose_underlay(preferred_underlay, UnderlayKind::AliasPrefix)?;
-        let endpoint = Endpoint {
-            port,
-            scope: Scope::plain(vni),
-            vni,
-            kind: UnderlayKind::AliasPrefix,
-            prefix: Some(prefix),
-        };
+        let endpoint = Endpoint::machine(port, vni, UnderlayKind::AliasPrefix, Some(prefix));
         self.edit()
             .underlay
             .insert(HostPart::of(underlay), endpoint);

@@ -4,7 +4,7 @@
 //! Four checksums may be concerned: of the outer IP header, of the ICMP message (which covers the quotation), of the quoted IP header and
 //! of the quoted transport header as far as it is there.
 
-use crate::edit::{Change, Side, set_address, set_word};
+use crate::edit::{Change, Side, set_address, set_transport_port};
 use core::net::IpAddr;
 use net::ipv6::Upper;
 use net::{Ipv4, Ipv6, icmp, protocol};
@@ -22,26 +22,14 @@ pub struct QuotedEnd {
 /// what the machine knows. `packet` starts with the IP header and ends with the IP packet. False if it is not such an error.
 #[must_use]
 pub fn translate_inbound(packet: &mut [u8], machine: QuotedEnd) -> bool {
-    translate(
-        packet,
-        Side::Destination,
-        Side::Source,
-        machine,
-        machine.address,
-    )
+    translate(packet, Side::Source, machine)
 }
 
 /// An error *from* the machine about a packet it got: the quoted packet's destination (and the error's source) becomes what the rest of
 /// the world knows.
 #[must_use]
 pub fn translate_outbound(packet: &mut [u8], public: QuotedEnd) -> bool {
-    translate(
-        packet,
-        Side::Source,
-        Side::Destination,
-        public,
-        public.address,
-    )
+    translate(packet, Side::Destination, public)
 }
 
 /// Where things are in an error.
@@ -53,18 +41,17 @@ struct Layout {
     transport: Option<(usize, u8)>,
 }
 
-fn translate(
-    packet: &mut [u8],
-    outer_side: Side,
-    quoted_side: Side,
-    end: QuotedEnd,
-    outer_address: IpAddr,
-) -> bool {
+/// Sets one end of the quoted packet, and the same address on the opposite side of the error itself.
+fn translate(packet: &mut [u8], quoted_side: Side, end: QuotedEnd) -> bool {
     let Some(layout) = layout(packet) else {
         return false;
     };
+    let outer_side = match quoted_side {
+        Side::Source => Side::Destination,
+        Side::Destination => Side::Source,
+    };
     let mut outer = Change::default();
-    set_address(packet, outer_side, outer_address, &mut outer);
+    set_address(packet, outer_side, end.address, &mut outer);
     // Everything quoted is covered by the ICMP checksum: sum it before and after.
     let mut message = Change::default();
     let (front, quoted) = packet.split_at_mut(layout.quoted);
@@ -90,30 +77,11 @@ fn translate_quoted(quoted: &mut [u8], side: Side, end: QuotedEnd, layout: Layou
     let Some(transport) = quoted.get_mut(offset..) else {
         return;
     };
-    let port_offset = match side {
-        Side::Source => 0,
-        Side::Destination => 2,
-    };
-    match protocol {
-        protocol::TCP => {
-            set_word(transport, port_offset, end.port, &mut pseudo);
-            pseudo.write(transport, 16);
-        }
-        protocol::UDP => {
-            set_word(transport, port_offset, end.port, &mut pseudo);
-            pseudo.write_udp(transport, 6);
-        }
-        protocol::ICMP => {
-            let mut message = Change::default();
-            set_word(transport, 4, end.port, &mut message);
-            message.write(transport, 2);
-        }
-        protocol::ICMPV6 => {
-            set_word(transport, 4, end.port, &mut pseudo);
-            pseudo.write(transport, 2);
-        }
-        _ => {}
+    if protocol == protocol::ICMP {
+        // ICMP has no pseudo header.
+        pseudo = Change::default();
     }
+    set_transport_port(transport, protocol, side, end.port, pseudo);
 }
 
 fn layout(packet: &[u8]) -> Option<Layout> {

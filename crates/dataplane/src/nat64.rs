@@ -53,24 +53,17 @@ pub fn to_v4(
     ends: Ends<Ipv4Addr>,
     quoted: Ends<Ipv4Addr>,
 ) -> Result<Range<usize>, NotTranslatable> {
-    let view = Ipv6::new_checked(packet).map_err(|_| NotTranslatable)?;
-    let old = Ends {
-        source: view.source(),
-        destination: view.destination(),
-    };
-    let (hop_limit, payload) = (view.hop_limit(), usize::from(view.payload_len()));
-    let Ok(Upper::Transport {
-        protocol, offset, ..
-    }) = view.upper()
-    else {
-        return Err(NotTranslatable);
-    };
-    let class = traffic_class(packet);
-    let start = ipv6::HEADER_LEN + offset;
+    let Outline {
+        ends: old,
+        class,
+        hop_limit,
+        protocol,
+        header_len: start,
+        payload_len: mut length,
+    } = Outline::of_v6(&Ipv6::new_checked(packet).map_err(|_| NotTranslatable)?)?;
     let transport = packet
-        .get_mut(start..ipv6::HEADER_LEN + payload)
+        .get_mut(start..start + length)
         .ok_or(NotTranslatable)?;
-    let mut length = transport.len();
     if protocol == protocol::ICMPV6 && is_error_v6(transport) {
         length = error_to_v4(transport, quoted)?;
     } else {
@@ -97,18 +90,15 @@ pub fn to_v6(
     quoted: Ends<Ipv6Addr>,
 ) -> Result<Range<usize>, NotTranslatable> {
     let bytes = buffer.get(packet.clone()).ok_or(NotTranslatable)?;
-    let view = Ipv4::new_checked(bytes).map_err(|_| NotTranslatable)?;
-    if view.is_fragment() {
-        return Err(NotTranslatable);
-    }
-    let old = Ends {
-        source: view.source(),
-        destination: view.destination(),
-    };
-    let (class, ttl, protocol) = (view.traffic_class(), view.ttl(), view.protocol());
-    let start = packet.start + view.header_len();
-    let end = packet.start + usize::from(view.total_len());
-    let mut length = end - start;
+    let Outline {
+        ends: old,
+        class,
+        hop_limit,
+        protocol,
+        header_len,
+        payload_len: mut length,
+    } = Outline::of_v4(&Ipv4::new_checked(bytes).map_err(|_| NotTranslatable)?)?;
+    let start = packet.start + header_len;
     let transport = buffer.get_mut(start..).ok_or(NotTranslatable)?;
     if protocol == protocol::ICMP && is_error_v4(transport) {
         length = error_to_v6(transport, length, quoted)?;
@@ -120,7 +110,7 @@ pub fn to_v6(
         let transport = transport.get_mut(..length).ok_or(NotTranslatable)?;
         transport_to_v6(protocol, transport, old, ends, length)?;
     }
-    let header = header_v6(class, ttl, protocol_v6(protocol), ends, length)?;
+    let header = header_v6(class, hop_limit, protocol_v6(protocol), ends, length)?;
     let begin = start.checked_sub(ipv6::HEADER_LEN).ok_or(NotTranslatable)?;
     buffer
         .get_mut(begin..start)
@@ -131,10 +121,59 @@ pub fn to_v6(
 
 // ---- headers ---------------------------------------------------------------------------------------------------------------
 
-fn traffic_class(packet: &[u8]) -> u8 {
-    match packet {
-        [first, second, ..] => first << 4 | second >> 4,
-        _ => 0,
+/// What of an IP header is carried over, and where its payload is.
+struct Outline<A> {
+    ends: Ends<A>,
+    class: u8,
+    hop_limit: u8,
+    protocol: u8,
+    /// With options or extension headers, in bytes.
+    header_len: usize,
+    /// As announced, in bytes; a quotation may be shorter.
+    payload_len: usize,
+}
+
+impl Outline<Ipv6Addr> {
+    fn of_v6(view: &Ipv6<'_>) -> Result<Outline<Ipv6Addr>, NotTranslatable> {
+        let Ok(Upper::Transport {
+            protocol, offset, ..
+        }) = view.upper()
+        else {
+            return Err(NotTranslatable);
+        };
+        let payload_len = usize::from(view.payload_len()).checked_sub(offset);
+        Ok(Outline {
+            ends: Ends {
+                source: view.source(),
+                destination: view.destination(),
+            },
+            class: view.traffic_class(),
+            hop_limit: view.hop_limit(),
+            protocol,
+            header_len: ipv6::HEADER_LEN + offset,
+            payload_len: payload_len.ok_or(NotTranslatable)?,
+        })
+    }
+}
+
+impl Outline<Ipv4Addr> {
+    fn of_v4(view: &Ipv4<'_>) -> Result<Outline<Ipv4Addr>, NotTranslatable> {
+        if view.is_fragment() {
+            return Err(NotTranslatable);
+        }
+        let header_len = view.header_len();
+        let payload_len = usize::from(view.total_len()).checked_sub(header_len);
+        Ok(Outline {
+            ends: Ends {
+                source: view.source(),
+                destination: view.destination(),
+            },
+            class: view.traffic_class(),
+            hop_limit: view.ttl(),
+            protocol: view.protocol(),
+            header_len,
+            payload_len: payload_len.ok_or(NotTranslatable)?,
+        })
     }
 }
 
@@ -414,21 +453,14 @@ fn error_to_v4(transport: &mut [u8], ends: Ends<Ipv4Addr>) -> Result<usize, NotT
     let quoted = transport
         .get_mut(icmp::HEADER_LEN..)
         .ok_or(NotTranslatable)?;
-    let view = Ipv6::new_embedded(quoted).map_err(|_| NotTranslatable)?;
-    let old = Ends {
-        source: view.source(),
-        destination: view.destination(),
-    };
-    let (hop_limit, payload) = (view.hop_limit(), usize::from(view.payload_len()));
-    let Ok(Upper::Transport {
-        protocol, offset, ..
-    }) = view.upper()
-    else {
-        return Err(NotTranslatable);
-    };
-    let class = traffic_class(quoted);
-    let total = payload.checked_sub(offset).ok_or(NotTranslatable)?;
-    let start = ipv6::HEADER_LEN + offset;
+    let Outline {
+        ends: old,
+        class,
+        hop_limit,
+        protocol,
+        header_len: start,
+        payload_len: total,
+    } = Outline::of_v6(&Ipv6::new_embedded(quoted).map_err(|_| NotTranslatable)?)?;
     let inner = quoted.get_mut(start..).ok_or(NotTranslatable)?;
     let total_word = u32::try_from(total).map_err(|_| NotTranslatable)?;
     transport_to_v4(protocol, inner, old, ends, total_word)?;
@@ -456,23 +488,18 @@ fn error_to_v6(
     let quoted = transport
         .get_mut(icmp::HEADER_LEN..length)
         .ok_or(NotTranslatable)?;
-    let view = Ipv4::new_embedded(quoted).map_err(|_| NotTranslatable)?;
-    if view.is_fragment() {
-        return Err(NotTranslatable);
-    }
-    let old = Ends {
-        source: view.source(),
-        destination: view.destination(),
-    };
-    let (class, ttl, protocol) = (view.traffic_class(), view.ttl(), view.protocol());
-    let header_len = view.header_len();
-    let total = usize::from(view.total_len())
-        .checked_sub(header_len)
-        .ok_or(NotTranslatable)?;
+    let Outline {
+        ends: old,
+        class,
+        hop_limit,
+        protocol,
+        header_len,
+        payload_len: total,
+    } = Outline::of_v4(&Ipv4::new_embedded(quoted).map_err(|_| NotTranslatable)?)?;
     let inner = quoted.get_mut(header_len..).ok_or(NotTranslatable)?;
     transport_to_v6(protocol, inner, old, ends, total)?;
     let kept = inner.len();
-    let inner_header = header_v6(class, ttl, protocol_v6(protocol), ends, total)?;
+    let inner_header = header_v6(class, hop_limit, protocol_v6(protocol), ends, total)?;
     let new_length = icmp::HEADER_LEN + ipv6::HEADER_LEN + kept;
     if new_length > transport.len() {
         return Err(NotTranslatable);

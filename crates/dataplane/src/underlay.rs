@@ -42,6 +42,24 @@ pub(crate) struct Endpoint {
     pub prefix: Option<Prefix>,
 }
 
+impl Endpoint {
+    /// An address that stands for a machine, or for `prefix` behind it.
+    pub(crate) fn machine(
+        port: PortId,
+        vni: Vni,
+        kind: UnderlayKind,
+        prefix: Option<Prefix>,
+    ) -> Endpoint {
+        Endpoint {
+            port,
+            scope: Scope::plain(vni),
+            vni,
+            kind,
+            prefix,
+        }
+    }
+}
+
 /// Lower 64 bits of an underlay address; never zero for a usable address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct HostPart(pub u64);

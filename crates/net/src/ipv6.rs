@@ -55,6 +55,12 @@ impl<'a> Ipv6<'a> {
         Ok(Ipv6 { header, payload })
     }
 
+    /// DSCP and ECN.
+    #[must_use]
+    pub const fn traffic_class(&self) -> u8 {
+        self.header[0] << 4 | self.header[1] >> 4
+    }
+
     /// Payload length field.
     #[must_use]
     pub const fn payload_len(&self) -> u16 {

@@ -104,11 +104,7 @@ impl Engine {
         id: &str,
         target: IpAddr,
     ) -> Result<(), ConfigError> {
-        let IpAddr::V6(target) = target else {
-            return Err(ConfigError::BadIpVersion);
-        };
-        let balancer = self.balancer(id).ok_or(ConfigError::NoLb)?;
-        let mut targets = balancer.targets.clone();
+        let (target, mut targets) = self.target_and_others(id, target)?;
         if target.is_unspecified() && targets.targets().len() < crate::maglev::MAGLEV_TARGETS_MAX {
             // The protocol's encoding of a free place.
             return Err(ConfigError::AlreadyExists);
@@ -127,16 +123,25 @@ impl Engine {
         id: &str,
         target: IpAddr,
     ) -> Result<(), ConfigError> {
-        let IpAddr::V6(target) = target else {
-            return Err(ConfigError::BadIpVersion);
-        };
-        let balancer = self.balancer(id).ok_or(ConfigError::NoLb)?;
-        let mut targets = balancer.targets.clone();
+        let (target, mut targets) = self.target_and_others(id, target)?;
         if !targets.remove(target) {
             return Err(ConfigError::NotFound);
         }
         self.set_targets(id, targets);
         Ok(())
+    }
+
+    /// A target as the table holds it, and a copy of the table.
+    fn target_and_others(
+        &self,
+        id: &str,
+        target: IpAddr,
+    ) -> Result<(Ipv6Addr, Maglev), ConfigError> {
+        let IpAddr::V6(target) = target else {
+            return Err(ConfigError::BadIpVersion);
+        };
+        let balancer = self.balancer(id).ok_or(ConfigError::NoLb)?;
+        Ok((target, balancer.targets.clone()))
     }
 
     fn set_targets(&mut self, id: &str, targets: Maglev) {
@@ -177,13 +182,7 @@ impl Engine {
             return Err(ConfigError::AlreadyExists);
         }
         let underlay = self.choose_underlay(preferred_underlay, UnderlayKind::LbPrefix)?;
-        let endpoint = Endpoint {
-            port,
-            scope: Scope::plain(vni),
-            vni,
-            kind: UnderlayKind::LbPrefix,
-            prefix: Some(prefix),
-        };
+        let endpoint = Endpoint::machine(port, vni, UnderlayKind::LbPrefix, Some(prefix));
         self.edit_port_services(port, |services| {
             services.lb_prefixes.push((prefix, underlay));
         });

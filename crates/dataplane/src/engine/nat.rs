@@ -2,7 +2,6 @@
 
 use super::Engine;
 use crate::error::ConfigError;
-use crate::flow::key::Scope;
 use crate::jhash::jhash;
 use crate::objects::{LocalNat, Nat, NeighborNat, Vip};
 use crate::services::PortServices;
@@ -38,13 +37,7 @@ impl Engine {
         let vip = Vip { address, underlay };
         self.edit_port_services(port, |services| services.vip = Some(vip));
         let tables = self.edit();
-        let endpoint = Endpoint {
-            port,
-            scope: Scope::plain(vni),
-            vni,
-            kind: UnderlayKind::Vip,
-            prefix: None,
-        };
+        let endpoint = Endpoint::machine(port, vni, UnderlayKind::Vip, None);
         tables.underlay.insert(HostPart::of(underlay), endpoint);
         tables.services.edit_translated(vni, address, |translated| {
             translated.vip = Some((port, machine.unwrap_or(Ipv4Addr::UNSPECIFIED)));
@@ -97,13 +90,7 @@ impl Engine {
         };
         self.edit_port_services(port, |services| services.nat = Some(nat));
         let tables = self.edit();
-        let endpoint = Endpoint {
-            port,
-            scope: Scope::plain(vni),
-            vni,
-            kind: UnderlayKind::Nat,
-            prefix: None,
-        };
+        let endpoint = Endpoint::machine(port, vni, UnderlayKind::Nat, None);
         tables.underlay.insert(HostPart::of(underlay), endpoint);
         tables
             .services

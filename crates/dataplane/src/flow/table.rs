@@ -13,6 +13,8 @@ use crate::verdict::PortId;
 
 /// Places per bucket.
 const WAYS: usize = 10;
+/// Buckets of the smallest table. With fewer, the pairs of buckets are so few that some fill long before the table does.
+const BUCKETS_MIN: usize = 16;
 /// Words of signatures; the last two lanes of the last one are no places.
 const WORDS: usize = 3;
 /// 1 in every lane.
@@ -95,7 +97,7 @@ impl FlowTable {
         // Entry numbers stay below NONE, bucket numbers below 2^32.
         let flows_max = flows_max.clamp(1, NONE / 4) as usize;
         // At most 85 % of the places are used.
-        let buckets = (flows_max * 2 * 20).div_ceil(17 * WAYS).max(2);
+        let buckets = (flows_max * 2 * 20).div_ceil(17 * WAYS).max(BUCKETS_MIN);
         let established = Coarse::units(crate::EngineConfig::TCP_ESTABLISHED_TIMEOUT_S);
         FlowTable {
             buckets: vec![Bucket::EMPTY; buckets].into_boxed_slice(),

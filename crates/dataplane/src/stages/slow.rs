@@ -76,12 +76,7 @@ pub(crate) fn change_family(
     from: &Tuple,
     to: &Tuple,
 ) -> Result<Range<usize>, DropReason> {
-    let place = translate(
-        packet,
-        place,
-        (to.source, to.destination),
-        (to.destination, to.source),
-    )?;
+    let place = translate(packet, place, to.source, to)?;
     let bytes = packet.frame_mut().get_mut(place.clone());
     let bytes = bytes.ok_or(DropReason::Bug)?;
     if from.source_port != to.source_port {
@@ -105,29 +100,12 @@ fn change_error_family(
         (IpAddr::V4(router), IpAddr::V6(_)) => IpAddr::V6(nat64::embed(router)),
         _ => to.source,
     };
-    let place = translate(
-        packet,
-        place,
-        (source, to.destination),
-        (to.destination, to.source),
-    )?;
+    let place = translate(packet, place, source, to)?;
     let bytes = packet.frame_mut().get_mut(place.clone());
     let bytes = bytes.ok_or(DropReason::Bug)?;
     let is_done = match to.destination {
-        IpAddr::V6(address) => translate_inbound(
-            bytes,
-            QuotedEnd {
-                address: IpAddr::V6(address),
-                port: to.destination_port,
-            },
-        ),
-        IpAddr::V4(_) => translate_outbound(
-            bytes,
-            QuotedEnd {
-                address: to.source,
-                port: to.source_port,
-            },
-        ),
+        IpAddr::V6(_) => translate_inbound(bytes, destination_end(to)),
+        IpAddr::V4(_) => translate_outbound(bytes, source_end(to)),
     };
     if is_done {
         Ok(place)
@@ -136,21 +114,33 @@ fn change_error_family(
     }
 }
 
+fn source_end(tuple: &Tuple) -> QuotedEnd {
+    QuotedEnd {
+        address: tuple.source,
+        port: tuple.source_port,
+    }
+}
+
+fn destination_end(tuple: &Tuple) -> QuotedEnd {
+    QuotedEnd {
+        address: tuple.destination,
+        port: tuple.destination_port,
+    }
+}
+
+/// Gives the packet the other family: from `source` to the destination of `to`. What it quotes, if it is an error, went the other way.
 fn translate(
     packet: &mut dyn Packet,
     place: Range<usize>,
-    ends: (IpAddr, IpAddr),
-    quoted: (IpAddr, IpAddr),
+    source: IpAddr,
+    to: &Tuple,
 ) -> Result<Range<usize>, DropReason> {
-    match (ends, quoted) {
-        (
-            (IpAddr::V4(source), IpAddr::V4(destination)),
-            (IpAddr::V4(quoted_source), IpAddr::V4(quoted_destination)),
-        ) => {
+    match (source, to.source, to.destination) {
+        (IpAddr::V4(source), IpAddr::V4(quoted_destination), IpAddr::V4(destination)) => {
             let bytes = packet.frame_mut().get_mut(place.clone());
             let bytes = bytes.ok_or(DropReason::Bug)?;
             let quoted = Ends {
-                source: quoted_source,
+                source: destination,
                 destination: quoted_destination,
             };
             let ends = Ends {
@@ -161,16 +151,13 @@ fn translate(
             let moved = moved.map_err(|_| DropReason::NotTranslatable)?;
             Ok(place.start + moved.start..place.start + moved.end)
         }
-        (
-            (IpAddr::V6(source), IpAddr::V6(destination)),
-            (IpAddr::V6(quoted_source), IpAddr::V6(quoted_destination)),
-        ) => {
+        (IpAddr::V6(source), IpAddr::V6(quoted_destination), IpAddr::V6(destination)) => {
             // A quotation grows behind, the packet itself to the front, where the tunnel was.
             if !packet.resize(place.end + GROWTH) {
                 return Err(DropReason::NotTranslatable);
             }
             let quoted = Ends {
-                source: quoted_source,
+                source: destination,
                 destination: quoted_destination,
             };
             let ends = Ends {
@@ -199,22 +186,10 @@ pub(crate) fn translate_error(
     let bytes = bytes.ok_or(DropReason::Bug)?;
     let mut is_done = true;
     if (from.destination, from.destination_port) != (to.destination, to.destination_port) {
-        is_done &= translate_inbound(
-            bytes,
-            QuotedEnd {
-                address: to.destination,
-                port: to.destination_port,
-            },
-        );
+        is_done &= translate_inbound(bytes, destination_end(to));
     }
     if (from.source, from.source_port) != (to.source, to.source_port) {
-        is_done &= translate_outbound(
-            bytes,
-            QuotedEnd {
-                address: to.source,
-                port: to.source_port,
-            },
-        );
+        is_done &= translate_outbound(bytes, source_end(to));
     }
     if is_done {
         Ok(place)

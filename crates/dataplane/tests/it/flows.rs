@@ -45,7 +45,13 @@ fn frame(bed: &Bed, flow: u16, back: bool) -> Vec<u8> {
     }
 }
 
-fn run(bed: &mut Bed, model: &mut HashMap<u16, Known>, step: &Step) -> Result<(), TestCaseError> {
+/// `is_exact` where no two of the keys have the same signature in the same bucket. Such a twin is found by the slow walk, every time.
+fn run(
+    bed: &mut Bed,
+    model: &mut HashMap<u16, Known>,
+    step: &Step,
+    is_exact: bool,
+) -> Result<(), TestCaseError> {
     match *step {
         Step::Packet(flow, back) => {
             let before = bed.worker.counters().clone();
@@ -56,16 +62,17 @@ fn run(bed: &mut Bed, model: &mut HashMap<u16, Known>, step: &Step) -> Result<()
             let full = model.len() >= FLOWS_MAX;
             let is_new = !model.contains_key(&flow);
             if verdict == Verdict::Drop(DropReason::FlowTableFull) {
-                // A table of four buckets may also be unlucky with its places a little earlier.
-                prop_assert!(is_new && model.len() >= FLOWS_MAX * 3 / 4);
+                prop_assert!(is_new && full, "refused below the limit");
                 return Ok(());
             }
             prop_assert!(!(is_new && full), "accepted beyond the limit");
             prop_assert_eq!(verdict, Verdict::Transmit(if back { VM1 } else { PF0 }));
             let known = model.entry(flow).or_default();
             let hit = known.decided[usize::from(back)];
-            prop_assert_eq!(moved(Node::FlowCache), u64::from(hit));
-            prop_assert_eq!(moved(Node::Conntrack), u64::from(!hit));
+            prop_assert_eq!(moved(Node::FlowCache) + moved(Node::Conntrack), 1);
+            let is_twin = hit && moved(Node::Conntrack) == 1;
+            prop_assert!(!(is_twin && is_exact), "a cached decision was not found");
+            prop_assert!(hit || moved(Node::Conntrack) == 1, "nothing was decided");
             prop_assert_eq!(
                 after.flows_created - before.flows_created,
                 u64::from(is_new)
@@ -101,13 +108,16 @@ proptest! {
         steps in proptest::collection::vec(step(), 1..200),
         seed in any::<u64>(),
     ) {
-        let mut config = config();
-        config.limits.flows_max = FLOWS_MAX as u32;
-        config.hash_seed = seed;
-        let mut bed = Bed::with(config);
-        let mut model = HashMap::new();
-        for step in &steps {
-            run(&mut bed, &mut model, step)?;
+        // The first seed is known to make no twins of these keys.
+        for (hash_seed, is_exact) in [(config().hash_seed, true), (seed, false)] {
+            let mut config = config();
+            config.limits.flows_max = FLOWS_MAX as u32;
+            config.hash_seed = hash_seed;
+            let mut bed = Bed::with(config);
+            let mut model = HashMap::new();
+            for step in &steps {
+                run(&mut bed, &mut model, step, is_exact)?;
+            }
         }
     }
 

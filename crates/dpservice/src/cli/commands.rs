@@ -491,21 +491,27 @@ async fn add_translation(
     Ok(())
 }
 
+/// The interface of this id, of which nothing else is known, or for the empty id all interfaces.
+pub(super) async fn interfaces_wanted(
+    client: &mut Client,
+    id: &str,
+) -> Result<Vec<dpdk::Interface>, CliError> {
+    if id.is_empty() {
+        return interfaces(client).await;
+    }
+    Ok(vec![dpdk::Interface {
+        id: id.as_bytes().to_vec(),
+        ..Default::default()
+    }])
+}
+
 async fn list_prefixes(
     client: &mut Client,
     interface_id: &str,
     column: &str,
 ) -> Result<Printed, CliError> {
-    let wanted: Vec<dpdk::Interface> = if interface_id.is_empty() {
-        interfaces(client).await?
-    } else {
-        vec![dpdk::Interface {
-            id: interface_id.as_bytes().to_vec(),
-            ..Default::default()
-        }]
-    };
     let mut objects = Vec::new();
-    for interface in wanted {
+    for interface in interfaces_wanted(client, interface_id).await? {
         let request = dpdk::ListPrefixesRequest {
             interface_id: interface.id.clone(),
         };

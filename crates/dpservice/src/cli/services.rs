@@ -6,8 +6,8 @@ use super::args::{
     CreatePrefix, CreateVirtualIp, LbTarget, NeighborNatKey, Prefix,
 };
 use super::commands::{
-    Client, accept, address, bare, interfaces, prefix_message, prefix_text, show_prefix, sorted,
-    text, underlay_bytes,
+    Client, accept, address, bare, interfaces_wanted, prefix_message, prefix_text, show_prefix,
+    sorted, text, underlay_bytes,
 };
 use super::output::{Object, Printed, Tree};
 use super::show_services as show;
@@ -57,16 +57,8 @@ pub(super) async fn list_lb_prefixes(
     interface_id: &str,
     column: &str,
 ) -> Result<Printed, CliError> {
-    let wanted: Vec<dpdk::Interface> = if interface_id.is_empty() {
-        interfaces(client).await?
-    } else {
-        vec![dpdk::Interface {
-            id: interface_id.as_bytes().to_vec(),
-            ..Default::default()
-        }]
-    };
     let mut objects = Vec::new();
-    for interface in wanted {
+    for interface in interfaces_wanted(client, interface_id).await? {
         let request = dpdk::ListLoadBalancerPrefixesRequest {
             interface_id: interface.id.clone(),
         };

@@ -239,14 +239,6 @@ pub(super) async fn list_prefixes(
         .call(move |plane| plane.engine.lb_prefixes(&id).map(<[_]>::to_vec));
     Ok(dpdk::ListLoadBalancerPrefixesResponse {
         status: None,
-        prefixes: found
-            .await??
-            .into_iter()
-            .map(|(prefix, underlay)| dpdk::Prefix {
-                ip: Some(parse::show(prefix.address())),
-                length: u32::from(prefix.len()),
-                underlay_route: parse::text(underlay),
-            })
-            .collect(),
+        prefixes: parse::prefixes(found.await??),
     })
 }

@@ -136,7 +136,6 @@ fn parse_prefix(prefix: Option<dpdk::Prefix>, name: &str) -> Result<RulePrefix, 
 }
 
 fn parse_filter(filter: dpdk::ProtocolFilter) -> Result<RuleFilter, Failure> {
-    let ports = |name, lowers: [i32; 2], uppers: [i32; 2]| parse_ports(name, lowers, uppers);
     match filter.filter {
         None => Ok(RuleFilter::Any),
         Some(Filter::Tcp(dpdk::TcpFilter {
@@ -146,7 +145,8 @@ fn parse_filter(filter: dpdk::ProtocolFilter) -> Result<RuleFilter, Failure> {
             dst_port_upper,
         })) => {
             let lowers = [src_port_lower, dst_port_lower];
-            let [source, destination] = ports("tcp", lowers, [src_port_upper, dst_port_upper])?;
+            let uppers = [src_port_upper, dst_port_upper];
+            let [source, destination] = parse_ports("tcp", lowers, uppers)?;
             Ok(RuleFilter::Tcp {
                 source,
                 destination,
@@ -159,7 +159,8 @@ fn parse_filter(filter: dpdk::ProtocolFilter) -> Result<RuleFilter, Failure> {
             dst_port_upper,
         })) => {
             let lowers = [src_port_lower, dst_port_lower];
-            let [source, destination] = ports("udp", lowers, [src_port_upper, dst_port_upper])?;
+            let uppers = [src_port_upper, dst_port_upper];
+            let [source, destination] = parse_ports("udp", lowers, uppers)?;
             Ok(RuleFilter::Udp {
                 source,
                 destination,

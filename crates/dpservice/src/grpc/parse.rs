@@ -110,3 +110,13 @@ pub(super) fn show(address: IpAddr) -> IpAddress {
 pub(super) fn text(address: Ipv6Addr) -> Vec<u8> {
     address.to_string().into_bytes()
 }
+
+/// Prefixes of an interface, with the underlay address of each, as the protocol shows them.
+pub(super) fn prefixes(found: Vec<(net::Prefix, Ipv6Addr)>) -> Vec<Prefix> {
+    let shown = found.into_iter().map(|(prefix, underlay)| Prefix {
+        ip: Some(show(prefix.address())),
+        length: u32::from(prefix.len()),
+        underlay_route: text(underlay),
+    });
+    shown.collect()
+}

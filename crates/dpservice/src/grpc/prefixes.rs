@@ -18,10 +18,9 @@ pub(super) async fn create(
     let created = service
         .worker
         .call(move |plane| plane.engine.create_prefix(&id, address, length, preferred));
-    let underlay = created.await??;
     Ok(dpdk::CreatePrefixResponse {
         status: None,
-        underlay_route: underlay.to_string().into_bytes(),
+        underlay_route: parse::text(created.await??),
     })
 }
 
@@ -49,18 +48,9 @@ pub(super) async fn list(
     let id = parse::id(request.interface_id, "interface_id")?;
     let found = service
         .worker
-        .call(move |plane| plane.engine.prefixes(&id).map(<[_]>::to_vec))
-        .await??;
-    let prefixes = found
-        .into_iter()
-        .map(|(prefix, underlay)| dpdk::Prefix {
-            ip: Some(parse::show(prefix.address())),
-            length: u32::from(prefix.len()),
-            underlay_route: underlay.to_string().into_bytes(),
-        })
-        .collect();
+        .call(move |plane| plane.engine.prefixes(&id).map(<[_]>::to_vec));
     Ok(dpdk::ListPrefixesResponse {
         status: None,
-        prefixes,
+        prefixes: parse::prefixes(found.await??),
     })
 }
