@@ -149,6 +149,52 @@ pub fn nic(object: &mut Value) {
     fill_status(object, "state", "Pending");
 }
 
+/// LoadBalancer: families from addresses, lengths of address templates. A Public one has no addresses of its own.
+pub fn load_balancer(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec") else {
+        return;
+    };
+    ips(spec);
+    if text(spec, "type") == Some("Public")
+        && let Some(map) = spec.as_object_mut()
+    {
+        map.remove("ips");
+    }
+}
+
+/// NetworkPolicy: a direction with rules is restricted; directions are sorted.
+pub fn network_policy(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let has_rules = |rules: &str| {
+        let list = spec.get(rules).and_then(Value::as_array);
+        list.is_some_and(|list| !list.is_empty())
+    };
+    let implied: Vec<&str> = [("egress", "Egress"), ("ingress", "Ingress")]
+        .into_iter()
+        .filter(|(rules, _)| has_rules(rules))
+        .map(|(_, word)| word)
+        .collect();
+    let given = match spec.get("policyTypes") {
+        None | Some(Value::Null) => Some(Vec::new()),
+        Some(list) => list.as_array().cloned(),
+    };
+    // What is no list of words is left for the schema to refuse; what is given twice, for the rules.
+    let Some(mut types) = given.filter(|list| list.iter().all(Value::is_string)) else {
+        return;
+    };
+    for word in implied {
+        if !types.iter().any(|given| given.as_str() == Some(word)) {
+            types.push(word.into());
+        }
+    }
+    types.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
+    if !types.is_empty() {
+        spec.insert("policyTypes".into(), types.into());
+    }
+}
+
 /// Network: state Pending.
 pub fn network(object: &mut Value) {
     fill_status(object, "state", "Pending");

@@ -4,7 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::macros::{kind, words};
-use crate::meta::{IpFamily, IpPrefix, LabelSelector, LocalObjectReference, ObjectMeta, Time};
+use crate::meta::{
+    Condition, IpFamily, IpPrefix, LabelSelector, LocalObjectReference, ObjectMeta, Time,
+};
 use crate::names::IPAM;
 
 /// Prefix is a block of addresses: a root of the address plan or a part of another Prefix.
@@ -68,6 +70,10 @@ pub struct PrefixStatus {
     /// Parts that were given away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub used: Vec<IpPrefix>,
+    /// Ready says whether the block is allocated, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
 
 /// Template of a Prefix.
@@ -135,4 +141,8 @@ pub struct PrefixAllocationStatus {
     /// When the phase changed last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_phase_transition_time: Option<Time>,
+    /// Ready says whether a block was given, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }

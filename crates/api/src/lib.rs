@@ -8,6 +8,7 @@
 pub mod apinet;
 mod builtin;
 pub mod compute;
+pub mod conditions;
 pub mod crd;
 pub mod defaults;
 pub mod field;
@@ -18,6 +19,7 @@ pub mod meta;
 pub mod metalnet;
 pub mod names;
 pub mod networking;
+mod networking_services;
 pub mod quantity;
 pub mod schema;
 pub mod table;

@@ -8,9 +8,18 @@ use serde::{Deserialize, Serialize};
 use crate::ipam::PrefixTemplateSpec;
 use crate::macros::{kind, words};
 use crate::meta::{
-    Ip, IpFamily, IpPrefix, LocalObjectReference, LocalUidReference, ObjectMeta, Time, UidReference,
+    Condition, Ip, IpFamily, IpPrefix, LocalObjectReference, LocalUidReference, ObjectMeta, Time,
+    UidReference,
 };
 use crate::names::NETWORKING;
+
+pub use crate::networking_services::{
+    IpBlock, LoadBalancer, LoadBalancerDestination, LoadBalancerPort, LoadBalancerRouting,
+    LoadBalancerSpec, LoadBalancerStatus, LoadBalancerTargetRef, LoadBalancerType,
+    NAT_PORTS_DEFAULT, NATGateway, NatGatewaySpec, NatGatewayStatus, NatGatewayType, NetworkPolicy,
+    NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec, NetworkPolicyStatus, ObjectSelector, PeerKind, PolicyType,
+};
 
 /// Network is an isolated layer-3 network: interfaces of one network reach each other, others do not.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
@@ -100,6 +109,10 @@ pub struct NetworkStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub peerings: Vec<NetworkPeeringStatus>,
+    /// Ready says whether the network may be used, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
 
 words! {
@@ -292,6 +305,10 @@ pub struct NetworkInterfaceStatus {
     /// Public address in use.
     #[serde(default, rename = "virtualIP", skip_serializing_if = "Option::is_none")]
     pub virtual_ip: Option<Ip>,
+    /// Ready says whether traffic flows, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }
 
 /// Template of a NetworkInterface.
@@ -344,4 +361,8 @@ pub struct VirtualIpStatus {
     /// The reserved address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip: Option<Ip>,
+    /// Ready says whether the address is reserved, and why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
 }

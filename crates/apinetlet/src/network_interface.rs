@@ -397,6 +397,7 @@ fn report(
         ips,
         prefixes,
         virtual_ip,
+        conditions: _,
     } = wanted;
     let moved = shown.state != state;
     let wanted = NetworkInterfaceStatus {
@@ -408,6 +409,7 @@ fn report(
             None if moved => timestamp(now_ms),
             _ => shown.last_state_transition_time.clone(),
         },
+        conditions: shown.conditions.clone(),
     };
     if shown == wanted {
         return None;
@@ -419,6 +421,7 @@ fn report(
         ips,
         prefixes,
         virtual_ip,
+        conditions: _,
     } = wanted;
     let status = json!({
         "state": state,
@@ -448,6 +451,7 @@ fn observed(made: &apinet::NetworkInterface) -> NetworkInterfaceStatus {
         prefixes: made.spec.prefixes.clone(),
         // The field holds one address; IPv4 comes first when both families are public.
         virtual_ip: public.min_by_key(|ip| ip.family()),
+        conditions: Vec::new(),
     }
 }
 

@@ -309,3 +309,49 @@ pub(super) fn nic_device(object: &Value) -> String {
         NONE.into()
     }
 }
+
+/// How many destinations a routing shows before it only counts them.
+const TARGETS_SHOWN: usize = 3;
+
+/// Addresses that a LoadBalancerRouting sends connections to.
+pub(super) fn routing_targets(object: &Value) -> String {
+    let all = list(object, "destinations");
+    let shown = join(
+        all.iter()
+            .take(TARGETS_SHOWN)
+            .map(|destination| string(destination, "ip").to_owned()),
+    );
+    match all.len().saturating_sub(TARGETS_SHOWN) {
+        0 => or(shown, "<unset>"),
+        more => format!("{shown} + {more} more"),
+    }
+}
+
+/// Interfaces that a NetworkPolicy restricts.
+pub(super) fn selected_interfaces(object: &Value) -> String {
+    selector(object, "spec.networkInterfaceSelector")
+}
+
+/// A label selector in the words of `kubectl get -l`.
+fn selector(object: &Value, path: &str) -> String {
+    let Some(selector) = at(object, path) else {
+        return NONE.into();
+    };
+    let labels = at(selector, "matchLabels").and_then(Value::as_object);
+    let equal = labels
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", plain(value)));
+    let expressions = list(selector, "matchExpressions").iter().map(|item| {
+        let key = string(item, "key");
+        let values = || join(list(item, "values").iter().map(plain));
+        match string(item, "operator") {
+            "In" => format!("{key} in ({})", values()),
+            "NotIn" => format!("{key} notin ({})", values()),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => "<error>".to_owned(),
+        }
+    });
+    or(join(equal.chain(expressions)), NONE)
+}

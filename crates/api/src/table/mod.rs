@@ -2,6 +2,7 @@
 
 mod columns;
 mod rows;
+mod services;
 
 use std::sync::LazyLock;
 
@@ -297,6 +298,7 @@ pub fn kinds() -> &'static [KindInfo] {
     static KINDS: LazyLock<Vec<KindInfo>> = LazyLock::new(|| {
         rows::OURS
             .iter()
+            .chain(services::SERVICES)
             .chain(crate::builtin::ROWS)
             .copied()
             .collect()

@@ -14,7 +14,7 @@ const fn no_rules(_: &serde_json::Value) -> Vec<crate::field::FieldError> {
     Vec::new()
 }
 
-const fn no_update_rules(
+pub(super) const fn no_update_rules(
     _: &serde_json::Value,
     _: &serde_json::Value,
 ) -> Vec<crate::field::FieldError> {
@@ -22,7 +22,7 @@ const fn no_update_rules(
 }
 
 /// What all our kinds have in common.
-const fn row(
+pub(super) const fn row(
     group: &'static str,
     kind: [&'static str; 4],
     scope: Scope,

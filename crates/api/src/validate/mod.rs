@@ -12,6 +12,7 @@ mod meta;
 pub mod metalnet;
 pub mod name;
 pub mod networking;
+pub mod networking_services;
 
 use std::collections::HashSet;
 

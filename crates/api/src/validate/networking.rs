@@ -190,7 +190,12 @@ fn one_of(at: &At<'_>, fields: &[&str], errors: &mut Errors) {
 }
 
 /// The name of the Prefix made for an ephemeral source must be a possible name.
-fn derived_name(source: &At<'_>, owner: &str, name: impl Fn() -> String, errors: &mut Errors) {
+pub(super) fn derived_name(
+    source: &At<'_>,
+    owner: &str,
+    name: impl Fn() -> String,
+    errors: &mut Errors,
+) {
     if owner.is_empty() || !source.field("ephemeral").is_present() {
         return;
     }
@@ -200,7 +205,7 @@ fn derived_name(source: &At<'_>, owner: &str, name: impl Fn() -> String, errors:
     }
 }
 
-fn ip_source(source: &At<'_>, family: Option<IpFamily>, errors: &mut Errors) {
+pub(super) fn ip_source(source: &At<'_>, family: Option<IpFamily>, errors: &mut Errors) {
     one_of(source, &["value", "ephemeral"], errors);
     let value = source.field("value");
     if let (Some(ip), Some(family)) = (value.ip(), family)

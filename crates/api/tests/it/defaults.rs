@@ -118,6 +118,10 @@ fn any_json() -> impl Strategy<Value = Value> {
             "prefixes",
             "name",
             "labels",
+            "type",
+            "policyTypes",
+            "ingress",
+            "destinations",
             "unknown",
         ]);
         prop_oneof![

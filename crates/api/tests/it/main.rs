@@ -11,6 +11,7 @@ mod defaults;
 mod identity;
 mod kinds;
 mod schemas;
+mod services;
 mod validation;
 
 use api::table::{KindInfo, by_kind};
