@@ -8,7 +8,7 @@ mod tidy;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 
 use crate::setup::Scope;
 use crate::shell::{cargo, run, step};
@@ -61,8 +61,8 @@ enum Task {
     },
     /// Run the benchmarks and compare them with their baselines.
     Bench {
-        /// Only these: packet, metalbond, store, server, lab.
-        names: Vec<String>,
+        /// Only these; all without a name.
+        names: Vec<Benchmark>,
     },
 }
 
@@ -157,32 +157,38 @@ fn ci() -> Result<()> {
     test(false)
 }
 
-/// Name, package and bench target of every benchmark.
-const BENCHMARKS: &[(&str, &str, &str)] = &[
-    ("packet", "dataplane", "packet"),
-    ("metalbond", "metalbond", "hub"),
-    ("store", "apiserver", "store"),
-    ("server", "apiserver", "server"),
-];
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Benchmark {
+    /// Instructions and cycles per packet.
+    Packet,
+    /// Routes and peers of a metalbond server.
+    Metalbond,
+    /// The API server's storage.
+    Store,
+    /// The API server over HTTP.
+    Server,
+    /// A whole region.
+    Lab,
+}
 
-fn bench(names: &[String]) -> Result<()> {
-    for name in names {
-        if name != "lab" && !BENCHMARKS.iter().any(|(n, _, _)| n == name) {
-            anyhow::bail!(
-                "no benchmark named {name}; there are: packet, metalbond, store, server, lab"
-            );
+/// Runs the chosen benchmarks, all for none.
+fn bench(chosen: &[Benchmark]) -> Result<()> {
+    for benchmark in Benchmark::value_variants() {
+        if !chosen.is_empty() && !chosen.contains(benchmark) {
+            continue;
         }
-    }
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
-    for (name, package, target) in BENCHMARKS {
-        if wanted(name) {
-            step(&format!("benchmark {name}"));
-            cargo(&["bench", "--package", package, "--bench", target])?;
-        }
-    }
-    if wanted("lab") {
-        step("benchmark lab");
-        lab("bench", true, &[])?;
+        step(&format!("benchmark {benchmark:?}"));
+        let (package, target) = match benchmark {
+            Benchmark::Packet => ("dataplane", "packet"),
+            Benchmark::Metalbond => ("metalbond", "hub"),
+            Benchmark::Store => ("apiserver", "store"),
+            Benchmark::Server => ("apiserver", "server"),
+            Benchmark::Lab => {
+                lab("bench", true, &[])?;
+                continue;
+            }
+        };
+        cargo(&["bench", "--package", package, "--bench", target])?;
     }
     Ok(())
 }

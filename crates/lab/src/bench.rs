@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::{self, MACHINE, NETWORK, NETWORK_INTERFACE, has_state};
 use crate::demo::{self, Region};
-use crate::{Name, UpArgs, commands, machines, probe, say, state};
+use crate::{commands, machines, probe, say, state};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -33,15 +33,7 @@ pub struct BenchArgs {
 /// # Errors
 /// The region did not come up or an object did not become ready.
 pub async fn bench(args: &BenchArgs) -> Result<()> {
-    let up = UpArgs {
-        name: Name {
-            name: args.name.clone(),
-        },
-        hypervisors: 2,
-        routers: 2,
-        state: None,
-    };
-    let region = demo::start(&up).await?;
+    let region = demo::start(&args.name).await?;
     let result = measure(&region, args).await;
     if !args.keep {
         commands::down(&args.name, false)?;

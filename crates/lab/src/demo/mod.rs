@@ -52,42 +52,53 @@ pub(crate) struct Region {
 /// # Errors
 /// The region could not be brought up or taken down.
 pub async fn demo(args: &DemoArgs) -> Result<ExitCode> {
+    in_a_region(&args.name, args.keep, async |region, report| {
+        show(region, args, report).await
+    })
+    .await
+}
+
+/// Brings a lab up, works in it until that is done or Ctrl-C, reports, and takes the lab down unless it shall be kept.
+pub(crate) async fn in_a_region(
+    name: &str,
+    keep: bool,
+    work: impl AsyncFnOnce(&Region, &mut Report) -> Result<()>,
+) -> Result<ExitCode> {
     let mut report = Report::start();
     report.chapter("A region on this machine");
-    let up_args = UpArgs {
-        name: Name {
-            name: args.name.clone(),
-        },
-        hypervisors: 2,
-        routers: 2,
-        state: None,
-    };
-    let region = start(&up_args).await?;
+    let region = start(name).await?;
     report.pass(
         "region up",
         "2 hypervisors, 2 routers, every part a process of its own",
     );
     let result = tokio::select! {
-        result = show(&region, args, &mut report) => result,
+        result = work(&region, &mut report) => result,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(err) = &result {
-        report.fail("demo", &format!("{err:#}"));
+        report.fail("stopped", &format!("{err:#}"));
     }
-    if args.keep {
+    if keep {
         report.note(&format!(
-            "the region stays up; take it down with: openkcm lab down --name {}",
-            args.name
+            "the region stays up; take it down with: openkcm lab down --name {name}"
         ));
     } else {
-        commands::down(&args.name, false)?;
+        commands::down(name, false)?;
     }
     Ok(report.finish())
 }
 
-/// Brings a lab up and gathers what the steps need.
-pub(crate) async fn start(args: &UpArgs) -> Result<Region> {
-    let (record, client) = up::up(args).await?;
+/// Brings a lab of two hypervisors and two routers up and gathers what the steps need.
+pub(crate) async fn start(name: &str) -> Result<Region> {
+    let args = UpArgs {
+        name: Name {
+            name: name.to_owned(),
+        },
+        hypervisors: 2,
+        routers: 2,
+        state: None,
+    };
+    let (record, client) = up::up(&args).await?;
     Ok(Region {
         topology: record.topology()?,
         layout: up::layout(&record)?,

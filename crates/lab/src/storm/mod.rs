@@ -20,7 +20,7 @@ use crate::demo::report::Report;
 use crate::demo::{self, EXAMPLE, Region};
 use crate::storm::frames::Target;
 use crate::topology::{API_PORT, METALBOND_HTTP_PORT, METALBOND_PORT};
-use crate::{Name, UpArgs, bench, commands, machines, network, probe, state};
+use crate::{bench, machines, network, probe, state};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A machine that forged its own hardware address is asked for the true one by dpservice's next periodic announcement, at most 30 s
@@ -59,28 +59,10 @@ pub struct StormArgs {
 /// # Errors
 /// The region could not be brought up or taken down.
 pub async fn storm(args: &StormArgs) -> Result<ExitCode> {
-    let mut report = Report::start();
-    report.chapter("A region on this machine");
-    let up = UpArgs {
-        name: Name {
-            name: args.name.clone(),
-        },
-        hypervisors: 2,
-        routers: 2,
-        state: None,
-    };
-    let region = demo::start(&up).await?;
-    let result = tokio::select! {
-        result = rage(&region, args, &mut report) => result,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-    };
-    if let Err(err) = &result {
-        report.fail("storm", &format!("{err:#}"));
-    }
-    if !args.keep {
-        commands::down(&args.name, false)?;
-    }
-    Ok(report.finish())
+    demo::in_a_region(&args.name, args.keep, async |region, report| {
+        rage(region, args, report).await
+    })
+    .await
 }
 
 async fn rage(region: &Region, args: &StormArgs, report: &mut Report) -> Result<()> {
