@@ -1,7 +1,12 @@
 //! `core.apinet.openkcm.dev/v1alpha1`: the region-wide coordination layer, OpenKCM-net.
 //!
 //! Public addresses and VNIs are handed out here. IPAddress and NetworkID are the lock objects that
-//! make double use impossible: each is named by the value it locks.
+//! make double use impossible: each is named by the value it locks. Load balancers with their Instances, NAT gateways and network
+//! policies are in the submodules.
+
+mod balance;
+mod nat;
+mod policy;
 
 use std::collections::BTreeMap;
 
@@ -9,8 +14,26 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::macros::{kind, words};
-use crate::meta::{Ip, IpFamily, IpPrefix, LocalObjectReference, LocalUidReference, ObjectMeta};
+use crate::meta::{
+    Condition, Ip, IpFamily, IpPrefix, LocalObjectReference, LocalUidReference, ObjectMeta,
+};
 use crate::names::APINET;
+
+pub use balance::*;
+pub use nat::*;
+pub use policy::*;
+
+/// An interface that traffic is for, and the hypervisor it is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetReference {
+    /// UID of the NetworkInterface; what the data plane matches.
+    pub uid: String,
+    /// Name of the NetworkInterface.
+    pub name: String,
+    /// Node of the NetworkInterface.
+    pub node_ref: LocalObjectReference,
+}
 
 /// IP is a public address of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
@@ -338,19 +361,43 @@ pub struct Node {
     /// Standard object metadata; the labels carry the meaning.
     #[serde(default)]
     pub metadata: ObjectMeta,
-    /// Empty.
+    /// Whether the hypervisor takes new work.
     #[serde(default)]
     pub spec: NodeSpec,
-    /// Empty.
+    /// Whether the hypervisor is alive.
     #[serde(default)]
     pub status: Option<NodeStatus>,
 }
 kind!(Node, APINET, "nodes", ClusterResourceScope, required spec, optional status);
 
-/// Nothing yet.
+/// Whether a hypervisor takes new work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeSpec {}
+pub struct NodeSpec {
+    /// No further Instance is put here; those that are here stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unschedulable: bool,
+}
 
-/// Nothing yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeStatus {}
+/// Whether a hypervisor is alive. Written by the node life cycle controller from the heartbeat lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeStatus {
+    /// `Ready` is True while heartbeats come and Unknown when they stop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+impl Node {
+    /// Reason of a Ready condition that is not True because the whole partition fell silent at once. That is the reporter's
+    /// failure, not that of every hypervisor: nothing is moved.
+    pub const PARTITION_SILENT: &'static str = "PartitionSilent";
+
+    /// True when the hypervisor must be taken for dead: its load balancer Instances are placed elsewhere, its interfaces are in
+    /// Error. A Node that nobody judges (no Ready condition) counts as alive.
+    pub fn is_lost(&self) -> bool {
+        let conditions = self.status.iter().flat_map(|status| &status.conditions);
+        conditions
+            .filter(|condition| condition.type_ == "Ready")
+            .any(|ready| ready.status != "True" && ready.reason != Self::PARTITION_SILENT)
+    }
+}

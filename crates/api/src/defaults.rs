@@ -267,3 +267,11 @@ pub fn apinet_nic(object: &mut Value) {
     publics.into_iter().flatten().for_each(ip_family);
     fill_status(object, "state", "Pending");
 }
+
+/// OpenKCM-net LoadBalancer: family of the addresses.
+pub fn apinet_load_balancer(object: &mut Value) {
+    let ips = object
+        .pointer_mut("/spec/ips")
+        .and_then(Value::as_array_mut);
+    ips.into_iter().flatten().for_each(ip_family);
+}

@@ -3,6 +3,7 @@
 //! An address or prefix is parsed once, here, by the rules of the API: strict dotted IPv4 (no leading
 //! zeros), IPv6 in any textual form, printed in canonical form; prefixes keep their host bits.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -176,6 +177,26 @@ impl From<IpNet> for IpPrefix {
     fn from(net: IpNet) -> Self {
         Self(net)
     }
+}
+
+/// Whether a label selector matches. An empty selector matches everything; an expression with an operator nobody knows matches
+/// nothing.
+pub fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let mut by_labels = selector.match_labels.iter().flatten();
+    let mut expressions = selector.match_expressions.iter().flatten();
+    by_labels.all(|(key, value)| labels.get(key) == Some(value))
+        && expressions.all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed =
+                value.is_some_and(|value| expression.values.iter().flatten().any(|v| v == value));
+            match expression.operator.as_str() {
+                "In" => listed,
+                "NotIn" => !listed,
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
 }
 
 macro_rules! text_scalar {

@@ -28,12 +28,17 @@ pub mod namespace {
     pub const METALNET: &str = "metalnet-system";
     /// Heartbeat leases of machine pools.
     pub const MACHINE_POOL_LEASE: &str = "openkcm-machinepool-lease";
+    /// Heartbeat leases of the nodes of a compute cluster.
+    pub const NODE_LEASE: &str = "kube-node-lease";
+    /// Heartbeat leases of OpenKCM-net Nodes whose compute cluster has an API server of its own.
+    pub const APINET_NODE_LEASE: &str = "openkcm-net-node-lease";
     /// All namespaces that exist from the first start on.
-    pub const BOOTSTRAP: [&str; 7] = [
+    pub const BOOTSTRAP: [&str; 8] = [
         "default",
         "kube-system",
         "kube-public",
-        "kube-node-lease",
+        NODE_LEASE,
+        APINET_NODE_LEASE,
         APINET,
         METALNET,
         MACHINE_POOL_LEASE,
@@ -58,6 +63,8 @@ pub mod label {
     pub const APINET_PARTITION: &str = "topology.core.apinet.openkcm.dev/partition";
     /// Zone of an OpenKCM-net Node.
     pub const APINET_ZONE: &str = "topology.core.apinet.openkcm.dev/zone";
+    /// Hash of the template that an Instance was made from.
+    pub const REVISION_HASH: &str = "apinet.openkcm.dev/controller-revision-hash";
     /// Machine id on OpenKCM-net network interfaces that a machine provider made.
     pub const MACHINE_ID: &str = "libvirt-provider.openkcm.dev/machine-id";
     /// Poollet: UID of the Machine a runtime machine belongs to.
@@ -90,6 +97,8 @@ pub mod annotation {
     pub const MANAGED_BY: &str = "common.openkcm.dev/managed-by";
     /// Asks a poollet for a reconcile.
     pub const RECONCILE_REQUESTED_AT: &str = "reconcile.common.openkcm.dev/requested-at";
+    /// When the user of an OpenKCM-net IP let go of it (RFC 3339). The data plane may still use the address.
+    pub const IP_RELEASED_AT: &str = "apinet.openkcm.dev/released-at";
     /// Poollet: generation of the Machine that the runtime machine was made from.
     pub const POOLLET_MACHINE_GENERATION: &str = "machinepoollet.openkcm.dev/machine-generation";
     /// Poollet: generation of the runtime machine whose status may be taken over.
@@ -110,6 +119,11 @@ pub mod finalizer {
     pub const MACHINE: &str = "machinepoollet.openkcm.dev/machine";
     /// Keeps an IPAddress until the claiming IP is gone.
     pub const IP_ADDRESS_PROTECTION: &str = "apinet.openkcm.dev/ipaddress-protection";
+    /// Keeps an OpenKCM-net IP that is being deleted until no user and no data plane has the address.
+    pub const IP_IN_USE: &str = "apinet.openkcm.dev/ip-in-use";
+    /// Keeps an OpenKCM-net LoadBalancer or NATGateway until no Instance or interface uses its addresses. An object without it has
+    /// never reached a data plane.
+    pub const DATA_PLANE: &str = "apinet.openkcm.dev/data-plane";
     /// apinetlet on a user Network.
     pub const APINETLET_NETWORK: &str = "apinet.openkcm.dev/network";
     /// apinetlet on a user NetworkInterface.

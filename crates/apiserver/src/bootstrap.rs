@@ -233,16 +233,20 @@ const ROLES: &[RoleRow] = &[
         rules: &[
             (
                 &[APINET],
+                &["networks", "networkinterfaces", "instances"],
+                CHANGE,
+            ),
+            (
+                &[APINET],
                 &[
-                    "networks",
-                    "networkinterfaces",
-                    "instances",
+                    "loadbalancers",
+                    "loadbalancerroutings",
+                    "natgateways",
+                    "nattables",
                     "networkpolicies",
                     "networkpolicyrules",
-                    "nattables",
-                    "loadbalancerroutings",
                 ],
-                CHANGE,
+                READ,
             ),
             (
                 &[APINET],

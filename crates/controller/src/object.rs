@@ -79,32 +79,8 @@ pub fn selects(
     selector: Option<&LabelSelector>,
     labels: Option<&BTreeMap<String, String>>,
 ) -> bool {
-    let Some(selector) = selector else {
-        return false;
-    };
-    let get = |key: &str| labels.and_then(|labels| labels.get(key));
-    let by_labels = selector
-        .match_labels
-        .iter()
-        .flatten()
-        .all(|(key, value)| get(key) == Some(value));
-    by_labels
-        && selector
-            .match_expressions
-            .iter()
-            .flatten()
-            .all(|expression| {
-                let value = get(&expression.key);
-                let listed = value
-                    .is_some_and(|value| expression.values.iter().flatten().any(|v| v == value));
-                match expression.operator.as_str() {
-                    "In" => listed,
-                    "NotIn" => !listed,
-                    "Exists" => value.is_some(),
-                    "DoesNotExist" => value.is_none(),
-                    _ => false,
-                }
-            })
+    let none = BTreeMap::new();
+    selector.is_some_and(|selector| api::meta::selects(selector, labels.unwrap_or(&none)))
 }
 
 /// Whether all these labels and annotations are on the object.

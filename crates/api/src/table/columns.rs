@@ -355,3 +355,20 @@ fn selector(object: &Value, path: &str) -> String {
     });
     or(join(equal.chain(expressions)), NONE)
 }
+
+/// Addresses of an OpenKCM-net LoadBalancer or NATGateway.
+pub(super) fn apinet_ips(object: &Value) -> String {
+    let entries = list(object, "spec.ips").iter();
+    let reserved = entries.map(|entry| string(entry, "ip").to_owned());
+    or(join(reserved.filter(|ip| !ip.is_empty())), NONE)
+}
+
+/// Bounds of an autoscaler.
+pub(super) fn autoscaler_bounds(object: &Value) -> String {
+    let bound = |path: &str, none: &str| at(object, path).map_or_else(|| none.to_owned(), plain);
+    format!(
+        "{}/{}",
+        bound("spec.minPublicIPs", "0"),
+        bound("spec.maxPublicIPs", "unlimited")
+    )
+}

@@ -1,5 +1,6 @@
 //! One row per served kind. Everything the server does per kind comes from its row.
 
+mod apinet_services;
 mod columns;
 mod rows;
 mod services;
@@ -75,7 +76,8 @@ pub enum Allocation {
     NetworkVni,
     /// OpenKCM-net IP: `spec.ip`, locked by an IPAddress.
     IpAddress,
-    /// OpenKCM-net NetworkInterface: an IP object for every entry of `spec.publicIPs`.
+    /// OpenKCM-net NetworkInterface, NATGateway, LoadBalancer of type Public: an IP object for every entry of `spec.publicIPs` or
+    /// `spec.ips`.
     PublicIps,
 }
 
@@ -299,6 +301,7 @@ pub fn kinds() -> &'static [KindInfo] {
         rows::OURS
             .iter()
             .chain(services::SERVICES)
+            .chain(apinet_services::ROWS)
             .chain(crate::builtin::ROWS)
             .copied()
             .collect()

@@ -466,7 +466,11 @@ pub(super) static OURS: &[KindInfo] = &[
             ["Node", "NodeList", "nodes", "node"],
             Cluster,
             schema!(crate::apinet::Node),
-            &[name_column(), age()],
+            &[
+                name_column(),
+                wide(text("State", pool_ready, "Ready condition of the node.")),
+                age(),
+            ],
         )
     },
     KindInfo {

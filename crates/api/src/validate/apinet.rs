@@ -17,7 +17,8 @@ pub fn ip(object: &Value) -> Errors {
     errors
 }
 
-fn family_match(family: &At<'_>, ip: &At<'_>, errors: &mut Errors) {
+/// The address must be of the family.
+pub(super) fn family_match(family: &At<'_>, ip: &At<'_>, errors: &mut Errors) {
     if let (Some(family), Some(value)) = (family.family(), ip.ip())
         && value.family() != family
     {
@@ -107,12 +108,7 @@ pub fn nic(object: &Value) -> Errors {
     let mut errors = Vec::new();
     let spec = At::root(object).field("spec");
     for name in ["nodeRef", "networkRef"] {
-        let reference = spec.field(name);
-        if reference.is_present() {
-            required(&reference.field("name"), &mut errors);
-        } else {
-            required(&reference, &mut errors);
-        }
+        named(&spec.field(name), &mut errors);
     }
     let ips = spec.field("ips");
     once_per_family(
@@ -137,6 +133,15 @@ pub fn nic(object: &Value) -> Errors {
     });
     once_per_family(outward, &mut errors);
     errors
+}
+
+/// A reference must be there and name something.
+pub(super) fn named(reference: &At<'_>, errors: &mut Errors) {
+    if reference.is_present() {
+        required(&reference.field("name"), errors);
+    } else {
+        required(reference, errors);
+    }
 }
 
 fn once_per_family<'a>(

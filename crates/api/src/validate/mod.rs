@@ -6,6 +6,7 @@
 //! treat such a value as absent and stay silent about it.
 
 pub mod apinet;
+pub mod apinet_services;
 pub mod compute;
 pub mod ipam;
 mod meta;
