@@ -171,7 +171,7 @@ fn names_in_the_table_are_unique_and_complete() {
             }
         }
     }
-    assert_eq!(kinds().iter().filter(|info| !info.builtin).count(), 21);
+    assert_eq!(kinds().iter().filter(|info| !info.builtin).count(), 30);
 }
 
 #[test]

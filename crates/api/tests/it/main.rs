@@ -6,6 +6,7 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod apinet;
 mod crds;
 mod defaults;
 mod identity;
