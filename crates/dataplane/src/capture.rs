@@ -1,7 +1,8 @@
 //! Packet capture: frames that come in on chosen ports are mirrored, whole, inside UDP over IPv6 to a receiver on the underlay.
 
 use crate::objects::CaptureSpec;
-use crate::tables::Uplink;
+use crate::packet::Packet;
+use crate::tables::{Tables, Uplink};
 use crate::verdict::PortId;
 use core::net::Ipv6Addr;
 use net::ethernet::{self, HEADER_LEN as ETHERNET_LEN};
@@ -59,5 +60,41 @@ impl Capture {
             to.copy_from_slice(&word.to_be_bytes());
         }
         Some(bytes)
+    }
+}
+
+impl Tables {
+    /// Whether frames that come in on a port are mirrored: the callers' cheap test before [`Tables::mirror`].
+    #[must_use]
+    #[inline]
+    pub fn is_capturing(&self, port: PortId) -> bool {
+        let capture = self.capture.as_ref();
+        capture.is_some_and(|capture| capture.covers(port))
+    }
+
+    /// Writes the mirror of a frame that came in on `port` to `packet` and returns the uplink to send it from. `None` if the port is not
+    /// captured, no uplink can be used, or the mirror does not fit.
+    #[must_use]
+    pub fn mirror(&self, port: PortId, frame: &[u8], packet: &mut dyn Packet) -> Option<PortId> {
+        let capture = self.capture.as_ref()?;
+        if !capture.covers(port) {
+            return None;
+        }
+        let usable = self.uplinks.iter().flatten();
+        let uplink = usable
+            .filter(|uplink| uplink.link && uplink.next_hop.is_some())
+            .min_by_key(|uplink| uplink.port)?;
+        let header = capture.header(self.settings.host, uplink, frame.len())?;
+        packet.clear();
+        if !packet.resize(CAPTURE_HEADER_LEN + frame.len()) {
+            packet.clear();
+            return None;
+        }
+        let (front, rest) = packet
+            .frame_mut()
+            .split_first_chunk_mut::<CAPTURE_HEADER_LEN>()?;
+        *front = header;
+        rest.copy_from_slice(frame);
+        Some(uplink.port)
     }
 }

@@ -97,6 +97,10 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(1..=300))]
     pub flow_timeout: u32,
 
+    /// What becomes of packets that no firewall rule of their interface accepts. observe: they pass, and are counted as if dropped.
+    #[arg(long, value_enum, default_value_t = Firewall::Enforce)]
+    pub firewall: Firewall,
+
     /// TCP port of the gRPC service.
     #[arg(long, value_name = "N", default_value_t = 1337,
           value_parser = clap::value_parser!(u16).range(1024..))]
@@ -175,6 +179,15 @@ pub enum UplinkDriver {
     AfXdp,
     /// A TAP device that this process creates: for tests without a fabric.
     Tap,
+}
+
+/// What the packet filter does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Firewall {
+    /// Drops.
+    Enforce,
+    /// Counts only: for trying rules out.
+    Observe,
 }
 
 /// Drivers of machine ports.

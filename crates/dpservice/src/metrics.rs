@@ -226,6 +226,16 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
             "Packets dropped because another packet thread did not keep up",
             thread.hand_over_full,
         ),
+        (
+            "mirrored",
+            "Frames sent to the receiver of a capture",
+            thread.mirrored,
+        ),
+        (
+            "mirror_failed",
+            "Frames of a capture that could not be sent to its receiver",
+            thread.mirror_failed,
+        ),
     ];
     for (name, help, value) in single {
         let counter: Counter = Counter::default();

@@ -1,13 +1,15 @@
 //! Puts the parts together: opens the uplinks, starts the packet thread, serves until told to stop.
 
-use crate::args::{Args, UplinkDriver};
+use crate::args::{Args, Firewall, UplinkDriver};
 use crate::devices::{self, Devices, Driver, Taps};
 use crate::grpc::{self, Health, Service, Serving};
 use crate::metrics;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Settings};
 use anyhow::Context;
-use dataplane::{Dhcp, Engine, EngineConfig, PortConfig, PortId, PortKind, UnderlaySeed};
+use dataplane::{
+    Dhcp, Engine, EngineConfig, FirewallMode, PortConfig, PortId, PortKind, UnderlaySeed,
+};
 use net::Mac;
 use ports::af_packet::Select;
 use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
@@ -310,6 +312,10 @@ fn engine_config(args: &Args, ports: Vec<PortConfig>) -> EngineConfig {
         flow_timeout_s: args.flow_timeout,
         underlay_seed: UnderlaySeed::Random(seed),
         hash_seed,
+        firewall: match args.firewall {
+            Firewall::Enforce => FirewallMode::Enforce,
+            Firewall::Observe => FirewallMode::Observe,
+        },
         ..EngineConfig::new(args.ipv6, ports)
     }
 }

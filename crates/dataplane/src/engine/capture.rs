@@ -1,11 +1,10 @@
-//! Starting and stopping captures, and the mirrored frame itself.
+//! Starting and stopping captures.
 
 use super::Engine;
-use crate::capture::{CAPTURE_HEADER_LEN, Capture};
+use crate::capture::Capture;
 use crate::config::PortKind;
 use crate::error::ConfigError;
 use crate::objects::{CapturePort, CaptureSpec};
-use crate::packet::Packet;
 use crate::verdict::PortId;
 use std::sync::Arc;
 
@@ -53,40 +52,6 @@ impl Engine {
     #[must_use]
     pub fn capture(&self) -> Option<&CaptureSpec> {
         self.tables.capture.as_ref().map(|capture| &capture.spec)
-    }
-
-    /// Whether anything is captured; the callers' cheap test before [`Engine::mirror`].
-    #[must_use]
-    #[inline]
-    pub fn is_capturing(&self, port: PortId) -> bool {
-        let capture = self.tables.capture.as_ref();
-        capture.is_some_and(|capture| capture.covers(port))
-    }
-
-    /// Writes the mirror of a frame that came in on `port` to `packet` and returns the uplink to send it from. `None` if the port is not
-    /// captured, no uplink can be used, or the mirror does not fit.
-    #[must_use]
-    pub fn mirror(&self, port: PortId, frame: &[u8], packet: &mut dyn Packet) -> Option<PortId> {
-        let capture = self.tables.capture.as_ref()?;
-        if !capture.covers(port) {
-            return None;
-        }
-        let usable = self.tables.uplinks.iter().flatten();
-        let uplink = usable
-            .filter(|uplink| uplink.link && uplink.next_hop.is_some())
-            .min_by_key(|uplink| uplink.port)?;
-        let header = capture.header(self.tables.settings.host, uplink, frame.len())?;
-        packet.clear();
-        if !packet.resize(CAPTURE_HEADER_LEN + frame.len()) {
-            packet.clear();
-            return None;
-        }
-        let (front, rest) = packet
-            .frame_mut()
-            .split_first_chunk_mut::<CAPTURE_HEADER_LEN>()?;
-        *front = header;
-        rest.copy_from_slice(frame);
-        Some(uplink.port)
     }
 
     /// An interface that goes is no longer captured; the capture itself stays.

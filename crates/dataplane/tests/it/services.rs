@@ -601,9 +601,9 @@ fn captures() {
     );
     let mut mirror = PacketBuf::new();
     let frame = [0x11_u8; 60];
-    assert_eq!(engine.mirror(VM3, &frame, &mut mirror), None);
-    assert!(engine.is_capturing(VM1) && !engine.is_capturing(VM3));
-    assert_eq!(engine.mirror(VM1, &frame, &mut mirror), Some(PF0));
+    assert_eq!(engine.tables().mirror(VM3, &frame, &mut mirror), None);
+    assert!(engine.tables().is_capturing(VM1) && !engine.tables().is_capturing(VM3));
+    assert_eq!(engine.tables().mirror(VM1, &frame, &mut mirror), Some(PF0));
     let mut expected = vec![
         0x02, 0, 0, 0, 0, 0xfe, 0x22, 0x22, 0x22, 0x22, 0x22, 0, 0x86, 0xdd,
     ];
@@ -615,7 +615,7 @@ fn captures() {
     expected.extend(frame);
     assert_eq!(hex(mirror.frame()), hex(&expected));
     assert_eq!(
-        engine.mirror(VM1, &[0; 2_000], &mut mirror),
+        engine.tables().mirror(VM1, &[0; 2_000], &mut mirror),
         None,
         "does not fit"
     );
@@ -627,7 +627,7 @@ fn captures() {
     );
     assert_eq!(engine.stop_capture(), Ok(2));
     assert_eq!(engine.capture(), None);
-    assert_eq!(engine.mirror(VM1, &frame, &mut mirror), None);
+    assert_eq!(engine.tables().mirror(VM1, &frame, &mut mirror), None);
 }
 
 #[test]

@@ -251,6 +251,9 @@ impl<P: Kind> Lane<P> {
         if count == 0 {
             return 0;
         }
+        if self.tables.is_capturing(port) {
+            self.mirror(port, count);
+        }
         let own = if self.to.len() > 1 {
             self.hand_over_foreign(port, count)
         } else {
@@ -258,6 +261,45 @@ impl<P: Kind> Lane<P> {
         };
         self.process(port, own);
         count
+    }
+
+    /// Sends copies of the first `count` packets, which came in on `port`, to the receiver of the capture.
+    fn mirror(&mut self, port: PortId, count: usize) {
+        for slot in 0..count {
+            let Some(packet) = self.packets.get(slot) else {
+                break;
+            };
+            let mirrored = P::holding(&[]).and_then(|mut copy| {
+                let uplink = self.tables.mirror(port, packet.frame(), &mut copy)?;
+                Some((uplink, copy))
+            });
+            match mirrored {
+                Some((uplink, copy)) => {
+                    self.counters.mirrored += 1;
+                    self.scratch.packet = copy;
+                    self.send_scratch(uplink);
+                }
+                None => self.counters.mirror_failed += 1,
+            }
+        }
+        self.wake_neighbours();
+    }
+
+    /// Sends the packet in the scratch place, or hands it to a thread that has a queue of the port.
+    fn send_scratch(&mut self, port: PortId) {
+        match self.ports.get_mut(port.index()) {
+            Some(Attachment {
+                queue: Some(queue), ..
+            }) => {
+                queue.tx_burst(&mut [&mut self.scratch.packet]);
+            }
+            Some(Attachment { queues, .. }) if *queues > 0 => {
+                let home = self.number % *queues;
+                (self.scratch.port, self.scratch.decided) = (port, true);
+                hand_over(&mut self.to, home, &mut self.scratch, &mut self.counters);
+            }
+            Some(_) | None => self.counters.no_device += 1,
+        }
     }
 
     /// Decides the first `count` packets, which came in on `port`, and sends them.

@@ -46,6 +46,10 @@ pub struct Counters {
     pub handed_over: u64,
     /// Packets dropped because the ring to that thread was full.
     pub hand_over_full: u64,
+    /// Frames mirrored by a capture.
+    pub mirrored: u64,
+    /// Frames of a capture that were not mirrored: no uplink to send from, too long, or no buffer.
+    pub mirror_failed: u64,
 }
 
 impl Counters {
@@ -57,12 +61,16 @@ impl Counters {
             sleeps,
             handed_over,
             hand_over_full,
+            mirrored,
+            mirror_failed,
         } = other;
         self.no_device += no_device;
         self.devices_lost += devices_lost;
         self.sleeps += sleeps;
         self.handed_over += handed_over;
         self.hand_over_full += hand_over_full;
+        self.mirrored += mirrored;
+        self.mirror_failed += mirror_failed;
     }
 }
 

@@ -58,6 +58,8 @@ impl Devices for MemoryDevices {
 pub struct Server {
     pub address: SocketAddr,
     pub devices: Arc<MemoryDevices>,
+    /// The other end of the uplink.
+    pub fabric: MemoryPeer,
     pub worker: worker::Handle,
     pub shutdown: CancellationToken,
     _tasks: JoinSet<anyhow::Result<()>>,
@@ -69,7 +71,7 @@ impl Server {
     }
 
     pub async fn start_with(list_ipv6_routes: bool, settings: Settings) -> Server {
-        let (uplink, _) = memory::pair("pf0", UPLINK_MAC, 9000).unwrap();
+        let (uplink, fabric) = memory::pair("pf0", UPLINK_MAC, 9000).unwrap();
         let mut ports = vec![PortConfig {
             name: uplink_device(0),
             kind: PortKind::Uplink(0),
@@ -107,6 +109,7 @@ impl Server {
         Server {
             address,
             devices,
+            fabric,
             worker,
             shutdown,
             _tasks: tasks,

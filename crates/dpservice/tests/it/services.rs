@@ -1,6 +1,6 @@
 //! The protocol of services: texts of bad input, codes of refusals, contents and order of lists.
 
-use crate::harness::{Client, Server, interface, ip, outcome, prefix};
+use crate::harness::{Client, DEADLINE, ROUTER_MAC, Server, interface, ip, outcome, prefix};
 use proto::dpdk;
 use proto::dpdk::captured_interface::Spec;
 use proto::dpdk::protocol_filter::Filter;
@@ -780,4 +780,43 @@ async fn captures() {
         .unwrap()
         .into_inner();
     assert_eq!(stopped.stopped_interface_cnt, 3);
+}
+
+#[tokio::test]
+async fn captured_frames_reach_the_receiver() {
+    let server = Server::start().await;
+    let mut client = machines(&server).await;
+    let start = dpdk::CaptureStartRequest {
+        capture_config: Some(dpdk::CaptureConfig {
+            sink_node_ip: ip("fc00:9::1"),
+            udp_src_port: 4_000,
+            udp_dst_port: 5_000,
+            interfaces: vec![captured(
+                dpdk::CaptureInterfaceType::SingleVf,
+                Some(Spec::VfName(b"vm1".to_vec())),
+            )],
+        }),
+    };
+    assert_eq!(outcome!(client.capture_start(start)), OK);
+    // Not even a frame that is dropped escapes.
+    let frame = [&[0xff; 12][..], &[0x88, 0xcc], &[7; 50]].concat();
+    assert!(server.machine(0).send(&frame));
+    assert!(server.machine(1).send(&frame), "not captured");
+    let mirrored = async {
+        loop {
+            match server.fabric.receive() {
+                // Announcements of the machines' addresses go this way, too.
+                Some(sent) if sent.get(20) == Some(&17) => return sent,
+                Some(_) => {}
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let mirrored = tokio::time::timeout(DEADLINE, mirrored).await.unwrap();
+    assert_eq!(mirrored.len(), 62 + frame.len());
+    assert_eq!(mirrored[..6], ROUTER_MAC.0);
+    assert_eq!(mirrored[54..58], [0x0f, 0xa0, 0x13, 0x88]);
+    assert_eq!(mirrored[62..], frame);
+    let counters = server.worker.counters().await.unwrap();
+    assert_eq!((counters.mirrored, counters.mirror_failed), (1, 0));
 }
