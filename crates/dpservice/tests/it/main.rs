@@ -7,6 +7,7 @@
     reason = "a failed expectation is a failed test; figures are printed for the record"
 )]
 
+mod capture;
 mod cli;
 mod config;
 mod conformance;
