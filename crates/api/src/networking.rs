@@ -305,10 +305,26 @@ pub struct NetworkInterfaceStatus {
     /// Public address in use.
     #[serde(default, rename = "virtualIP", skip_serializing_if = "Option::is_none")]
     pub virtual_ip: Option<Ip>,
+    /// Shared public addresses that outgoing connections appear from, and which of their ports.
+    #[serde(default, rename = "natIPs", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub nat_ips: Vec<NetworkInterfaceNatIp>,
     /// Ready says whether traffic flows, and why not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A shared public address and the ports that an interface uses of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkInterfaceNatIp {
+    /// The address.
+    pub ip: Ip,
+    /// First port.
+    pub port: i32,
+    /// Last port.
+    pub end_port: i32,
 }
 
 /// Template of a NetworkInterface.

@@ -6,6 +6,7 @@
 
 use api::{
     apinet,
+    conditions::{self, Verdict},
     ids::NetworkProviderId,
     ipam::Prefix,
     meta::UidReference,
@@ -99,12 +100,12 @@ impl NetworkController {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(user, finalizer::APINETLET_NETWORK));
         let shown = user.status.clone().unwrap_or_default();
-        if shown.state.is_none() && made.is_none() {
+        if made.is_none_or(|made| !is_usable(made)) {
             // Written first, so that a failing apply (no VNI left) leaves a state behind.
-            plan.push(Op::patch_status(
-                Target::of(user),
-                json!({ "state": NetworkState::Pending }),
-            ));
+            let verdict = Verdict::not_ready("Pending", "waits for a VNI");
+            let mut pending = shown.clone();
+            pending.state = Some(shown.state.unwrap_or(NetworkState::Pending));
+            plan.extend(status_patch(user, &shown, pending, verdict, world.now_ms()));
         }
         let marks = Marks::of(user, origin::NETWORK);
         let peerings = self.agreed_peerings(world, user);
@@ -130,7 +131,7 @@ impl NetworkController {
             let body = json!({ "spec": { "providerID": id.to_string() } });
             plan.push(Op::patch(Target::of(user), body));
         }
-        plan.extend(self.report(user, made, &shown));
+        plan.extend(self.report(user, made, &shown, world.now_ms()));
         plan
     }
 
@@ -183,7 +184,13 @@ impl NetworkController {
             .filter(|peer| is_usable(peer))
     }
 
-    fn report(&self, user: &Network, made: &apinet::Network, shown: &NetworkStatus) -> Option<Op> {
+    fn report(
+        &self,
+        user: &Network,
+        made: &apinet::Network,
+        shown: &NetworkStatus,
+        now_ms: u64,
+    ) -> Option<Op> {
         let mut wanted = shown.clone();
         wanted.state = Some(NetworkState::Available);
         wanted.peerings = if self.peering {
@@ -192,12 +199,35 @@ impl NetworkController {
         } else {
             Vec::new()
         };
-        if *shown == wanted {
-            return None;
-        }
-        let status = json!({ "state": wanted.state, "peerings": wanted.peerings });
-        Some(Op::patch_status(Target::of(user), status))
+        let note = format!("the network has VNI {}", made.spec.id);
+        let verdict = Verdict::ready("Available", note);
+        status_patch(user, shown, wanted, verdict, now_ms)
     }
+}
+
+fn status_patch(
+    user: &Network,
+    shown: &NetworkStatus,
+    wanted: NetworkStatus,
+    verdict: Verdict,
+    now_ms: u64,
+) -> Option<Op> {
+    let generation = user.metadata.generation;
+    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
+    if conditions.is_none() && *shown == wanted {
+        return None;
+    }
+    let NetworkStatus {
+        state,
+        peerings,
+        conditions: before,
+    } = wanted;
+    let status = json!({
+        "state": state,
+        "peerings": peerings,
+        "conditions": conditions.unwrap_or(before),
+    });
+    Some(Op::patch_status(Target::of(user), status))
 }
 
 fn is_usable(made: &apinet::Network) -> bool {

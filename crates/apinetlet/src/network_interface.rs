@@ -11,18 +11,16 @@ use api::{
     apinet,
     ids::{NetworkInterfaceProviderId, Origin, ephemeral_prefix_name},
     ipam::Prefix,
-    meta::{Ip, IpFamily, IpPrefix, Time},
+    meta::{Ip, IpFamily, IpPrefix},
     names::{finalizer, origin},
-    networking::{
-        Network, NetworkInterface, NetworkInterfaceState, NetworkInterfaceStatus, VirtualIP,
-    },
+    networking::{Network, NetworkInterface, VirtualIP},
 };
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object};
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
     filter::Filter,
+    interface_status,
     made::{self, COPIED_LABELS, Marks, copied_labels},
     prefixes,
 };
@@ -150,7 +148,11 @@ fn manage(world: &World, user: &NetworkInterface) -> Plan {
             &routed_prefixes(world, user),
         ));
     }
-    plan.extend(report(user, made.as_deref(), world.now_ms()));
+    plan.extend(interface_status::report(
+        user,
+        made.as_deref(),
+        world.now_ms(),
+    ));
     plan
 }
 
@@ -375,90 +377,6 @@ fn claim_virtual_ips(world: &World, user: &NetworkInterface) -> (Vec<(IpFamily, 
 
 fn set_target(vip: &VirtualIP, target: Value) -> Op {
     Op::locked(vip, json!({ "spec": { "targetRef": target } }))
-}
-
-/// The status patch, if anything differs. Without an interface behind it, a user interface is Pending and has no addresses.
-fn report(
-    user: &NetworkInterface,
-    made: Option<&apinet::NetworkInterface>,
-    now_ms: u64,
-) -> Option<Op> {
-    let shown = user.status.clone().unwrap_or_default();
-    let wanted = match made {
-        Some(made) => observed(made),
-        None => NetworkInterfaceStatus {
-            state: Some(NetworkInterfaceState::Pending),
-            ..NetworkInterfaceStatus::default()
-        },
-    };
-    let NetworkInterfaceStatus {
-        state,
-        last_state_transition_time,
-        ips,
-        prefixes,
-        virtual_ip,
-        conditions: _,
-    } = wanted;
-    let moved = shown.state != state;
-    let wanted = NetworkInterfaceStatus {
-        state,
-        ips,
-        prefixes,
-        virtual_ip,
-        last_state_transition_time: match last_state_transition_time {
-            None if moved => timestamp(now_ms),
-            _ => shown.last_state_transition_time.clone(),
-        },
-        conditions: shown.conditions.clone(),
-    };
-    if shown == wanted {
-        return None;
-    }
-    // Explicit empties: a merge patch only changes what it names.
-    let NetworkInterfaceStatus {
-        state,
-        last_state_transition_time,
-        ips,
-        prefixes,
-        virtual_ip,
-        conditions: _,
-    } = wanted;
-    let status = json!({
-        "state": state,
-        "lastStateTransitionTime": last_state_transition_time,
-        "ips": ips,
-        "prefixes": prefixes,
-        "virtualIP": virtual_ip,
-    });
-    Some(Op::patch_status(Target::of(user), status))
-}
-
-fn observed(made: &apinet::NetworkInterface) -> NetworkInterfaceStatus {
-    let state = made.status.as_ref().and_then(|status| status.state);
-    let state = match state {
-        Some(apinet::NetworkInterfaceState::Ready) => NetworkInterfaceState::Available,
-        Some(apinet::NetworkInterfaceState::Error) => NetworkInterfaceState::Error,
-        Some(apinet::NetworkInterfaceState::Pending) | None => NetworkInterfaceState::Pending,
-    };
-    let public = made
-        .status
-        .iter()
-        .flat_map(|status| status.public_ips.iter().copied());
-    NetworkInterfaceStatus {
-        state: Some(state),
-        last_state_transition_time: None,
-        ips: made.spec.ips.clone(),
-        prefixes: made.spec.prefixes.clone(),
-        // The field holds one address; IPv4 comes first when both families are public.
-        virtual_ip: public.min_by_key(|ip| ip.family()),
-        conditions: Vec::new(),
-    }
-}
-
-fn timestamp(now_ms: u64) -> Option<Time> {
-    // API times have whole seconds.
-    let seconds = i64::try_from(now_ms / 1000).ok()?;
-    Timestamp::from_second(seconds).ok().map(Time)
 }
 
 fn origin_of(made: &apinet::NetworkInterface) -> Option<Origin> {

@@ -1,4 +1,4 @@
-//! The shell of apinetlet: two clients, three controllers, one runner.
+//! The shell of apinetlet: two clients, one controller per kind, one runner.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,9 +11,12 @@ use controller::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Filter, NetworkController, NetworkInterfaceController, VirtualIpController};
+use crate::{
+    Filter, LoadBalancerController, NatBounds, NatGatewayController, NetworkController,
+    NetworkInterfaceController, NetworkPolicyController, VirtualIpController,
+};
 
-/// Keeps OpenKCM-net in step with what users say about networks, interfaces and virtual IPs.
+/// Keeps OpenKCM-net in step with what users say about networks, interfaces and their services.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Kubeconfig of the user API.
@@ -34,6 +37,15 @@ pub struct Args {
     /// Hand over no peerings and report none.
     #[arg(long)]
     pub disable_network_peering: bool,
+    /// Realize a load balancer only on nodes that have one of its destinations.
+    #[arg(long)]
+    pub is_node_affinity_aware: bool,
+    /// Fewest public addresses of a NAT gateway.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(i32).range(0..))]
+    pub nat_gateway_min_public_ips: i32,
+    /// Most public addresses of a NAT gateway.
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(i32).range(1..))]
+    pub nat_gateway_max_public_ips: i32,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -45,18 +57,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         Some(path) => client(Some(path)).await.context("--api-net-kubeconfig")?,
         None => user.clone(),
     };
-    let filter = Filter {
-        apinet_namespace: args.api_net_namespace.clone(),
-        namespace: args.namespace.clone(),
-        watch_filter: args.watch_filter.clone(),
-    };
-    let peering = !args.disable_network_peering;
+    let settings = Settings::of(&args)?;
     let build = {
         let user = user.clone();
         move || {
             let mut runner = Runner::new("apinetlet", Cluster::new(user));
             runner.cluster(Cluster::with_groups(apinet, &[names::APINET]));
-            for controller in controllers(&filter, peering) {
+            for controller in settings.controllers() {
                 runner.controller(controller, Options::default());
             }
             runner
@@ -72,14 +79,56 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     .await
 }
 
-fn controllers(filter: &Filter, peering: bool) -> [Arc<dyn Controller>; 3] {
-    let filter = || filter.clone();
-    [
-        Arc::new(NetworkController {
-            filter: filter(),
-            peering,
-        }),
-        Arc::new(NetworkInterfaceController { filter: filter() }),
-        Arc::new(VirtualIpController { filter: filter() }),
-    ]
+/// The flags as the controllers need them.
+struct Settings {
+    filter: Filter,
+    peering: bool,
+    node_affinity: bool,
+    bounds: NatBounds,
+}
+
+impl Settings {
+    fn of(args: &Args) -> anyhow::Result<Settings> {
+        let bounds = NatBounds {
+            min: args.nat_gateway_min_public_ips,
+            max: args.nat_gateway_max_public_ips,
+        };
+        anyhow::ensure!(
+            bounds.min <= bounds.max,
+            "--nat-gateway-min-public-ips {} is more than --nat-gateway-max-public-ips {}",
+            bounds.min,
+            bounds.max
+        );
+        Ok(Settings {
+            filter: Filter {
+                apinet_namespace: args.api_net_namespace.clone(),
+                namespace: args.namespace.clone(),
+                watch_filter: args.watch_filter.clone(),
+            },
+            peering: !args.disable_network_peering,
+            node_affinity: args.is_node_affinity_aware,
+            bounds,
+        })
+    }
+
+    fn controllers(&self) -> [Arc<dyn Controller>; 6] {
+        let filter = || self.filter.clone();
+        [
+            Arc::new(NetworkController {
+                filter: filter(),
+                peering: self.peering,
+            }),
+            Arc::new(NetworkInterfaceController { filter: filter() }),
+            Arc::new(VirtualIpController { filter: filter() }),
+            Arc::new(LoadBalancerController {
+                filter: filter(),
+                node_affinity: self.node_affinity,
+            }),
+            Arc::new(NatGatewayController {
+                filter: filter(),
+                bounds: self.bounds,
+            }),
+            Arc::new(NetworkPolicyController { filter: filter() }),
+        ]
+    }
 }

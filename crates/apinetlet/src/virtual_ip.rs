@@ -5,6 +5,7 @@
 
 use api::{
     apinet,
+    conditions::{self, Verdict},
     meta::Ip,
     names::{finalizer, manager, origin},
     networking::VirtualIP,
@@ -76,22 +77,19 @@ impl Controller for VirtualIpController {
         if object::is_deleting(&*user) {
             return delete(world, &user, made.as_deref());
         }
-        self.realize(&user, made.as_deref())
+        self.realize(world, &user, made.as_deref())
     }
 }
 
 impl VirtualIpController {
-    fn realize(&self, user: &VirtualIP, made: Option<&apinet::IP>) -> Plan {
+    fn realize(&self, world: &World, user: &VirtualIP, made: Option<&apinet::IP>) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(user, finalizer::APINETLET_VIRTUAL_IP));
-        let shown = user.status.as_ref().and_then(|status| status.ip);
         let address = made
             .filter(|made| !object::is_deleting(*made))
             .and_then(|made| made.spec.ip);
-        if shown != address && shown.is_some() {
-            // Before the apply: an address that is no longer ours must not be shown, even if the apply fails.
-            plan.push(set_address(user, address));
-        }
+        // Before the apply: an address that is no longer ours must not be shown, even if the apply fails.
+        plan.extend(report(user, address, world.now_ms()));
         let marks = Marks::of(user, origin::VIRTUAL_IP);
         if !made.is_some_and(|made| marks.are_on(made)) {
             let target =
@@ -102,15 +100,24 @@ impl VirtualIpController {
             });
             plan.push(Op::apply(target, manager::APINETLET, body));
         }
-        if shown.is_none() && address.is_some() {
-            plan.push(set_address(user, address));
-        }
         plan
     }
 }
 
-fn set_address(user: &VirtualIP, address: Option<Ip>) -> Op {
-    Op::patch_status(Target::of(user), json!({ "ip": address }))
+fn report(user: &VirtualIP, address: Option<Ip>, now_ms: u64) -> Option<Op> {
+    let shown = user.status.clone().unwrap_or_default();
+    let verdict = match address {
+        Some(address) => Verdict::ready("AddressReserved", format!("{address} is reserved")),
+        None => Verdict::not_ready("AddressPending", "waits for a public address"),
+    };
+    let generation = user.metadata.generation;
+    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
+    if conditions.is_none() && shown.ip == address {
+        return None;
+    }
+    let conditions = conditions.unwrap_or(shown.conditions);
+    let status = json!({ "ip": address, "conditions": conditions });
+    Some(Op::patch_status(Target::of(user), status))
 }
 
 fn delete(world: &World, user: &VirtualIP, made: Option<&apinet::IP>) -> Plan {
