@@ -5,8 +5,11 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod load_balancer;
+mod nat_gateway;
 mod network;
 mod network_interface;
+mod network_policy;
 mod peering;
 mod region;
 mod virtual_ip;

@@ -30,9 +30,11 @@ fn a_network_gets_its_vni_and_becomes_available() {
     );
     assert_eq!(user.spec.provider_id, expected);
     assert_eq!(
-        user.status.expect("status").state,
+        user.status.as_ref().expect("status").state,
         Some(NetworkState::Available)
     );
+    let status = user.status.expect("status");
+    assert_eq!(crate::region::reason(&status.conditions), "Available");
     assert_eq!(
         user.metadata.finalizers,
         Some(vec![finalizer::APINETLET_NETWORK.to_owned()])

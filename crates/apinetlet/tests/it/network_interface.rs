@@ -82,6 +82,10 @@ fn provided(sim: &Sim) -> apinet::NetworkInterface {
     sim.get(APINET_NS, "provided").expect("provided interface")
 }
 
+fn why(sim: &Sim) -> String {
+    crate::region::reason(&user(sim).status.expect("status").conditions)
+}
+
 fn state(sim: &Sim) -> Option<NetworkInterfaceState> {
     user(sim).status.and_then(|status| status.state)
 }
@@ -367,4 +371,65 @@ fn prefixes_made_for_the_interface_are_routed_once_allocated() {
     let expected = json!(["10.1.0.16/28", "10.9.0.0/24", "10.1.0.32/28"]);
     assert_eq!(json!(provided(&sim).spec.prefixes), expected);
     assert_eq!(json!(user(&sim).status.expect("status").prefixes), expected);
+}
+
+#[test]
+fn the_condition_says_what_is_missing() {
+    let mut sim = region();
+    users(&mut sim, json!({}));
+    assert_eq!(why(&sim), "!NotAttached");
+    sim.edit::<NetworkInterface>(NS, "nic", |nic| {
+        nic.spec.provider_id = "openkcm-net://a/b".to_owned();
+    });
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "!HandleInvalid");
+    sim.edit::<NetworkInterface>(NS, "nic", |nic| {
+        nic.spec.provider_id = format!("openkcm-net://{APINET_NS}/b/part.node/nobody");
+    });
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "!InterfaceNotFound");
+    provide(&mut sim);
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "!HypervisorPending");
+    ready(&mut sim);
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "Available");
+    sim.edit::<apinet::NetworkInterface>(APINET_NS, "provided", |nic| {
+        nic.status = serde_json::from_value(json!({ "state": "Error" })).expect("a status");
+    });
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "!HypervisorError");
+}
+
+#[test]
+fn what_hypervisors_translate_is_shown() {
+    let mut sim = region();
+    users(&mut sim, json!({}));
+    provide(&mut sim);
+    sim.edit::<apinet::NetworkInterface>(APINET_NS, "provided", |nic| {
+        nic.status = serde_json::from_value(json!({
+            "state": "Ready",
+            "publicIPs": ["2001:db8::7"],
+            "natIPs": [
+                { "ip": "198.51.100.7", "port": 2048, "endPort": 3071 },
+                { "port": 1, "endPort": 2 },
+            ],
+        }))
+        .expect("a status");
+    });
+    sim.settle().expect("settles");
+    let status = user(&sim).status.expect("status");
+    assert_eq!(
+        json!(status.nat_ips),
+        json!([{ "ip": "198.51.100.7", "port": 2048, "endPort": 3071 }])
+    );
+    assert_eq!(
+        json!(status.virtual_ip),
+        json!("2001:db8::7"),
+        "also a public address of the other family"
+    );
+    sim.edit::<apinet::NetworkInterface>(APINET_NS, "provided", |nic| nic.status = None);
+    sim.settle().expect("settles");
+    let status = user(&sim).status.expect("status");
+    assert!(status.nat_ips.is_empty() && status.virtual_ip.is_none());
 }

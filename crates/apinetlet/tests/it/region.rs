@@ -2,15 +2,22 @@
 
 use std::sync::Arc;
 
-use api::apinet;
-use apinetlet::{Filter, NetworkController, NetworkInterfaceController, VirtualIpController};
+use api::{
+    apinet, conditions,
+    meta::{Condition, IpFamily},
+    networking::Network,
+};
+use apinetlet::{
+    Filter, LoadBalancerController, NatBounds, NatGatewayController, NetworkController,
+    NetworkInterfaceController, NetworkPolicyController, VirtualIpController,
+};
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object, sim::Sim};
 use serde_json::json;
 
 pub const NS: &str = "default";
 pub const APINET_NS: &str = "openkcm-net-system";
 
-/// Fills in `spec.id` of Networks and `spec.ip` of IPs, from their names so that the result does not depend on order.
+/// Fills in `spec.id` of Networks, `spec.ip` of IPs and the addresses of public load balancers, from their names so that the result does not depend on order.
 pub struct Reservations;
 
 impl Controller for Reservations {
@@ -22,6 +29,7 @@ impl Controller for Reservations {
         vec![
             Watch::<apinet::Network>::new().own_key().build(),
             Watch::<apinet::IP>::new().own_key().build(),
+            Watch::<apinet::LoadBalancer>::new().own_key().build(),
         ]
     }
 
@@ -43,6 +51,23 @@ impl Controller for Reservations {
                 json!({ "spec": { "ip": address } }),
             ));
         }
+        if let Some(balancer) = world.by_key::<apinet::LoadBalancer>(key)
+            && balancer.spec.type_ == apinet::LoadBalancerType::Public
+            && balancer.spec.ips.iter().any(|entry| entry.ip.is_none())
+        {
+            let mut ips = balancer.spec.ips.clone();
+            for entry in &mut ips {
+                let address = match entry.ip_family {
+                    Some(IpFamily::IPv6) => format!("2001:db8::{:x}", number % 0xffff),
+                    Some(IpFamily::IPv4) | None => {
+                        format!("198.51.{}.{}", number / 256 % 256, number % 256)
+                    }
+                };
+                entry.ip = address.parse().ok();
+            }
+            let body = json!({ "spec": { "ips": ips } });
+            plan.push(Op::patch(Target::of(&*balancer), body));
+        }
         plan
     }
 }
@@ -60,6 +85,11 @@ pub fn region() -> Sim {
 }
 
 pub fn region_with(filter: Filter) -> Sim {
+    region_of(filter, false)
+}
+
+/// With `node_affinity`, load balancers are wanted only where a destination is.
+pub fn region_of(filter: Filter, node_affinity: bool) -> Sim {
     Sim::new(vec![
         Arc::new(NetworkController {
             filter: filter.clone(),
@@ -68,9 +98,34 @@ pub fn region_with(filter: Filter) -> Sim {
         Arc::new(NetworkInterfaceController {
             filter: filter.clone(),
         }),
+        Arc::new(LoadBalancerController {
+            filter: filter.clone(),
+            node_affinity,
+        }),
+        Arc::new(NatGatewayController {
+            filter: filter.clone(),
+            bounds: NatBounds { min: 1, max: 10 },
+        }),
+        Arc::new(NetworkPolicyController {
+            filter: filter.clone(),
+        }),
         Arc::new(VirtualIpController { filter }),
         Arc::new(Reservations),
     ])
+}
+
+/// A user Network without peerings.
+pub fn network(sim: &mut Sim, name: &str) {
+    let network: Network =
+        object(json!({ "metadata": { "name": name, "namespace": NS }, "spec": {} }));
+    sim.put(&network);
+}
+
+/// Reason of the condition Ready, with `!` in front when it does not hold.
+pub fn reason(conditions: &[Condition]) -> String {
+    let ready = conditions::find(conditions, conditions::READY).expect("a condition Ready");
+    let negated = if ready.status == "True" { "" } else { "!" };
+    format!("{negated}{}", ready.reason)
 }
 
 /// An object, or a part of one, from JSON without the type fields.
