@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("procps", "sysctl"),
     ("ethtool", "offload settings of links"),
     ("iputils-ping", "ping inside machines"),
+    ("curl", "HTTP between machines"),
     ("iperf3", "throughput between machines"),
     ("tcpdump", "packet capture"),
     ("udhcpc", "DHCPv4 client of machines"),

@@ -57,7 +57,7 @@ const IMPURE: &[&str] = &[
 const UNSAFE: &[&str] = &[
     "crates/dpdk/",
     "crates/ports/",
-    "crates/dataplane/benches/packet.rs",
+    "crates/dataplane/benches/packet/main.rs",
     "crates/dataplane/tests/it/memory.rs",
 ];
 

@@ -11,13 +11,11 @@
 //! a quarter of a second. They drift with the machine; instructions do not, so only those are held against a baseline.
 //! A packet is restored to its 64 bytes before every burst; that copying is measured alone and subtracted.
 
-use dataplane::{
-    Engine, EngineConfig, Instant, InterfaceSpec, Metering, PacketBuf, PortConfig, PortId,
-    PortKind, Verdict, Worker,
-};
-use net::{Mac, Vni};
+mod scene;
+
+use crate::scene::Scene;
+use dataplane::{Instant, PacketBuf, PortId, Verdict};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -67,6 +65,16 @@ enum Work {
     Miss,
     /// Machine to uplink, every packet the first of its flow after a change of configuration.
     Redecide,
+    /// Machine to the internet by network NAT.
+    NatOut,
+    /// The answers to that.
+    NatIn,
+    /// Machine to the internet with an address of its own.
+    VipOut,
+    /// The answers to that.
+    VipIn,
+    /// From the internet through a load balancer to a target on this host.
+    Balance,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,20 +127,23 @@ const CASES: &[Case] = &[
         burst: 256,
         ..case("burst256-encap-1m", Work::Encap, 1_000_000)
     },
+    case("hit-nat-out-1k", Work::NatOut, 1_000),
+    case("hit-nat-in-1k", Work::NatIn, 1_000),
+    case("hit-vip-out-1k", Work::VipOut, 1_000),
+    case("hit-vip-in-1k", Work::VipIn, 1_000),
+    case("hit-balance-1k", Work::Balance, 1_000),
     case("redecide-16k", Work::Redecide, 16_000),
     case("miss", Work::Miss, 1_000_000),
 ];
 
 struct Bench {
-    engine: Engine,
-    worker: Worker,
-    port: PortId,
-    /// One frame of every flow.
-    frames: Vec<Vec<u8>>,
+    scene: Scene,
     packets: Vec<PacketBuf>,
     verdicts: Vec<Verdict>,
     burst: usize,
     redecide: bool,
+    /// Of the second uplink, which nothing uses: its changes make every decision stale.
+    link: bool,
     next: usize,
     now: Instant,
     /// Made while packets were processed.
@@ -215,71 +226,16 @@ fn run(arguments: Vec<String>) -> Result<(), String> {
     Ok(())
 }
 
-// ---- set-up ------------------------------------------------------------------------------------------------------------------
-
-fn interface(id: &str, port: u16, host: u8) -> InterfaceSpec {
-    InterfaceSpec {
-        id: id.to_owned(),
-        device: format!("net_tap{port}"),
-        vni: Vni::new(100).unwrap_or(Vni::MAX),
-        ipv4: Some(Ipv4Addr::new(10, 0, 0, host)),
-        ipv6: Some(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, u16::from(host))),
-        pxe: None,
-        metering: Metering::default(),
-        preferred_underlay: None,
-        hostname: None,
-    }
-}
+// ---- the loop ----------------------------------------------------------------------------------------------------------------
 
 fn bench(case: &Case) -> Result<Bench, String> {
-    let ports = (0..4_u8).map(|index| PortConfig {
-        name: format!("net_tap{index}"),
-        kind: if index < 2 {
-            PortKind::Uplink(index)
-        } else {
-            PortKind::Machine
-        },
-        mac: Mac([2, 0, 0, 0, 0, index]),
-    });
-    let host = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
-    let neighbour = Ipv6Addr::new(0xfc00, 2, 0, 0, 0xd000, 0, 0, 1);
-    let mut config = EngineConfig::new(host, ports.collect());
-    config.limits.flows_max = case.flows.max(100_000) + 100_000;
-    let mut engine = Engine::new(config);
-    engine.set_next_hop(UPLINK, Some(Mac([2, 0, 0, 0, 1, 0])));
-    let error = |error: dataplane::ConfigError| error.to_string();
-    let underlay = engine
-        .create_interface(interface("a", 2, 1))
-        .map_err(error)?
-        .underlay;
-    engine
-        .create_interface(interface("b", 3, 2))
-        .map_err(error)?;
-    let vni = Vni::new(100).unwrap_or(Vni::MAX);
-    let v6_net = IpAddr::V6(Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0));
-    for (prefix, length) in [(IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16), (v6_net, 32)] {
-        engine
-            .create_route(vni, prefix, length, IpAddr::V6(neighbour), 100)
-            .map_err(error)?;
-    }
-    let frames = (0..case.flows)
-        .map(|flow| frame(case, flow, neighbour, underlay))
-        .collect();
-    let worker = engine.worker();
-    let port = if case.work == Work::Decap {
-        UPLINK
-    } else {
-        MACHINE
-    };
     let mut bench = Bench {
-        engine,
-        worker,
-        port,
-        frames,
+        scene: scene::scene(case)?,
         packets: (0..case.burst).map(|_| PacketBuf::new()).collect(),
         verdicts: vec![Verdict::Transmit(UPLINK); case.burst],
         burst: case.burst,
         redecide: case.work == Work::Redecide,
+        link: false,
         next: 0,
         now: Instant::from_secs(10),
         allocations: 0,
@@ -288,84 +244,6 @@ fn bench(case: &Case) -> Result<Bench, String> {
         bench.warm_up(case.flows);
     }
     Ok(bench)
-}
-
-/// A 64-byte frame (without check sequence: 60) with its own destination and source port; tunnelled for decapsulation.
-fn frame(case: &Case, flow: u32, neighbour: Ipv6Addr, underlay: Ipv6Addr) -> Vec<u8> {
-    let [_, high, middle, low] = flow.to_be_bytes();
-    let mut udp = Vec::new();
-    udp.extend((1024 + u16::from_be_bytes([middle, low]) % 60_000).to_be_bytes());
-    udp.extend(4242_u16.to_be_bytes());
-    let payload_len: u16 = if case.ipv6 { 6 } else { 18 };
-    udp.extend((8 + payload_len).to_be_bytes());
-    udp.extend(vec![0; usize::from(payload_len) + 2]);
-    let ip = if case.ipv6 {
-        let far = Ipv6Addr::new(
-            0x2001,
-            0,
-            0,
-            0,
-            0,
-            0,
-            u16::from(high) + 1,
-            u16::from_be_bytes([middle, low]),
-        );
-        let near = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
-        let (from, to) = if case.work == Work::Decap {
-            (far, near)
-        } else {
-            (near, far)
-        };
-        let header = net::ipv6::Header {
-            payload_len: 8 + payload_len,
-            next_header: 17,
-            hop_limit: 64,
-            source: from,
-            destination: to,
-        };
-        [&header.emit()[..], &udp].concat()
-    } else {
-        let far = match case.work {
-            Work::Local => Ipv4Addr::new(10, 0, 0, 2),
-            Work::Encap | Work::Decap | Work::Miss | Work::Redecide => {
-                Ipv4Addr::new(10, 1, high, (flow / 60_000) as u8)
-            }
-        };
-        let near = Ipv4Addr::new(10, 0, 0, 1);
-        let (from, to) = if case.work == Work::Decap {
-            (far, near)
-        } else {
-            (near, far)
-        };
-        let header = net::ipv4::Header {
-            payload_len: 8 + payload_len,
-            ttl: 64,
-            protocol: 17,
-            source: from,
-            destination: to,
-        };
-        [&header.emit()[..], &udp].concat()
-    };
-    let (to, from) = (Mac([2, 0, 0, 0, 0, 2]), Mac([2, 0, 0, 0, 0, 9]));
-    if case.work == Work::Decap {
-        let next_header = if case.ipv6 { 41 } else { 4 };
-        let outer = net::ipv6::Header {
-            payload_len: ip.len() as u16,
-            next_header,
-            hop_limit: 64,
-            source: neighbour,
-            destination: underlay,
-        };
-        [
-            &net::ethernet::header(to, from, 0x86dd)[..],
-            &outer.emit(),
-            &ip,
-        ]
-        .concat()
-    } else {
-        let ethertype = if case.ipv6 { 0x86dd } else { 0x0800 };
-        [&net::ethernet::header(to, from, ethertype)[..], &ip].concat()
-    }
 }
 
 impl Bench {
@@ -380,11 +258,11 @@ impl Bench {
 
     fn fill(&mut self) {
         for packet in &mut self.packets {
-            if let Some(frame) = self.frames.get(self.next) {
+            if let Some(frame) = self.scene.frames.get(self.next) {
                 let _ = packet.fill(frame);
             }
             self.next += 1;
-            if self.next >= self.frames.len() {
+            if self.next >= self.scene.frames.len() {
                 self.next = 0;
             }
         }
@@ -393,12 +271,12 @@ impl Bench {
     fn process(&mut self) {
         if self.redecide && self.next <= self.burst {
             // Once per round over all flows: the next packet of each meets another epoch.
-            let up = self.engine.tables().epoch().is_multiple_of(2);
-            self.engine.set_link(PortId(1), up);
+            self.link = !self.link;
+            self.scene.engine.set_link(PortId(1), self.link);
         }
-        self.engine.process_burst(
-            &mut self.worker,
-            self.port,
+        self.scene.engine.process_burst(
+            &mut self.scene.worker,
+            self.scene.port,
             &mut self.packets,
             &mut self.verdicts,
             self.now,
@@ -488,9 +366,9 @@ fn window(bench: &mut Bench, work: bool) -> f64 {
 
 /// Nanoseconds per new flow: all flows once through an empty table.
 fn misses(bench: &mut Bench, work: bool) -> f64 {
-    bench.worker = bench.engine.worker();
+    bench.scene.worker = bench.scene.engine.worker();
     bench.next = 0;
-    let bursts = bench.frames.len() / bench.burst;
+    let bursts = bench.scene.frames.len() / bench.burst;
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     let start = clock();
     for _ in 0..bursts {
@@ -556,7 +434,7 @@ fn count_instructions(name: &str, bursts: usize, work: bool) -> Result<u64, Stri
 fn instructions<'a>(cases: impl Iterator<Item = &'a Case>, update: bool) -> Result<(), String> {
     const BURSTS: usize = 64;
     const TOLERANCE: f64 = 0.005;
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/baseline.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/packet/baseline.json");
     let baseline = std::fs::read_to_string(path).unwrap_or_default();
     let (mut lines, mut worse) = (Vec::new(), Vec::new());
     for case in cases.filter(|case| case.flows <= 16_000 || case.work == Work::Miss) {
