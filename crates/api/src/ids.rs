@@ -170,6 +170,19 @@ pub fn ephemeral_prefix_name(nic: &str, index: usize) -> String {
     format!("{nic}-pf-{index}")
 }
 
+/// Name of a PrefixAllocation made for a Prefix. `request` says what it asks for and how often that was tried, so that another
+/// request gets another name. The prefix's name is cut so that the result stays a name.
+pub fn allocation_name(prefix: &str, uid: &str, request: &str) -> String {
+    const SUFFIX: usize = 5;
+    let digest: String = uuid5_sha256(&format!("{uid}/{request}"))
+        .chars()
+        .take(SUFFIX)
+        .collect();
+    let room = validate::name::SUBDOMAIN_MAX - SUFFIX - 1;
+    let head: String = prefix.chars().take(room).collect();
+    format!("{}-{digest}", head.trim_end_matches(['-', '.']))
+}
+
 /// Value of the label [`names::label::IP`]: a label value may not hold `:` nor start or end with `-`.
 /// The reference breaks on addresses such as `2001:db8::`; padding with `0` keeps the value unique,
 /// because `0` in front of or behind `::` is the same address.

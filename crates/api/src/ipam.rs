@@ -70,10 +70,25 @@ pub struct PrefixStatus {
     /// Parts that were given away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub used: Vec<IpPrefix>,
+    /// Which PrefixAllocation has which of these parts. Written together with used, under the version of the Prefix, so that no
+    /// two writers can give one part away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<PrefixGrant>,
     /// Ready says whether the block is allocated, and why not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A part of a Prefix and who has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PrefixGrant {
+    /// Name of the PrefixAllocation, in the same namespace.
+    pub name: String,
+    /// UID of the PrefixAllocation.
+    pub uid: String,
+    /// The part.
+    pub prefix: IpPrefix,
 }
 
 /// Template of a Prefix.

@@ -93,6 +93,8 @@ pub mod annotation {
     pub const EPHEMERAL_MANAGED_BY: &str = "common.openkcm.dev/ephemeral-managed-by";
     /// Value of [`EPHEMERAL_MANAGED_BY`].
     pub const EPHEMERAL_MANAGER: &str = "ephemeral-manager";
+    /// How often a Prefix had asked before it made this PrefixAllocation; absent means never.
+    pub const ALLOCATION_ATTEMPT: &str = "ipam.openkcm.dev/attempt";
     /// Externally managed: our parts ignore the object.
     pub const MANAGED_BY: &str = "common.openkcm.dev/managed-by";
     /// Asks a poollet for a reconcile.
@@ -167,6 +169,8 @@ pub mod manager {
     pub const PROVIDER: &str = "networking.openkcm.dev/libvirt-provider";
     /// Controllers of the user API.
     pub const CORE: &str = "openkcm.dev/controller-manager";
+    /// The controller of the user API that fills LoadBalancerRoutings.
+    pub const LOAD_BALANCER: &str = "loadbalancers.networking.openkcm.dev";
     /// metalnet on its own objects.
     pub const METALNET: &str = "networking.metalnet.openkcm.dev/metalnet";
 

@@ -12,9 +12,11 @@ use controller::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    EphemeralNicController, EphemeralVirtualIpController, NetworkProtectionController,
-    NicReleaseController, PoolLifecycleController, SchedulerController, VirtualIpReleaseController,
-    pool_lifecycle::GRACE_DEFAULT,
+    EphemeralNicController, EphemeralVirtualIpController, LoadBalancerController,
+    LoadBalancerEphemeralPrefixController, NetworkPeeringController, NetworkProtectionController,
+    NetworkReleaseController, NicEphemeralPrefixController, NicReleaseController,
+    PoolLifecycleController, PrefixAllocationSchedulerController, PrefixController,
+    SchedulerController, VirtualIpReleaseController, pool_lifecycle::GRACE_DEFAULT,
 };
 
 /// Runs the controllers of the user API and the collectors of OpenKCM-net.
@@ -81,6 +83,13 @@ fn all(args: &Args) -> Vec<Entry> {
         (Arc::new(NicReleaseController), 2),
         (Arc::new(VirtualIpReleaseController), 2),
         (Arc::new(NetworkProtectionController), 4),
+        (Arc::new(NetworkPeeringController), 2),
+        (Arc::new(NetworkReleaseController), 2),
+        (Arc::new(PrefixController), 4),
+        (Arc::new(PrefixAllocationSchedulerController), 2),
+        (Arc::new(NicEphemeralPrefixController), 4),
+        (Arc::new(LoadBalancerEphemeralPrefixController), 2),
+        (Arc::new(LoadBalancerController), 4),
         (Arc::new(PoolLifecycleController { grace }), 1),
         (Arc::new(apinet::IpAddressController), 2),
         (Arc::new(apinet::NetworkIdController), 2),

@@ -39,9 +39,8 @@ enum Command {
     },
 }
 
-/// Form of what is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+enum Output {
     Table,
     Json,
 }
@@ -163,8 +162,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Reads a status page of a part.
-pub async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
+async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
     let Some(authority) = url
         .strip_prefix("http://")
         .map(|rest| rest.trim_end_matches('/'))

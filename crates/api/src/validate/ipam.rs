@@ -6,7 +6,7 @@ use super::{
     At, Errors, dns_subdomain, immutable, label_selector, reference, same, set_once, template_meta,
 };
 use crate::field::FieldError;
-use crate::meta::IpFamily;
+use crate::meta::{IpFamily, IpPrefix};
 
 /// A new Prefix.
 pub fn prefix(object: &Value) -> Errors {
@@ -85,21 +85,40 @@ fn used_prefixes(used: &At<'_>, own: &At<'_>, errors: &mut Errors) {
         .items()
         .filter_map(|item| Some((item.prefix()?, item)))
         .collect();
-    for (i, (prefix, item)) in parsed.iter().enumerate() {
-        let before = parsed.get(..i).unwrap_or_default();
-        if before
-            .first()
-            .is_some_and(|(first, _)| first.family() != prefix.family())
-        {
+    let family = parsed.first().map(|(first, _)| first.family());
+    let own_prefix = own.prefix();
+    for (prefix, item) in &parsed {
+        if family.is_some_and(|family| family != prefix.family()) {
             let detail = "all used prefixes must be of one address family";
             errors.push(FieldError::invalid(item.path.clone(), item.text(), detail));
-        } else if let Some((other, _)) = before.iter().find(|(other, _)| other.overlaps(*prefix)) {
-            let detail = format!("overlaps with {other}");
-            errors.push(FieldError::invalid(item.path.clone(), item.text(), detail));
         }
-        if own.prefix().is_some_and(|own| !own.contains(*prefix)) {
+        if own_prefix.is_some_and(|own| !own.contains(*prefix)) {
             let detail = format!("not contained in {}", own.text());
             errors.push(FieldError::forbidden(item.path.clone(), detail));
+        }
+    }
+    // Prefixes are nested or disjoint, so in order of address an overlap is one with the widest prefix so far that has not ended.
+    let mut order: Vec<(usize, IpPrefix)> = parsed
+        .iter()
+        .map(|(prefix, _)| *prefix)
+        .enumerate()
+        .collect();
+    order.sort_by_key(|(_, prefix)| {
+        let masked = prefix.masked();
+        (masked.addr(), masked.bits())
+    });
+    let mut widest: Option<(usize, IpPrefix)> = None;
+    for (i, prefix) in order {
+        match widest {
+            Some((j, other)) if other.overlaps(prefix) => {
+                let (first, second) = (i.min(j), i.max(j));
+                if let (Some((first, _)), Some((_, item))) = (parsed.get(first), parsed.get(second))
+                {
+                    let detail = format!("overlaps with {first}");
+                    errors.push(FieldError::invalid(item.path.clone(), item.text(), detail));
+                }
+            }
+            Some(_) | None => widest = Some((i, prefix)),
         }
     }
 }
@@ -136,7 +155,7 @@ pub fn prefix_spec(spec: &At<'_>, errors: &mut Errors) {
     label_selector(&selector, errors);
     let wanted = length.int().filter(|length| *length != 0);
     match (prefix.prefix(), wanted) {
-        (None, None) if prefix.is_empty() && !length.is_present() => {
+        (None, None) if prefix.is_empty() && length.int().unwrap_or(0) == 0 => {
             let detail = "either prefix or prefixLength must be set";
             errors.push(FieldError::invalid(
                 spec.path.clone(),

@@ -144,3 +144,22 @@ fn quantities_are_exact() {
         check(bad, None);
     }
 }
+
+#[test]
+fn names_of_allocations_are_names_and_differ_by_request() {
+    let name = |prefix: &str, uid: &str, request: &str| ids::allocation_name(prefix, uid, request);
+    let one = name("shop", "u", "24/0");
+    assert!(one.starts_with("shop-") && one.len() == 10, "{one}");
+    assert_eq!(one, name("shop", "u", "24/0"));
+    for other in [name("shop", "v", "24/0"), name("shop", "u", "24/1")] {
+        assert_ne!(one, other);
+    }
+    // Cut in the middle of a label, and right behind a dot.
+    for long in [
+        "a".repeat(253),
+        format!("{}.{}", "a".repeat(246), "b".repeat(6)),
+    ] {
+        let name = name(&long, "u", "24/0");
+        assert_eq!(api::validate::dns_subdomain(&name), None, "{name}");
+    }
+}

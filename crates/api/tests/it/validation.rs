@@ -445,3 +445,53 @@ proptest! {
         prop_assert_eq!(serde_json::to_value(&typed).unwrap(), value);
     }
 }
+
+/// A length of zero is no length.
+#[test]
+fn a_child_prefix_needs_a_block_or_a_length() {
+    check_create(
+        IPAM,
+        "Prefix",
+        json!({"ipFamily": "IPv4", "prefixLength": 0, "parentRef": {"name": "p"}}),
+        expect![[r#"
+            spec: Invalid value: {"ipFamily":"IPv4","parentRef":{"name":"p"},"prefixLength":0}: either prefix or prefixLength must be set
+        "#]],
+    );
+}
+
+#[test]
+fn overlaps_of_used_prefixes_are_found_in_any_order() {
+    let row = row(IPAM, "Prefix");
+    let check = |used: Value, want: Expect| {
+        let mut value = object(row, "x", json!({"prefix": "10.0.0.0/8"}));
+        value["status"] = json!({"phase": "Allocated", "used": used});
+        row.normalize(&mut value);
+        want.assert_eq(&show(&row.check_status(&value, &value)));
+    };
+    check(
+        json!(["10.1.0.0/16", "10.0.0.0/16", "10.2.0.0/15"]),
+        expect![[""]],
+    );
+    check(
+        json!([
+            "10.1.2.0/24",
+            "10.9.0.0/16",
+            "10.1.0.0/16",
+            "10.1.3.0/24",
+            "10.9.0.0/16"
+        ]),
+        expect![[r#"
+            status.used[2]: Invalid value: "10.1.0.0/16": overlaps with 10.1.2.0/24
+            status.used[3]: Invalid value: "10.1.3.0/24": overlaps with 10.1.0.0/16
+            status.used[4]: Invalid value: "10.9.0.0/16": overlaps with 10.9.0.0/16
+        "#]],
+    );
+    check(
+        json!(["10.1.2.0/24", "fd00::/8", "11.0.0.0/8"]),
+        expect![[r#"
+            status.used[1]: Invalid value: "fd00::/8": all used prefixes must be of one address family
+            status.used[1]: Forbidden: not contained in 10.0.0.0/8
+            status.used[2]: Forbidden: not contained in 10.0.0.0/8
+        "#]],
+    );
+}

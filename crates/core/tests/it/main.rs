@@ -5,11 +5,15 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod blocks;
 mod claims;
 mod ephemeral;
+mod ipam;
 mod pools;
 mod region;
 mod scheduler;
+mod services;
+mod two_managers;
 
 use controller::{Object, sim::Sim};
 

@@ -186,12 +186,12 @@ struct Region {
 }
 
 /// Parses the flags of a part as the executable does.
-fn args<A: Args + FromArgMatches>(flags: &[String]) -> A {
+pub fn args<A: Args + FromArgMatches>(flags: &[String]) -> A {
     let command = A::augment_args(clap::Command::new("part").no_binary_name(true));
     A::from_arg_matches(&command.get_matches_from(flags)).expect("flags")
 }
 
-async fn client_of(kubeconfig: &str) -> Client {
+pub async fn client_of(kubeconfig: &str) -> Client {
     let file = Kubeconfig::from_yaml(kubeconfig).expect("yaml");
     let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
     Client::try_from(config.expect("config")).expect("client")
