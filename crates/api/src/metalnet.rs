@@ -103,6 +103,10 @@ pub struct NetworkInterfaceSpec {
     /// Public address that stands for the interface alone.
     #[serde(default, rename = "virtualIP", skip_serializing_if = "Option::is_none")]
     pub virtual_ip: Option<Ip>,
+    /// Further public addresses of the interface alone. At most one IPv4 address in all; IPv6 addresses are not translated
+    /// but routed to the machine, which must hold them itself.
+    #[serde(default, rename = "virtualIPs", skip_serializing_if = "Vec::is_empty")]
+    pub virtual_ips: Vec<Ip>,
     /// Prefixes that are routed to the interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<IpPrefix>,
@@ -259,6 +263,9 @@ pub struct NetworkInterfaceStatus {
     /// Public address in use.
     #[serde(default, rename = "virtualIP", skip_serializing_if = "Option::is_none")]
     pub virtual_ip: Option<Ip>,
+    /// Further public addresses in use.
+    #[serde(default, rename = "virtualIPs", skip_serializing_if = "Vec::is_empty")]
+    pub virtual_ips: Vec<Ip>,
     /// NAT address and ports in use.
     #[serde(default, rename = "natIP", skip_serializing_if = "Option::is_none")]
     pub nat_ip: Option<Nat>,

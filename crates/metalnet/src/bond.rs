@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use metalbond::{Client, Destination, HopType, NextHop, RouteEvent};
+use net::PortRange;
 
 use crate::agent::Input;
 use crate::model::{Prefix, Vni};
-use crate::plan::ops::{Announcement, BondOp};
+use crate::plan::ops::{Announcement, BondOp, HopKind};
 use crate::plan::rib::{Heard, Learned};
 
 /// Tells the client what is wanted now. It keeps the wish for every server, so nothing can fail here.
@@ -34,12 +35,18 @@ fn words(announcement: Announcement) -> Option<(u32, Destination, NextHop)> {
         vni,
         prefix,
         underlay,
+        kind,
     } = announcement;
     let destination = Destination::new(prefix.address(), prefix.len())?;
-    Some((vni.get(), destination, NextHop::standard(underlay)))
+    let hop = match kind {
+        HopKind::Standard => NextHop::standard(underlay),
+        HopKind::Nat(ports) => NextHop::nat(underlay, ports.first(), ports.end()),
+        HopKind::Target => NextHop::load_balancer_target(underlay),
+    };
+    Some((vni.get(), destination, hop))
 }
 
-/// What an event means for the agent; `None` for routes that are not ordinary ones, or make no sense.
+/// What an event means for the agent; `None` for routes that make no sense.
 pub fn input(event: RouteEvent) -> Option<Input> {
     let (vni, destination, next_hop, present) = match event {
         RouteEvent::Added {
@@ -58,8 +65,14 @@ pub fn input(event: RouteEvent) -> Option<Input> {
         target_vni,
         hop_type,
     } = next_hop;
-    let (HopType::Standard, IpAddr::V6(address)) = (hop_type, addr) else {
+    let IpAddr::V6(address) = addr else {
         return None;
+    };
+    let kind = match hop_type {
+        HopType::Standard => HopKind::Standard,
+        HopType::Nat { from, to } => HopKind::Nat(PortRange::new(from, to)?),
+        HopType::LoadBalancerTarget => HopKind::Target,
+        HopType::Other(_) => return None,
     };
     let prefix = Prefix::new(destination.addr(), destination.length()?)?;
     Some(Input::Learned {
@@ -68,6 +81,7 @@ pub fn input(event: RouteEvent) -> Option<Input> {
         hop: Learned {
             address,
             target_vni,
+            kind,
         },
         present,
     })

@@ -15,8 +15,10 @@ pub mod model;
 pub mod node;
 pub mod objects;
 pub mod parse;
+pub mod parse_services;
 pub mod plan;
 pub mod queue;
 mod run;
+pub mod services;
 
 pub use run::{Args, run};

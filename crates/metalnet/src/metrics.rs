@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::agent::{Agent, Gauges, Input, Phase};
-use crate::plan::ops::{ApiError, ApiOp, DpError, DpOp};
+use crate::plan::ops::{ApiError, ApiOp, DpError, DpOp, Part};
 
 /// A dpservice that is away for less is no news: one lost call alone makes it so for some milliseconds.
 pub const AWAY_GRACE: Duration = Duration::from_secs(1);
@@ -89,6 +89,8 @@ impl Metrics {
             | Input::NicGone(_)
             | Input::Network(_)
             | Input::NetworkGone(_)
+            | Input::Balancer(_)
+            | Input::BalancerGone(_)
             | Input::Heard { .. }
             | Input::DpUp { .. }
             | Input::DpDown
@@ -126,7 +128,9 @@ impl Metrics {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Gauges {
             interfaces,
+            balancers,
             routes,
+            neighbors,
             learned,
             learned_dropped,
             announcements,
@@ -139,7 +143,9 @@ impl Metrics {
         } = state.gauges;
         let figures = [
             ("interfaces", interfaces as u64),
+            ("load_balancers", balancers as u64),
             ("routes", routes as u64),
+            ("neighbor_nats", neighbors as u64),
             ("learned_routes", learned as u64),
             ("learned_routes_dropped_total", learned_dropped),
             ("announcements", announcements as u64),
@@ -185,6 +191,24 @@ fn dp_name(op: &DpOp) -> &'static str {
         DpOp::DeleteInterface { .. } => "DeleteInterface",
         DpOp::CreatePrefix { .. } => "CreatePrefix",
         DpOp::DeletePrefix { .. } => "DeletePrefix",
+        DpOp::CreatePart { part, .. } => match **part {
+            Part::Vip(_) => "CreateVip",
+            Part::Nat(_) => "CreateNat",
+            Part::Target(_) => "CreateLoadBalancerPrefix",
+            Part::Rule { .. } => "CreateFirewallRule",
+        },
+        DpOp::DeleteVip { .. } => "DeleteVip",
+        DpOp::DeleteNat { .. } => "DeleteNat",
+        DpOp::DeleteTargetPrefix { .. } => "DeleteLoadBalancerPrefix",
+        DpOp::DeleteRule { .. } => "DeleteFirewallRule",
+        DpOp::ReplaceRule { .. } => "ReplaceFirewallRule",
+        DpOp::CreateBalancer { .. } => "CreateLoadBalancer",
+        DpOp::DeleteBalancer { .. } => "DeleteLoadBalancer",
+        DpOp::CreateTarget { .. } => "CreateLoadBalancerTarget",
+        DpOp::DeleteTarget { .. } => "DeleteLoadBalancerTarget",
+        DpOp::CreateNeighbor { .. } => "CreateNeighborNat",
+        DpOp::ReplaceNeighbor { .. } => "ReplaceNeighborNat",
+        DpOp::DeleteNeighbor { .. } => "DeleteNeighborNat",
         DpOp::CreateRoute { .. } => "CreateRoute",
         DpOp::ReplaceRoute { .. } => "ReplaceRoute",
         DpOp::DeleteRoute { .. } => "DeleteRoute",
@@ -207,6 +231,8 @@ fn api_name(op: &ApiOp) -> &'static str {
         ApiOp::NicStatus { .. } => "nic_status",
         ApiOp::NetworkFinalizers { .. } => "network_finalizers",
         ApiOp::NetworkPeerings { .. } => "network_peerings",
+        ApiOp::BalancerFinalizers { .. } => "loadbalancer_finalizers",
+        ApiOp::BalancerStatus { .. } => "loadbalancer_status",
         ApiOp::Warn { .. } => "event",
     }
 }

@@ -4,10 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 pub use net::{Prefix, Vni};
+
+use crate::services::{NatShare, RULES_MAX, Rule, TARGETS_MAX};
 
 /// The finalizer that holds a NetworkInterface until the data plane let go of it.
 pub use api::names::finalizer::METALNET_NETWORK_INTERFACE as NIC_FINALIZER;
@@ -143,7 +145,7 @@ pub enum SpecError {
     #[error("the spec cannot be read: {0}")]
     Unreadable(String),
     #[error("ips: {0} is not an address a machine can use")]
-    AddressUse(std::net::IpAddr),
+    AddressUse(IpAddr),
     #[error("ips has {ips} entries but ipFamilies has {families}")]
     FamilyCount { ips: usize, families: usize },
     #[error("ips[{index}] is not of family {family}")]
@@ -163,6 +165,20 @@ pub enum SpecError {
     Hostname(usize),
     #[error("prefixes: {0} entries, at most {max} are possible", max = PREFIXES_MAX)]
     PrefixCount(usize),
+    #[error("loadBalancerTargets: {0} entries, at most {max} are possible", max = TARGETS_MAX)]
+    TargetCount(usize),
+    #[error("firewallRules: {0} entries, at most {max} are possible", max = RULES_MAX)]
+    RuleCount(usize),
+    #[error("firewall rule {id:?}: {why}")]
+    Rule { id: String, why: &'static str },
+    #[error("virtualIP: {0} cannot stand for a machine")]
+    VirtualIp(IpAddr),
+    #[error("virtualIPs: an interface has at most one IPv4 address of its own besides {0}")]
+    VirtualIpTwice(Ipv4Addr),
+    #[error("nat: {0} cannot be shared: only IPv4 addresses can")]
+    NatAddress(IpAddr),
+    #[error("nat: ports {port} to {end_port} are no range")]
+    NatPorts { port: i32, end_port: i32 },
 }
 
 /// Most alias prefixes one interface may carry.
@@ -173,12 +189,24 @@ pub const PREFIXES_MAX: usize = 256;
 pub struct NicSpec {
     pub ipv4: Option<Ipv4Addr>,
     pub ipv6: Option<Ipv6Addr>,
-    /// Alias prefixes, host bits cleared.
+    /// Prefixes routed to the interface besides its addresses, host bits cleared.
     pub prefixes: BTreeSet<Prefix>,
+    /// Those of `prefixes` that the outside reaches: public IPv6 addresses, which need no translation.
+    pub public: BTreeSet<Prefix>,
     /// Mbit/s of egress; 0 means unlimited.
     pub total_rate: u64,
     pub public_rate: u64,
     pub hostname: String,
+    /// The public address that stands for the interface alone.
+    pub vip: Option<Ipv4Addr>,
+    pub nat: Option<NatShare>,
+    /// Load balancer addresses that the interface serves.
+    pub targets: BTreeSet<Prefix>,
+    /// Packet filter rules by id.
+    pub rules: BTreeMap<String, Rule>,
+    /// Parts that cannot be realised and are left out. A rule is never left out: without it the filter could let through
+    /// what it must not, so a bad rule spoils the whole spec.
+    pub problems: Vec<SpecError>,
 }
 
 impl NicSpec {
@@ -210,6 +238,10 @@ pub struct NicStatus {
     pub state: Option<State>,
     pub device: Option<DeviceStatus>,
     pub prefixes: Vec<String>,
+    /// Public addresses in use: the first, and all.
+    pub virtual_ips: Vec<IpAddr>,
+    pub nat: Option<NatShare>,
+    pub targets: Vec<String>,
 }
 
 /// A NetworkInterface of this node.

@@ -1,6 +1,7 @@
 //! The API's side of the shell: watches that feed the agent, and the writes it asks for.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use futures::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,6 +22,7 @@ use crate::agent::{Input, Written};
 use crate::model::{DeviceStatus, Meta, NicStatus, ObjectKey, State, Uid};
 use crate::parse::{self, Reader, Seen};
 use crate::plan::ops::{ApiError, ApiOp};
+use crate::services::NatShare;
 
 /// The server ends a watch after this many seconds, which bounds how long a dead connection goes unnoticed.
 const WATCH_SECONDS: u32 = 240;
@@ -33,7 +36,7 @@ pub const REFUSED_MAX: Duration = Duration::from_secs(2);
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest note of an event, in bytes; the API takes 1 KiB.
 const NOTE_MAX: usize = 1000;
-const WATCHES: usize = 2;
+const WATCHES: usize = 3;
 /// Pause between looks at the API server for the health page, and how long it may take to answer one.
 /// Together less than a failure counts, see [`controller::health::PULSE_HEALED_AFTER`].
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
@@ -44,6 +47,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Pulses {
     pub networks: Pulse,
     pub nics: Pulse,
+    pub balancers: Pulse,
     /// A server that accepts connections and never answers breaks no watch; a small read finds it.
     pub server: Pulse,
 }
@@ -65,6 +69,7 @@ pub struct Objects {
 enum Kind {
     Network,
     Nic,
+    Balancer,
 }
 
 impl Kind {
@@ -72,6 +77,7 @@ impl Kind {
         match self {
             Self::Network => ApiResource::erase::<api::metalnet::Network>(&()),
             Self::Nic => ApiResource::erase::<api::metalnet::NetworkInterface>(&()),
+            Self::Balancer => ApiResource::erase::<api::metalnet::LoadBalancer>(&()),
         }
     }
 
@@ -79,6 +85,7 @@ impl Kind {
         match self {
             Self::Network => "Network",
             Self::Nic => "NetworkInterface",
+            Self::Balancer => "LoadBalancer",
         }
     }
 }
@@ -137,6 +144,11 @@ impl Objects {
     /// Watches NetworkInterfaces until shutdown.
     pub async fn watch_nics(self, shutdown: CancellationToken) {
         self.watch(Kind::Nic, shutdown).await;
+    }
+
+    /// Watches LoadBalancers until shutdown.
+    pub async fn watch_balancers(self, shutdown: CancellationToken) {
+        self.watch(Kind::Balancer, shutdown).await;
     }
 
     /// Carries out the writes that come through `ops` until shutdown; the agent bounds how many are under way.
@@ -214,6 +226,7 @@ impl Objects {
         match kind {
             Kind::Network => &self.pulses.networks,
             Kind::Nic => &self.pulses.nics,
+            Kind::Balancer => &self.pulses.balancers,
         }
     }
 
@@ -261,17 +274,13 @@ impl Objects {
             },
             Kind::Nic => match self.reader.nic(object) {
                 Seen::Local(nic) => (nic.meta.uid.clone(), Input::Nic(nic)),
-                Seen::Foreign(uid) => {
-                    // Only news if it was ours before.
-                    if let Some(known) = view.known.remove(&key).filter(|known| *known == uid) {
-                        self.report(Input::NicGone(known)).await;
-                    }
-                    return;
-                }
-                Seen::Unusable => {
-                    tracing::warn!(object = %key, "its UID cannot be used as an id in the data plane");
-                    return;
-                }
+                Seen::Foreign(uid) => return self.foreign(view, key, uid).await,
+                Seen::Unusable => return unusable(&key),
+            },
+            Kind::Balancer => match self.reader.balancer(object) {
+                Seen::Local(balancer) => (balancer.meta.uid.clone(), Input::Balancer(balancer)),
+                Seen::Foreign(uid) => return self.foreign(view, key, uid).await,
+                Seen::Unusable => return unusable(&key),
             },
         };
         if let Some(old) = view
@@ -284,11 +293,20 @@ impl Objects {
         self.report(input).await;
     }
 
+    /// Another node's: only news if it was ours before.
+    async fn foreign(&self, view: &mut View, key: ObjectKey, uid: Uid) {
+        if view.known.get(&key) == Some(&uid) {
+            view.known.remove(&key);
+            self.gone(view.kind, key, Some(uid)).await;
+        }
+    }
+
     async fn gone(&self, kind: Kind, key: ObjectKey, uid: Option<Uid>) {
         match (kind, uid) {
             (Kind::Network, _) => self.report(Input::NetworkGone(key)).await,
             (Kind::Nic, Some(uid)) => self.report(Input::NicGone(uid)).await,
-            (Kind::Nic, None) => {}
+            (Kind::Balancer, Some(uid)) => self.report(Input::BalancerGone(uid)).await,
+            (Kind::Nic | Kind::Balancer, None) => {}
         }
     }
 
@@ -338,7 +356,22 @@ impl Objects {
                     .await?;
                 Ok(written_network(object))
             }
-            ApiOp::Warn { meta, reason, note } => self.warn(meta, reason, note).await,
+            ApiOp::BalancerFinalizers { meta, finalizers } => {
+                let patch = locked(meta, finalizers);
+                let object = self.patch(Kind::Balancer, meta, &patch, false).await?;
+                Ok(self.written_balancer(object))
+            }
+            ApiOp::BalancerStatus { meta, state } => {
+                let patch = json!({ "status": { "state": word(*state) } });
+                let object = self.patch(Kind::Balancer, meta, &patch, true).await?;
+                Ok(self.written_balancer(object))
+            }
+            ApiOp::Warn {
+                kind,
+                meta,
+                reason,
+                note,
+            } => self.warn(kind, meta, reason, note).await,
         }
     }
 
@@ -371,7 +404,20 @@ impl Objects {
         }
     }
 
-    async fn warn(&self, meta: &Meta, reason: &str, note: &str) -> Result<Written, ApiError> {
+    fn written_balancer(&self, object: DynamicObject) -> Written {
+        match self.reader.balancer(object) {
+            Seen::Local(balancer) => Written::Balancer(balancer),
+            Seen::Foreign(_) | Seen::Unusable => Written::Nothing,
+        }
+    }
+
+    async fn warn(
+        &self,
+        kind: &str,
+        meta: &Meta,
+        reason: &str,
+        note: &str,
+    ) -> Result<Written, ApiError> {
         let now = Timestamp::now();
         let count = self.events.fetch_add(1, Ordering::Relaxed);
         let name: String = meta.key.name.chars().take(200).collect();
@@ -391,7 +437,7 @@ impl Objects {
             "reason": reason,
             "regarding": {
                 "apiVersion": format!("{}/{}", api::names::METALNET, api::names::VERSION),
-                "kind": "NetworkInterface",
+                "kind": kind,
                 "namespace": meta.key.namespace,
                 "name": meta.key.name,
                 "uid": meta.uid.as_str(),
@@ -417,6 +463,10 @@ struct View {
     synced: bool,
 }
 
+fn unusable(key: &ObjectKey) {
+    tracing::warn!(object = %key, "its UID cannot be used as an id in the data plane");
+}
+
 fn written_network(object: DynamicObject) -> Written {
     parse::network(object).map_or(Written::Nothing, |network| {
         Written::Network(Box::new(network))
@@ -435,12 +485,15 @@ fn locked(meta: &Meta, finalizers: &[String]) -> Value {
     json!({ "metadata": { "resourceVersion": meta.resource_version, "finalizers": finalizers } })
 }
 
-/// `null` removes a field in a merge patch; the fields of other features are left alone.
+/// `null` removes a field in a merge patch.
 fn status_value(status: &NicStatus) -> Value {
     let NicStatus {
         state,
         device,
         prefixes,
+        virtual_ips,
+        nat,
+        targets,
     } = status;
     let (pci, tap) = match device {
         None => (Value::Null, Value::Null),
@@ -455,12 +508,29 @@ fn status_value(status: &NicStatus) -> Value {
             Value::Null,
         ),
     };
-    let prefixes = if prefixes.is_empty() {
+    let nat = nat.map(|NatShare { address, ports }| {
+        json!({ "ip": address, "port": ports.first(), "endPort": ports.end() })
+    });
+    let first = virtual_ips.first();
+    let more: Vec<&IpAddr> = virtual_ips.iter().skip(1).collect();
+    json!({
+        "state": state.map(word),
+        "pciAddress": pci,
+        "tapDevice": tap,
+        "prefixes": list(prefixes),
+        "virtualIP": first,
+        "virtualIPs": list(&more),
+        "natIP": nat,
+        "loadBalancerTargets": list(targets),
+    })
+}
+
+fn list<T: Serialize>(items: &[T]) -> Value {
+    if items.is_empty() {
         Value::Null
     } else {
-        json!(prefixes)
-    };
-    json!({ "state": state.map(word), "pciAddress": pci, "tapDevice": tap, "prefixes": prefixes })
+        json!(items)
+    }
 }
 
 fn word(state: State) -> &'static str {

@@ -12,6 +12,9 @@ use kube::core::DynamicObject;
 
 use serde::de::DeserializeOwned;
 
+use crate::parse_services as services;
+use crate::services::{LoadBalancer, RULES_MAX, TARGETS_MAX};
+
 use crate::model::{
     DeviceStatus, Filter, ID_LENGTH_MAX, Meta, Network, Nic, NicSpec, NicStatus, ObjectKey,
     PREFIXES_MAX, Prefix, SpecError, State, Uid, Vni,
@@ -24,11 +27,11 @@ pub struct Reader {
     pub ipv6: bool,
 }
 
-/// A NetworkInterface as this node sees it.
+/// An object that belongs to a node, as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub enum Seen<T> {
     /// Ours to realise, or to tear down.
-    Local(Box<Nic>),
+    Local(Box<T>),
     /// Another node's, or nobody's.
     Foreign(Uid),
     /// Its UID cannot serve as an id in the data plane.
@@ -37,31 +40,15 @@ pub enum Seen {
 
 impl Reader {
     /// Reads a NetworkInterface.
-    pub fn nic(&self, object: DynamicObject) -> Seen {
+    pub fn nic(&self, object: DynamicObject) -> Seen<Nic> {
         let Some(meta) = meta(&object.metadata) else {
             return Seen::Unusable;
         };
         let data = object.data;
-        let node = data
-            .pointer("/spec/nodeName")
-            .and_then(|value| value.as_str())
-            .filter(|node| !node.is_empty());
-        let ours = match node {
-            Some(node) => node == self.node,
-            // Taken off its node and then deleted: whoever still holds the finalizer's word lets go.
-            None => meta.deleting,
-        };
-        if !ours {
+        if !self.is_ours(&meta, &data) {
             return Seen::Foreign(meta.uid);
         }
-        let name = data
-            .pointer("/spec/networkRef/name")
-            .and_then(|value| value.as_str())
-            .unwrap_or_default();
-        let network = ObjectKey {
-            namespace: meta.key.namespace.clone(),
-            name: name.to_owned(),
-        };
+        let network = network_of(&meta, &data);
         let spec = part::<wire::NetworkInterfaceSpec>(&data, "spec");
         let spec = spec
             .map_err(|error| SpecError::Unreadable(error.to_string()))
@@ -77,17 +64,48 @@ impl Reader {
         }))
     }
 
+    /// Reads a LoadBalancer.
+    pub fn balancer(&self, object: DynamicObject) -> Seen<LoadBalancer> {
+        let Some(meta) = meta(&object.metadata) else {
+            return Seen::Unusable;
+        };
+        let data = object.data;
+        if !self.is_ours(&meta, &data) {
+            return Seen::Foreign(meta.uid);
+        }
+        let network = network_of(&meta, &data);
+        let spec = part::<wire::LoadBalancerSpec>(&data, "spec");
+        let status = part::<Option<wire::LoadBalancerStatus>>(&data, "status");
+        let state = status.ok().flatten().and_then(|status| status.state);
+        Seen::Local(Box::new(LoadBalancer {
+            meta,
+            network,
+            spec: services::balancer(spec, self.ipv6),
+            state: state.map(from_wire),
+        }))
+    }
+
+    fn is_ours(&self, meta: &Meta, data: &serde_json::Value) -> bool {
+        let node = data.pointer("/spec/nodeName");
+        match node.and_then(|value| value.as_str()).unwrap_or_default() {
+            // Taken off its node and then deleted: whoever still holds the finalizer's word lets go.
+            "" => meta.deleting,
+            node => node == self.node,
+        }
+    }
+
     fn nic_spec(&self, spec: &wire::NetworkInterfaceSpec) -> Result<NicSpec, SpecError> {
         let wire::NetworkInterfaceSpec {
             network_ref: _,
             ip_families,
             ips,
-            virtual_ip: _,
+            virtual_ip,
+            virtual_ips,
             prefixes,
-            load_balancer_targets: _,
-            nat: _,
+            load_balancer_targets,
+            nat,
             node_name: _,
-            firewall_rules: _,
+            firewall_rules,
             metering_rate,
             hostname,
         } = spec;
@@ -109,19 +127,41 @@ impl Reader {
         if prefixes.len() > PREFIXES_MAX {
             return Err(SpecError::PrefixCount(prefixes.len()));
         }
-        let prefixes: BTreeSet<Prefix> = prefixes
+        if load_balancer_targets.len() > TARGETS_MAX {
+            return Err(SpecError::TargetCount(load_balancer_targets.len()));
+        }
+        if firewall_rules.len() > RULES_MAX {
+            return Err(SpecError::RuleCount(firewall_rules.len()));
+        }
+        let set = |list: &[IpPrefix]| list.iter().copied().filter_map(masked).collect();
+        let mut problems = Vec::new();
+        let asked = virtual_ip
             .iter()
-            .filter_map(|prefix| masked(*prefix))
-            .collect();
+            .chain(virtual_ips)
+            .map(|Ip(address)| *address);
+        let (vip, public) = services::virtual_ips(asked, &mut problems);
+        let nat = nat.as_ref().map(services::nat).transpose();
+        let mut prefixes: BTreeSet<Prefix> = set(prefixes);
+        prefixes.extend(&public);
         let spec = NicSpec {
             ipv4,
             ipv6,
             prefixes,
+            public,
             total_rate: total_rate.unwrap_or_default(),
             public_rate: public_rate.unwrap_or_default(),
             hostname: hostname.clone(),
+            vip,
+            nat: nat.unwrap_or_else(|problem| {
+                problems.push(problem);
+                None
+            }),
+            targets: set(load_balancer_targets),
+            rules: services::rules(firewall_rules)?,
+            problems,
         };
-        let mut all = spec.host_prefixes().chain(spec.prefixes.iter().copied());
+        let routed = spec.prefixes.iter().chain(&spec.targets).copied();
+        let mut all = spec.host_prefixes().chain(routed);
         match all.find(|prefix| prefix.address().is_ipv6()) {
             Some(prefix) if !self.ipv6 => Err(SpecError::Ipv6Disabled(prefix)),
             Some(_) | None => Ok(spec),
@@ -168,6 +208,18 @@ pub fn network(object: DynamicObject) -> Option<Network> {
     })
 }
 
+/// The Network that an object names.
+fn network_of(meta: &Meta, data: &serde_json::Value) -> ObjectKey {
+    let name = data.pointer("/spec/networkRef/name");
+    ObjectKey {
+        namespace: meta.key.namespace.clone(),
+        name: name
+            .and_then(|value| value.as_str())
+            .unwrap_or_default()
+            .to_owned(),
+    }
+}
+
 fn part<T: DeserializeOwned>(data: &serde_json::Value, name: &str) -> Result<T, serde_json::Error> {
     T::deserialize(data.get(name).unwrap_or(&serde_json::Value::Null))
 }
@@ -193,7 +245,7 @@ fn parse_vni(id: i64) -> Option<Vni> {
         .and_then(Vni::new)
 }
 
-fn masked(prefix: IpPrefix) -> Option<Prefix> {
+pub(crate) fn masked(prefix: IpPrefix) -> Option<Prefix> {
     Prefix::new(prefix.addr(), prefix.bits())
 }
 
@@ -240,10 +292,11 @@ fn nic_status(status: wire::NetworkInterfaceStatus) -> NicStatus {
         state,
         pci_address,
         tap_device,
-        virtual_ip: _,
-        nat_ip: _,
+        virtual_ip,
+        virtual_ips,
+        nat_ip,
         prefixes,
-        load_balancer_targets: _,
+        load_balancer_targets,
     } = status;
     let pci = pci_address.map(
         |wire::PciAddress {
@@ -267,6 +320,16 @@ fn nic_status(status: wire::NetworkInterfaceStatus) -> NicStatus {
             (None, None) | (Some(_), Some(_)) => None,
         },
         prefixes: prefixes.iter().map(ToString::to_string).collect(),
+        virtual_ips: virtual_ip
+            .iter()
+            .chain(&virtual_ips)
+            .map(|Ip(address)| *address)
+            .collect(),
+        nat: nat_ip.and_then(|nat| services::nat(&nat).ok()),
+        targets: load_balancer_targets
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::device::{self, PciAddress, PciNaming};
 use crate::dpservice;
 use crate::driver::{self, INPUTS_MAX, Ports, WRITES_MAX};
 use crate::metrics::Metrics;
-use crate::model::Vni;
+use crate::model::{Prefix, Vni};
 use crate::node;
 use crate::objects::{Objects, Pulses};
 use crate::parse::Reader;
@@ -27,7 +27,7 @@ use crate::plan::nic::Device;
 /// Keepalive offered to metalbond servers: a silent one is given up after 2.5 times this.
 const KEEPALIVE: Duration = Duration::from_secs(3);
 
-/// The hypervisor agent: turns the Networks and NetworkInterfaces of this node into dpservice's configuration, announces
+/// The hypervisor agent: turns the Networks, NetworkInterfaces and LoadBalancers of this node into dpservice's configuration, announces
 /// them through metalbond and installs the routes of other hosts. Starts whatever is down, and catches up later.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -55,6 +55,9 @@ pub struct Args {
     /// Underlay address of the default router, used as long as metalbond supplies none.
     #[arg(long, value_name = "IPV6")]
     pub router_address: Option<Ipv6Addr>,
+    /// Take only load balancer targets inside this underlay prefix.
+    #[arg(long, value_name = "CIDR", value_parser = prefix)]
+    pub prefer_network: Option<Prefix>,
     /// Allow IPv6 addresses on interfaces and install IPv6 default routes.
     #[arg(long)]
     pub enable_ipv6: bool,
@@ -80,6 +83,11 @@ pub struct Args {
     /// off. Point liveness probes at /livez: /healthz also fails while dpservice or the API server is away.
     #[arg(long, default_value = "0", value_name = "ADDRESS")]
     pub health_probe_bind_address: String,
+}
+
+fn prefix(text: &str) -> Result<Prefix, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is not a prefix"))
 }
 
 /// Runs until shutdown. Fails only on what cannot heal by waiting: bad flags, an unusable claim folder.
@@ -139,6 +147,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     ));
     tasks.spawn(objects.clone().watch_networks(shutdown.clone()));
     tasks.spawn(objects.clone().watch_nics(shutdown.clone()));
+    tasks.spawn(objects.clone().watch_balancers(shutdown.clone()));
     if args.health_probe_bind_address != "0" {
         tasks.spawn(objects.clone().probe(shutdown.clone()));
     }
@@ -192,6 +201,7 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
         ipv6: args.enable_ipv6,
         public_vni,
         router: args.router_address,
+        prefer_network: args.prefer_network,
     })
 }
 
@@ -236,7 +246,9 @@ fn health(metrics: &Arc<Metrics>, pulses: Arc<Pulses>) -> Arc<Health> {
     health.add_dependency("apiserver", move || asked.server.check());
     let asked = pulses.clone();
     health.add_dependency("watch-networks", move || asked.networks.check());
-    health.add_dependency("watch-networkinterfaces", move || pulses.nics.check());
+    let asked = pulses.clone();
+    health.add_dependency("watch-networkinterfaces", move || asked.nics.check());
+    health.add_dependency("watch-loadbalancers", move || pulses.balancers.check());
     let shown = metrics.clone();
     health.add_metrics(move |out| shown.render(out));
     health

@@ -27,6 +27,11 @@ impl Agent {
         {
             self.look_at_nic(&uid, now, &mut actions);
         }
+        while self.has_room()
+            && let Some(uid) = self.balancer_queue.pop(now)
+        {
+            self.look_at_balancer(&uid, now, &mut actions);
+        }
         while self.api_inflight < API_INFLIGHT_MAX
             && let Some(key) = self.network_queue.pop(now)
         {
@@ -37,6 +42,12 @@ impl Agent {
             && let Some(key) = self.route_queue.pop(now)
         {
             self.look_at_route(key, now, &mut actions);
+        }
+        while self.phase == Phase::Live
+            && self.dp_inflight < DP_INFLIGHT_MAX
+            && let Some(address) = self.neighbor_queue.pop(now)
+        {
+            self.look_at_shared(address, now, &mut actions);
         }
         if self.subscriptions_stale {
             self.refresh_subscriptions();
@@ -58,13 +69,20 @@ impl Agent {
         let service = silent.then_some(self.service.not_before).flatten();
         // Without room nothing could be started: the next outcome is what to wait for.
         let nics = self.has_room().then(|| self.nic_queue.deadline()).flatten();
+        let balancers = self
+            .has_room()
+            .then(|| self.balancer_queue.deadline())
+            .flatten();
         let networks = (self.api_inflight < API_INFLIGHT_MAX)
             .then(|| self.network_queue.deadline())
             .flatten();
         let can_route = self.phase == Phase::Live && self.dp_inflight < DP_INFLIGHT_MAX;
         let routes = can_route.then(|| self.route_queue.deadline()).flatten();
-        [audit, listing, service, nics, networks, routes]
+        let neighbors = can_route.then(|| self.neighbor_queue.deadline()).flatten();
+        let work = [nics, balancers, networks, routes, neighbors];
+        [audit, listing, service]
             .into_iter()
+            .chain(work)
             .flatten()
             .min()
     }
@@ -83,6 +101,7 @@ impl Agent {
             .is_none_or(|at| now >= at + LIST_INTERVAL_MIN);
         if self.phase == Phase::Live && self.audit_at.is_some_and(|at| at <= now) {
             self.audit_at = None;
+            self.unaudited = false;
             self.list_wanted = true;
         }
         if self.phase == Phase::Live && self.list_wanted && due {
@@ -129,6 +148,7 @@ impl Agent {
             interface: self.observed.interface(uid),
             live,
             occupied: self.is_occupied(uid),
+            vip_held: self.is_vip_held(uid),
             failure: self
                 .tracks
                 .get(uid)
@@ -199,7 +219,12 @@ impl Agent {
             track.warned.clone_from(&plan.warning);
             if let Some(nic::Warning { reason, note }) = plan.warning {
                 self.api_inflight += 1;
-                actions.api.push(ApiOp::Warn { meta, reason, note });
+                actions.api.push(ApiOp::Warn {
+                    kind: "NetworkInterface",
+                    meta,
+                    reason,
+                    note,
+                });
             }
         }
     }
@@ -223,7 +248,10 @@ impl Agent {
         let Some(network) = self.networks.get(key) else {
             return;
         };
-        let used = desired::uses_network(key, network, self.nics.values(), &self.observed);
+        let nics = self.nics.values().map(|nic| &nic.network);
+        let balancers = self.balancers.values().map(|balancer| &balancer.network);
+        let named = nics.chain(balancers);
+        let used = desired::uses_network(key, network, named, &self.observed);
         let known = self.api_synced && self.observed_once;
         let peers = network.peers.keys().chain(network.vni.as_ref());
         let plan = network::plan(network::View {

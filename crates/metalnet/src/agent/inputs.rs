@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Agent, Dispute, Input, Lane, Phase};
 use crate::model::{Network, Nic, ObjectKey, Prefix, Uid, Vni};
-use crate::plan::ops::RouteKey;
+use crate::plan::ops::{HopKind, RouteKey};
 use crate::plan::rib::{Heard, Learned};
 
 impl Agent {
@@ -16,6 +16,8 @@ impl Agent {
             Input::NicGone(uid) => self.nic_gone(&uid),
             Input::Network(network) => self.network(*network),
             Input::NetworkGone(key) => self.network_gone(&key),
+            Input::Balancer(balancer) => self.balancer(*balancer),
+            Input::BalancerGone(uid) => self.balancer_gone(&uid),
             Input::Learned {
                 vni,
                 prefix,
@@ -34,6 +36,7 @@ impl Agent {
     fn sync_api(&mut self) {
         self.api_synced = true;
         self.touch_all_nics();
+        self.touch_all_balancers();
         for key in self.networks.keys() {
             self.network_queue.push(key.clone());
         }
@@ -93,7 +96,7 @@ impl Agent {
         }
         self.networks.insert(key.clone(), network);
         if !same_use {
-            self.touch_nics_of(&key);
+            self.touch_users_of(&key);
         }
         self.network_queue.push(key);
     }
@@ -103,7 +106,7 @@ impl Agent {
             self.index_network(network.vni, key, false);
             self.network_lanes.remove(key);
             self.imports_stale |= !network.peers.is_empty();
-            self.touch_nics_of(key);
+            self.touch_users_of(key);
         }
     }
 
@@ -120,7 +123,7 @@ impl Agent {
         }
     }
 
-    fn touch_nics_of(&mut self, key: &ObjectKey) {
+    fn touch_users_of(&mut self, key: &ObjectKey) {
         let users = self.nics.iter().filter(|(_, nic)| nic.network == *key);
         let uids: Vec<Uid> = users.map(|(uid, _)| uid.clone()).collect();
         for uid in uids {
@@ -129,6 +132,15 @@ impl Agent {
                 track.dp.reopen();
             }
             self.touch_nic(&uid);
+        }
+        let users = self
+            .balancers
+            .iter()
+            .filter(|(_, user)| user.network == *key);
+        let uids: Vec<Uid> = users.map(|(uid, _)| uid.clone()).collect();
+        for uid in uids {
+            self.reopen_balancer(&uid);
+            self.touch_balancer(&uid);
         }
     }
 
@@ -142,9 +154,24 @@ impl Agent {
         } else {
             self.rib.remove(vni, &prefix, hop)
         };
-        if changed {
-            let withdrawn = !present && self.rib.heard(vni) > Heard::Silent;
-            self.touch_source(vni, prefix, withdrawn);
+        if !changed {
+            return;
+        }
+        let withdrawn = !present && self.rib.heard(vni) > Heard::Silent;
+        match hop.kind {
+            HopKind::Standard => self.touch_source(vni, prefix, withdrawn),
+            HopKind::Nat(ports) => {
+                if withdrawn {
+                    self.share_withdrawn(vni, &prefix, ports);
+                }
+                self.touch_shared(&prefix);
+            }
+            HopKind::Target => {
+                if withdrawn {
+                    self.target_withdrawn(vni, &prefix, hop.address);
+                }
+                self.touch_balancers_at(vni, &prefix);
+            }
         }
     }
 
@@ -177,6 +204,8 @@ impl Agent {
             self.touch_all_tables();
         } else {
             self.touch_table(vni);
+            self.touch_shares_of(vni);
+            self.touch_balancers_of(vni);
             for importer in self.exports.get(&vni).cloned().unwrap_or_default() {
                 self.touch_table(importer);
             }

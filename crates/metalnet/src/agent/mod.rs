@@ -2,23 +2,28 @@
 //!
 //! Level-triggered: an input only changes what is known and marks the keys that need a look; [`Agent::poll`] looks at
 //! them, asks the plans and returns what to do, within the limits on work in flight. Failures bring a key back later.
-//! `inputs` takes in what was learned, `outcomes` the results of calls, this file holds the state and its upkeep.
+//! `inputs` takes in what was learned, `outcomes` the results of calls, `upkeep` keeps derived state current, `dispatch` makes
+//! actions of marked keys; `balancers` and `neighbors` do all of that for load balancers and for shared NAT addresses.
 
+mod balancers;
 mod dispatch;
 mod inputs;
+mod neighbors;
 mod outcomes;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use crate::model::{Network, Nic, ObjectKey, Prefix, Uid, Vni};
-use crate::plan::desired::{self, Imports, Own, Routing, Settings, Share, Want};
-use crate::plan::nic::{Claim, Device, Warning};
-use crate::plan::observed::Observed;
+use crate::plan::desired::{Balanced, Imports, Own, Settings, Share};
+use crate::plan::nic::{Device, Warning};
+use crate::plan::observed::{Neighbor, Observed};
 use crate::plan::ops::{ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp, RouteKey};
 use crate::plan::rib::{Heard, Learned, Rib};
 use crate::queue::{Backoff, Queue};
+use crate::services::LoadBalancer;
 
 /// Most calls to dpservice in flight. It works on one at a time, so more would only queue there.
 pub const DP_INFLIGHT_MAX: usize = 64;
@@ -56,13 +61,16 @@ pub const AUDIT_AFTER: Duration = Duration::from_secs(5);
 /// Something the agent learns.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// All Networks and NetworkInterfaces have been seen once.
+    /// All Networks, NetworkInterfaces and LoadBalancers have been seen once.
     ApiSynced,
     Nic(Box<Nic>),
     /// No longer there, or no longer of this node.
     NicGone(Uid),
     Network(Box<Network>),
     NetworkGone(ObjectKey),
+    Balancer(Box<LoadBalancer>),
+    /// As [`Input::NicGone`].
+    BalancerGone(Uid),
     /// A next hop appeared (`present`) or disappeared.
     Learned {
         vni: Vni,
@@ -100,6 +108,7 @@ pub enum Written {
     Nothing,
     Nic(Box<Nic>),
     Network(Box<Network>),
+    Balancer(Box<LoadBalancer>),
 }
 
 /// What to do now. Bond operations come first and in order; the others may run at the same time.
@@ -194,11 +203,29 @@ struct Track {
     warned: Option<Warning>,
 }
 
+/// What is remembered about one load balancer besides object and inventory.
+#[derive(Debug, Default)]
+struct BalancerTrack {
+    share: Share,
+    dp: Lane,
+    api: Lane,
+    failure: Option<DpError>,
+    dispute: Dispute,
+    /// As in [`Track`].
+    lost: bool,
+    warned: Option<Warning>,
+    /// Targets whose last announcer took them back while a server was there.
+    withdrawn: BTreeSet<Ipv6Addr>,
+}
+
 /// Figures for the metrics page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Gauges {
     pub interfaces: usize,
+    pub balancers: usize,
     pub routes: usize,
+    /// Other hosts' shares of NAT addresses.
+    pub neighbors: usize,
     pub learned: usize,
     pub learned_dropped: u64,
     pub announcements: usize,
@@ -220,6 +247,7 @@ pub struct Agent {
     claims: BTreeMap<Uid, String>,
     claiming: BTreeMap<Uid, String>,
     nics: BTreeMap<Uid, Nic>,
+    balancers: BTreeMap<Uid, LoadBalancer>,
     networks: BTreeMap<ObjectKey, Network>,
     networks_by_vni: BTreeMap<Vni, BTreeSet<ObjectKey>>,
     api_synced: bool,
@@ -229,6 +257,7 @@ pub struct Agent {
     exports: BTreeMap<Vni, BTreeSet<Vni>>,
     imports_stale: bool,
     own: Own,
+    balanced: Balanced,
     subscribed: BTreeSet<Vni>,
     subscriptions_stale: bool,
     observed: Observed,
@@ -243,7 +272,14 @@ pub struct Agent {
     /// When to list once more because of a lost call; see [`AUDIT_AFTER`].
     audit_at: Option<Instant>,
     recheck: bool,
+    /// Whether calls of an earlier run of metalnet may still be carried out; see [`AUDIT_AFTER`].
+    unaudited: bool,
     tracks: BTreeMap<Uid, Track>,
+    balancer_tracks: BTreeMap<Uid, BalancerTrack>,
+    /// Calls in flight for NAT addresses, and the waits after failures.
+    neighbor_lanes: BTreeMap<Ipv4Addr, Lane>,
+    /// Shares whose last announcer took them back while a server was there.
+    neighbors_withdrawn: HashSet<Neighbor>,
     network_lanes: BTreeMap<ObjectKey, Lane>,
     routes_busy: HashSet<RouteKey>,
     routes_failed: HashMap<RouteKey, Lane>,
@@ -252,8 +288,10 @@ pub struct Agent {
     /// Routes whose last announcer took them back while a server was there.
     withdrawn: HashSet<RouteKey>,
     nic_queue: Queue<Uid>,
+    balancer_queue: Queue<Uid>,
     network_queue: Queue<ObjectKey>,
     route_queue: Queue<RouteKey>,
+    neighbor_queue: Queue<Ipv4Addr>,
     bond: Vec<BondOp>,
     announced: usize,
     dp_inflight: usize,
@@ -278,6 +316,7 @@ impl Agent {
             claims,
             claiming: BTreeMap::new(),
             nics: BTreeMap::new(),
+            balancers: BTreeMap::new(),
             networks: BTreeMap::new(),
             networks_by_vni: BTreeMap::new(),
             api_synced: false,
@@ -286,6 +325,7 @@ impl Agent {
             exports: BTreeMap::new(),
             imports_stale: false,
             own: Own::new(),
+            balanced: Balanced::new(),
             subscribed: BTreeSet::new(),
             subscriptions_stale: true,
             observed: Observed::default(),
@@ -298,15 +338,21 @@ impl Agent {
             listed_at: None,
             audit_at: None,
             recheck: false,
+            unaudited: true,
             tracks: BTreeMap::new(),
+            balancer_tracks: BTreeMap::new(),
+            neighbor_lanes: BTreeMap::new(),
+            neighbors_withdrawn: HashSet::new(),
             network_lanes: BTreeMap::new(),
             routes_busy: HashSet::new(),
             routes_failed: HashMap::new(),
             routes_disputed: HashSet::new(),
             withdrawn: HashSet::new(),
             nic_queue,
+            balancer_queue: Queue::default(),
             network_queue: Queue::default(),
             route_queue: Queue::default(),
+            neighbor_queue: Queue::default(),
             bond: Vec::new(),
             announced: 0,
             dp_inflight: 0,
@@ -334,302 +380,22 @@ impl Agent {
     pub fn gauges(&self) -> Gauges {
         Gauges {
             interfaces: self.observed.interfaces().len(),
+            balancers: self.observed.balancers().len(),
             routes: self.observed.routes_len(),
+            neighbors: self.observed.neighbors_len(),
             learned: self.rib.len(),
             learned_dropped: self.rib.dropped,
             announcements: self.announced,
             subscriptions: self.subscribed.len(),
             claims: self.claims.len(),
             devices: self.devices.len(),
-            queued: self.nic_queue.len() + self.network_queue.len() + self.route_queue.len(),
+            queued: self.nic_queue.len()
+                + self.balancer_queue.len()
+                + self.network_queue.len()
+                + self.route_queue.len()
+                + self.neighbor_queue.len(),
             inflight: self.dp_inflight + self.api_inflight + self.claim_inflight,
             instances_seen: self.instances_seen,
         }
-    }
-
-    fn routing(&self) -> Routing<'_> {
-        Routing {
-            settings: &self.settings,
-            rib: &self.rib,
-            own: &self.own,
-            imports: &self.imports,
-            observed: &self.observed,
-        }
-    }
-
-    fn want(&self, uid: &Uid) -> Want<'_> {
-        let nic = self.nics.get(uid);
-        let network = nic.and_then(|nic| self.networks.get(&nic.network));
-        desired::want(
-            nic,
-            network,
-            self.api_synced,
-            self.observed.interface(uid).is_some(),
-        )
-    }
-
-    fn device(&self, claim: &str) -> Option<&Device> {
-        self.devices
-            .iter()
-            .find(|(text, _)| text == claim)
-            .map(|(_, device)| device)
-    }
-
-    fn claim(&self, uid: &Uid) -> Claim<'_> {
-        match self.claims.get(uid) {
-            None => Claim::None,
-            Some(text) => self.device(text).map_or(Claim::Gone, Claim::Held),
-        }
-    }
-
-    /// The device for a new claim: the one its interface already has, or the first that nobody uses.
-    fn choose_device(&self, uid: &Uid) -> Option<String> {
-        let taken = |text: &str| {
-            self.claims
-                .values()
-                .chain(self.claiming.values())
-                .any(|other| other == text)
-        };
-        if let Some(interface) = self.observed.interface(uid) {
-            let current = self
-                .devices
-                .iter()
-                .find(|(_, device)| device.name == interface.device);
-            if let Some((text, _)) = current.filter(|(text, _)| !taken(text)) {
-                return Some(text.clone());
-            }
-        }
-        let occupied: HashSet<&str> = self
-            .observed
-            .interfaces()
-            .map(|(_, i)| i.device.as_str())
-            .collect();
-        let free = |(text, device): &&(String, Device)| {
-            !taken(text) && !occupied.contains(device.name.as_str())
-        };
-        self.devices.iter().find(free).map(|(text, _)| text.clone())
-    }
-
-    /// Brings what an interface contributes (own prefixes, announcements, VNIs) in line with the present state.
-    fn refresh_share(&mut self, uid: &Uid) {
-        let want = self.want(uid);
-        let device = match self.claim(uid) {
-            Claim::Held(device) => Some(device.name.as_str()),
-            Claim::None | Claim::Gone => None,
-        };
-        let share = desired::share(want, device, self.observed.interface(uid), &self.settings);
-        let track = self.tracks.entry(uid.clone()).or_default();
-        if track.share == share {
-            return;
-        }
-        let old = std::mem::replace(&mut track.share, share.clone());
-        self.subscriptions_stale |= old.vnis != share.vnis;
-        // Withdraw first: an address that moves from one underlay address to another must not end up withdrawn.
-        self.bond.extend(
-            old.announcements
-                .difference(&share.announcements)
-                .map(|a| BondOp::Withdraw(*a)),
-        );
-        self.bond.extend(
-            share
-                .announcements
-                .difference(&old.announcements)
-                .map(|a| BondOp::Announce(*a)),
-        );
-        self.announced = self.announced + share.announcements.len() - old.announcements.len();
-        for (key, underlay) in &old.own {
-            if share.own.get(key) != Some(underlay) {
-                self.set_own(*key, uid, None);
-            }
-        }
-        for (key, underlay) in &share.own {
-            if old.own.get(key) != Some(underlay) {
-                self.set_own(*key, uid, Some(*underlay));
-            }
-        }
-    }
-
-    fn set_own(&mut self, key: RouteKey, uid: &Uid, underlay: Option<Option<Ipv6Addr>>) {
-        match underlay {
-            Some(underlay) => {
-                self.own
-                    .entry(key)
-                    .or_default()
-                    .insert(uid.clone(), underlay);
-            }
-            None => {
-                if let Some(owners) = self.own.get_mut(&key) {
-                    owners.remove(uid);
-                    if owners.is_empty() {
-                        self.own.remove(&key);
-                    }
-                }
-            }
-        }
-        self.touch_route(key);
-    }
-
-    /// Marks a route, and those in the tables that import it.
-    fn touch_route(&mut self, key: RouteKey) {
-        self.route_queue.push(key);
-        if let Some(importers) = self.exports.get(&key.vni) {
-            for vni in importers {
-                self.route_queue.push(RouteKey {
-                    vni: *vni,
-                    prefix: key.prefix,
-                });
-            }
-        }
-    }
-
-    /// Marks everything that could be in table `vni`.
-    fn touch_table(&mut self, vni: Vni) {
-        if !self.observed.uses_vni(vni) {
-            return;
-        }
-        let exporters = self
-            .imports
-            .get(&vni)
-            .into_iter()
-            .flat_map(|exporters| exporters.keys().copied());
-        let sources: Vec<Vni> = exporters.chain([vni]).collect();
-        let mut prefixes: BTreeSet<Prefix> = desired::default_prefixes(&self.settings).collect();
-        prefixes.extend(self.observed.routes(vni).map(|(prefix, _)| prefix));
-        for source in &sources {
-            prefixes.extend(self.rib.prefixes(*source));
-        }
-        prefixes.extend(
-            self.own
-                .keys()
-                .filter(|key| sources.contains(&key.vni))
-                .map(|key| key.prefix),
-        );
-        for prefix in prefixes {
-            self.route_queue.push(RouteKey { vni, prefix });
-        }
-    }
-
-    fn touch_all_tables(&mut self) {
-        let vnis: Vec<Vni> = self.observed.vnis().collect();
-        for vni in vnis {
-            self.touch_table(vni);
-        }
-    }
-
-    fn touch_nic(&mut self, uid: &Uid) {
-        self.refresh_share(uid);
-        self.nic_queue.push(uid.clone());
-    }
-
-    fn touch_all_nics(&mut self) {
-        let known = self
-            .nics
-            .keys()
-            .chain(self.tracks.keys())
-            .chain(self.claims.keys());
-        let uids: BTreeSet<Uid> = known
-            .chain(self.observed.interfaces().map(|(uid, _)| uid))
-            .cloned()
-            .collect();
-        for uid in uids {
-            self.touch_nic(&uid);
-        }
-    }
-
-    fn touch_networks_of(&mut self, vni: Vni) {
-        for key in self.networks_by_vni.get(&vni).into_iter().flatten() {
-            self.network_queue.push(key.clone());
-        }
-    }
-
-    /// Marks the interfaces that wait for a route to leave one of their prefixes.
-    fn touch_owners(&mut self, key: RouteKey) {
-        if let Some(owners) = self.own.get(&key) {
-            for uid in owners.keys() {
-                self.nic_queue.push(uid.clone());
-            }
-        }
-    }
-
-    /// Whether something is about to leave a prefix that the interface wants: a route to another host, or an interface
-    /// of this host that is being torn down.
-    fn is_occupied(&self, uid: &Uid) -> bool {
-        let leaving = |key: &RouteKey| {
-            let mut owners = self.own.get(key).into_iter().flatten();
-            owners.any(|(owner, underlay)| {
-                owner != uid && underlay.is_some() && matches!(self.want(owner), Want::Absent)
-            })
-        };
-        self.tracks.get(uid).is_some_and(|track| {
-            let mut missing = track
-                .share
-                .own
-                .iter()
-                .filter(|(_, underlay)| underlay.is_none());
-            missing.any(|(key, _)| {
-                self.observed.route(key.vni, &key.prefix).is_some()
-                    || self.routes_busy.contains(key)
-                    || leaving(key)
-            })
-        })
-    }
-
-    /// Prefixes have become free here: whoever waits for one of them tries at once.
-    fn freed(&mut self, keys: impl IntoIterator<Item = RouteKey>) {
-        for key in keys {
-            let owners = self.own.get(&key).into_iter().flatten();
-            let uids: Vec<Uid> = owners.map(|(uid, _)| uid.clone()).collect();
-            for uid in uids {
-                if let Some(track) = self.tracks.get_mut(&uid) {
-                    track.dp.reopen();
-                    track.failure = None;
-                }
-                self.nic_queue.push(uid);
-            }
-        }
-    }
-
-    /// Reads the peerings anew and marks the tables whose imports changed.
-    fn refresh_imports(&mut self) {
-        self.imports_stale = false;
-        let imports = desired::imports(self.networks.values());
-        if imports == self.imports {
-            return;
-        }
-        let vnis: BTreeSet<Vni> = self.imports.keys().chain(imports.keys()).copied().collect();
-        let changed: Vec<Vni> = vnis
-            .into_iter()
-            .filter(|vni| self.imports.get(vni) != imports.get(vni))
-            .collect();
-        for vni in &changed {
-            // What the old imports brought in has to be looked at as well as what the new ones will.
-            self.touch_table(*vni);
-        }
-        self.imports = imports;
-        self.exports.clear();
-        for (importer, exporters) in &self.imports {
-            for exporter in exporters.keys() {
-                self.exports.entry(*exporter).or_default().insert(*importer);
-            }
-        }
-        for vni in changed {
-            self.touch_table(vni);
-        }
-        self.subscriptions_stale = true;
-    }
-
-    fn refresh_subscriptions(&mut self) {
-        self.subscriptions_stale = false;
-        let shares = self.tracks.values().map(|track| &track.share);
-        let wanted = desired::subscriptions(shares, &self.imports, &self.settings);
-        for vni in wanted.difference(&self.subscribed) {
-            self.bond.push(BondOp::Subscribe(*vni));
-        }
-        let dropped: Vec<Vni> = self.subscribed.difference(&wanted).copied().collect();
-        for vni in dropped {
-            self.bond.push(BondOp::Unsubscribe(vni));
-            self.rib.forget(vni);
-        }
-        self.subscribed = wanted;
     }
 }

@@ -7,10 +7,11 @@ use super::{
     API_BACKOFF, AUDIT_AFTER, Agent, CLAIM_BACKOFF, DP_BACKOFF, Dispute, Lane, Phase,
     REFUSED_BACKOFF, Written,
 };
-use crate::model::{Prefix, Uid};
-use crate::plan::observed::{Installed, Interface, Observed};
+use crate::model::{Prefix, Uid, Vni};
+use crate::plan::observed::{Installed, Interface, Observed, Services};
 use crate::plan::ops::{
-    ApiError, ApiOp, ClaimOp, DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code,
+    ApiError, ApiOp, ClaimOp, DpDone, DpError, DpOp, InterfaceRequest, Part, RULE_CHANGING,
+    RouteKey, code,
 };
 
 impl Agent {
@@ -33,6 +34,48 @@ impl Agent {
             DpOp::DeleteInterface { uid } => self.interface_deleted(uid, result, now),
             DpOp::CreatePrefix { uid, prefix } => self.prefix_created(uid, prefix, result, now),
             DpOp::DeletePrefix { uid, prefix } => self.prefix_deleted(uid, prefix, result, now),
+            DpOp::CreatePart { uid, part } => self.part_created(uid, *part, result, now),
+            DpOp::DeleteVip { uid } => self.vip_deleted(uid, result, now),
+            DpOp::DeleteNat { uid } => self.nat_deleted(uid, result, now),
+            DpOp::DeleteTargetPrefix { uid, prefix } => {
+                let settled = code::NOT_FOUND;
+                self.part_deleted(uid, settled, result, now, |services| {
+                    services.targets.remove(&prefix);
+                });
+            }
+            DpOp::DeleteRule { uid, id } => {
+                let settled = code::NOT_FOUND;
+                self.part_deleted(uid, settled, result, now, |services| {
+                    services.rules.remove(&id);
+                });
+            }
+            DpOp::ReplaceRule { uid, id, rule } => match result {
+                Ok(_) => {
+                    self.observed.edit_services(&uid, |services| {
+                        services.rules.insert(id, Some(*rule));
+                        services.rules.remove(RULE_CHANGING);
+                    });
+                    self.nic_succeeded(&uid);
+                }
+                Err(error) => {
+                    // How far it came is unknown: the listing shows it.
+                    self.list_wanted = true;
+                    self.nic_failed(&uid, &[], error, now);
+                }
+            },
+            DpOp::CreateBalancer { uid, request } => {
+                self.balancer_created(uid, *request, result, now)
+            }
+            DpOp::DeleteBalancer { uid } => self.balancer_deleted(uid, result, now),
+            DpOp::CreateTarget { uid, target } => self.target_set(uid, target, true, result, now),
+            DpOp::DeleteTarget { uid, target } => self.target_set(uid, target, false, result, now),
+            DpOp::CreateNeighbor { neighbor, underlay } => {
+                self.neighbor_set(neighbor, underlay, false, result, now)
+            }
+            DpOp::ReplaceNeighbor { neighbor, underlay } => {
+                self.neighbor_set(neighbor, underlay, true, result, now)
+            }
+            DpOp::DeleteNeighbor { neighbor } => self.neighbor_deleted(neighbor, result, now),
             DpOp::CreateRoute { key, hop } => match result {
                 Ok(_) => self.route_done(key, Some(Installed::Hop(hop))),
                 Err(error) => self.route_failed(key, error, now),
@@ -105,13 +148,26 @@ impl Agent {
         self.listed_at = Some(now);
         self.routes_failed.clear();
         self.withdrawn.clear();
+        self.neighbors_withdrawn.clear();
+        self.neighbor_lanes.clear();
         for track in self.tracks.values_mut() {
             track.dp.reopen();
             track.failure = None;
             track.lost &= self.audit_at.is_some();
         }
+        for track in self.balancer_tracks.values_mut() {
+            track.dp.reopen();
+            track.failure = None;
+            track.withdrawn.clear();
+            track.lost &= self.audit_at.is_some();
+        }
         self.touch_all_nics();
+        self.touch_all_balancers();
         self.touch_all_tables();
+        let vnis: Vec<Vni> = self.observed.vnis().collect();
+        for vni in vnis {
+            self.touch_shares_of(vni);
+        }
         for key in self.networks.keys() {
             self.network_queue.push(key.clone());
         }
@@ -146,11 +202,13 @@ impl Agent {
                     hostname,
                     underlay,
                     prefixes,
+                    services: Services::default(),
                 };
                 let first = self.observed.insert_interface(uid.clone(), interface);
                 self.nic_succeeded(&uid);
                 if first {
                     self.touch_table(vni);
+                    self.touch_shares_of(vni);
                 }
                 self.touch_networks_of(vni);
             }
@@ -196,8 +254,95 @@ impl Agent {
                     .map(|(prefix, _)| RouteKey { vni, prefix }),
             );
             self.touch_networks_of(vni);
+            self.touch_unused(vni);
         }
         self.touch_claimless();
+    }
+
+    /// With the last user of a VNI dpservice dropped other hosts' shares of NAT addresses: others may take their place.
+    pub(super) fn touch_unused(&mut self, vni: Vni) {
+        if !self.observed.uses_vni(vni) {
+            self.touch_shares_of(vni);
+        }
+    }
+
+    fn part_created(
+        &mut self,
+        uid: Uid,
+        part: Part,
+        result: Result<DpDone, DpError>,
+        now: Instant,
+    ) {
+        let done = match result {
+            Ok(done) => done,
+            Err(error) => {
+                self.list_wanted |= error.code() == Some(code::NO_VM);
+                return self.nic_failed(&uid, &[], error, now);
+            }
+        };
+        self.observed
+            .edit_services(&uid, |services| match (part, done) {
+                (Part::Vip(address), DpDone::Underlay(underlay)) => {
+                    services.vip = Some((address, underlay))
+                }
+                (Part::Nat(share), DpDone::Underlay(underlay)) => {
+                    services.nat = Some((share, underlay))
+                }
+                (Part::Target(prefix), DpDone::Underlay(underlay)) => {
+                    services.targets.insert(prefix, underlay);
+                }
+                (Part::Rule { id, rule }, _) => {
+                    services.rules.insert(id, Some(rule));
+                }
+                // Such an answer is impossible; `dpservice` reads the one that fits the call.
+                (Part::Vip(_) | Part::Nat(_) | Part::Target(_), _) => {}
+            });
+        self.nic_succeeded(&uid);
+    }
+
+    fn vip_deleted(&mut self, uid: Uid, result: Result<DpDone, DpError>, now: Instant) {
+        let services = self.observed.interface(&uid).map(|held| &held.services);
+        let address = services.and_then(|services| services.vip).map(|vip| vip.0);
+        self.part_deleted(uid, code::SNAT_NO_DATA, result, now, |services| {
+            services.vip = None;
+        });
+        if let Some(address) = address {
+            self.freed_public(address);
+        }
+    }
+
+    fn nat_deleted(&mut self, uid: Uid, result: Result<DpDone, DpError>, now: Instant) {
+        let services = self.observed.interface(&uid).map(|held| &held.services);
+        let address = services
+            .and_then(|services| services.nat)
+            .map(|(share, _)| share.address);
+        self.part_deleted(uid, code::SNAT_NO_DATA, result, now, |services| {
+            services.nat = None;
+        });
+        if let Some(address) = address {
+            self.neighbor_queue.push(address);
+            self.freed_public(address);
+        }
+    }
+
+    /// `settled` is the code that says that there is nothing (any more).
+    fn part_deleted(
+        &mut self,
+        uid: Uid,
+        settled: u32,
+        result: Result<DpDone, DpError>,
+        now: Instant,
+        change: impl FnOnce(&mut Services),
+    ) {
+        if let Err(error) = result {
+            match error.code() {
+                Some(found) if found == settled => {}
+                Some(code::NO_VM | code::VNF_DELETE) => self.list_wanted = true,
+                Some(_) | None => return self.nic_failed(&uid, &[], error, now),
+            }
+        }
+        self.observed.edit_services(&uid, change);
+        self.nic_succeeded(&uid);
     }
 
     fn prefix_created(
@@ -278,7 +423,9 @@ impl Agent {
     fn is_news(&mut self, uid: &Uid, keys: &[RouteKey], error: &DpError) -> bool {
         let route = match error.code() {
             Some(code::ROUTE_EXISTS) => true,
-            Some(code::ALREADY_EXISTS | code::VM_HANDLE) => false,
+            Some(
+                code::ALREADY_EXISTS | code::VM_HANDLE | code::SNAT_EXISTS | code::DNAT_EXISTS,
+            ) => false,
             Some(_) | None => return false,
         };
         if route && keys.iter().any(|key| self.has_owner_besides(uid, *key)) {
@@ -404,6 +551,13 @@ impl Agent {
                 }
                 self.network_queue.push(meta.key.clone());
             }
+            ApiOp::BalancerFinalizers { meta, .. } | ApiOp::BalancerStatus { meta, .. } => {
+                let track = self.balancer_tracks.get_mut(&meta.uid);
+                if let Some(at) = track.and_then(|track| finish(&mut track.api)) {
+                    self.balancer_queue.push_at(meta.uid.clone(), at);
+                }
+                self.balancer_queue.push(meta.uid.clone());
+            }
             // An event is a courtesy: it is written once or not at all.
             ApiOp::Warn { .. } => {}
         }
@@ -412,6 +566,9 @@ impl Agent {
             Ok(Written::Nic(nic)) if self.nics.contains_key(&nic.meta.uid) => self.nic(*nic),
             Ok(Written::Network(network)) if self.networks.contains_key(&network.meta.key) => {
                 self.network(*network)
+            }
+            Ok(Written::Balancer(balancer)) if self.balancers.contains_key(&balancer.meta.uid) => {
+                self.balancer(*balancer)
             }
             Ok(_) | Err(_) => {}
         }

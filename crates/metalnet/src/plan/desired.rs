@@ -1,12 +1,13 @@
 //! What should be: pure functions from objects, claims, learned routes and inventory to the wanted state.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::observed::{Hop, Interface, Observed};
-use super::ops::{Announcement, RouteKey};
+use super::observed::{Balancer, Hop, Interface, Observed};
+use super::ops::{Announcement, HopKind, RouteKey};
 use super::rib::{Heard, Rib};
-use crate::model::{Filter, Network, Nic, NicSpec, ObjectKey, Prefix, Uid, Vni};
+use crate::model::{Filter, Meta, Network, Nic, NicSpec, ObjectKey, Prefix, Uid, Vni};
+use crate::services::{BALANCER_TARGETS_MAX, BalancerSpec, LoadBalancer};
 
 /// What the operator set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,24 +18,34 @@ pub struct Settings {
     pub public_vni: Vni,
     /// Default router to use for a family for which metalbond supplies none.
     pub router: Option<Ipv6Addr>,
+    /// Load balancer targets outside of this underlay prefix are ignored.
+    pub prefer_network: Option<Prefix>,
 }
 
-/// How a NetworkInterface relates to this node, given its Network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Want<'a> {
+/// How an object relates to this node, given its Network. `S` is what it asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Want<'a, S = NicSpec> {
     /// The API has not been read yet: leave everything as it is.
     Unknown,
-    /// No object wants the interface, or its object is being deleted: tear it down.
+    /// No object wants it, or its object is being deleted: tear it down.
     Absent,
     /// Not possible at present: do not create; what exists stays.
     Blocked(Block),
     Present {
-        spec: &'a NicSpec,
+        spec: &'a S,
         vni: Vni,
     },
 }
 
-/// Why an interface that an object asks for is not wanted now.
+impl<S> Clone for Want<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Want<'_, S> {}
+
+/// Why what an object asks for is not wanted now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Block {
     NetworkMissing,
@@ -44,20 +55,41 @@ pub enum Block {
     SpecInvalid,
 }
 
-/// Decides what is wanted of the interface `uid`.
+/// Decides what is wanted of an interface.
 pub fn want<'a>(
     nic: Option<&'a Nic>,
     network: Option<&Network>,
     synced: bool,
     exists: bool,
 ) -> Want<'a> {
-    let Some(nic) = nic else {
+    let asked = nic.map(|nic| (&nic.meta, nic.spec.as_ref().ok()));
+    want_of(asked, network, synced, exists)
+}
+
+/// Decides what is wanted of a load balancer.
+pub fn want_balancer<'a>(
+    balancer: Option<&'a LoadBalancer>,
+    network: Option<&Network>,
+    synced: bool,
+    exists: bool,
+) -> Want<'a, BalancerSpec> {
+    let asked = balancer.map(|balancer| (&balancer.meta, balancer.spec.as_ref().ok()));
+    want_of(asked, network, synced, exists)
+}
+
+fn want_of<'a, S>(
+    asked: Option<(&Meta, Option<&'a S>)>,
+    network: Option<&Network>,
+    synced: bool,
+    exists: bool,
+) -> Want<'a, S> {
+    let Some((meta, spec)) = asked else {
         return if synced { Want::Absent } else { Want::Unknown };
     };
-    if nic.meta.deleting {
+    if meta.deleting {
         return Want::Absent;
     }
-    let Ok(spec) = &nic.spec else {
+    let Some(spec) = spec else {
         return Want::Blocked(Block::SpecInvalid);
     };
     let Some(network) = network else {
@@ -76,14 +108,18 @@ pub fn want<'a>(
     Want::Present { spec, vni }
 }
 
-/// What one interface contributes to the rest of the world.
+/// What one interface or load balancer contributes to the rest of the world.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Share {
     /// Prefixes that belong to this host, with the underlay address once there is one: no learned route replaces them.
     pub own: BTreeMap<RouteKey, Option<Ipv6Addr>>,
+    /// Addresses of load balancers of this host, with their underlay addresses: machines of this host go there as well.
+    pub balanced: BTreeMap<RouteKey, Ipv6Addr>,
     pub announcements: BTreeSet<Announcement>,
     /// The VNIs whose routes it needs.
     pub vnis: BTreeSet<Vni>,
+    /// Public addresses that stand for the interface alone: no other host has a share of them.
+    pub vips: BTreeSet<(Vni, Ipv4Addr)>,
 }
 
 /// What the interface contributes, from what is wanted of it and what exists.
@@ -103,11 +139,16 @@ pub fn share(
         share
             .own
             .extend(prefixes.map(|prefix| (RouteKey { vni, prefix }, None)));
+        share.vips.extend(spec.vip.map(|address| (vni, address)));
     }
     let Some(interface) = interface else {
         return share;
     };
     share.vnis.insert(interface.vni);
+    let vip = interface.services.vip;
+    share
+        .vips
+        .extend(vip.map(|(address, _)| (interface.vni, address)));
     for (prefix, underlay) in interface.owned() {
         share.own.insert(
             RouteKey {
@@ -125,30 +166,131 @@ pub fn share(
         }
     };
     if stays {
-        let kept = |prefix: &Prefix| match want {
-            Want::Present { spec, .. } => {
-                spec.prefixes.contains(prefix) || spec.host_prefixes().any(|host| host == *prefix)
-            }
-            Want::Unknown | Want::Blocked(_) | Want::Absent => true,
-        };
-        for (prefix, underlay) in interface.owned().filter(|(prefix, _)| kept(prefix)) {
-            share.announcements.insert(Announcement {
-                vni: interface.vni,
-                prefix,
-                underlay,
-            });
-        }
-        // The outside reaches IPv6 addresses directly: routers learn them from the public VNI.
-        if let Some(address) = interface.ipv6 {
-            let prefix = Prefix::host(IpAddr::V6(address));
-            share.announcements.insert(Announcement {
-                vni: settings.public_vni,
-                prefix,
-                underlay: interface.underlay,
-            });
-        }
+        share.announcements = announcements(want, interface, settings);
     }
     share
+}
+
+/// Everything by which others reach an interface that stays, without what is about to be taken from it.
+fn announcements(
+    want: Want<'_>,
+    interface: &Interface,
+    settings: &Settings,
+) -> BTreeSet<Announcement> {
+    let spec = match want {
+        Want::Present { spec, .. } => Some(spec),
+        Want::Unknown | Want::Blocked(_) | Want::Absent => None,
+    };
+    let (vni, public) = (interface.vni, settings.public_vni);
+    let mut all = BTreeSet::new();
+    let mut add = |vni, prefix, underlay, kind| {
+        all.insert(Announcement {
+            vni,
+            prefix,
+            underlay,
+            kind,
+        });
+    };
+    for (prefix, underlay) in interface.owned() {
+        let kept = spec.is_none_or(|spec| {
+            spec.prefixes.contains(&prefix) || spec.host_prefixes().any(|host| host == prefix)
+        });
+        if kept {
+            add(vni, prefix, underlay, HopKind::Standard);
+        }
+        if kept && spec.is_some_and(|spec| spec.public.contains(&prefix)) {
+            add(public, prefix, underlay, HopKind::Standard);
+        }
+    }
+    // The outside reaches IPv6 addresses directly: routers learn them from the public VNI.
+    if let Some(address) = interface.ipv6 {
+        let prefix = Prefix::host(IpAddr::V6(address));
+        add(public, prefix, interface.underlay, HopKind::Standard);
+    }
+    let services = &interface.services;
+    if let Some((address, underlay)) = services.vip
+        && spec.is_none_or(|spec| spec.vip == Some(address))
+    {
+        let prefix = Prefix::host(IpAddr::V4(address));
+        add(public, prefix, underlay, HopKind::Standard);
+    }
+    if let Some((share, underlay)) = services.nat
+        && spec.is_none_or(|spec| spec.nat == Some(share))
+    {
+        let prefix = Prefix::host(IpAddr::V4(share.address));
+        // The routers send to any owner, or, if they know the ports, to the right one; the other hosts of the network
+        // forward what is not theirs.
+        add(public, prefix, underlay, HopKind::Standard);
+        add(public, prefix, underlay, HopKind::Nat(share.ports));
+        add(vni, prefix, underlay, HopKind::Nat(share.ports));
+    }
+    for (prefix, underlay) in &services.targets {
+        if spec.is_none_or(|spec| spec.targets.contains(prefix)) {
+            add(vni, *prefix, *underlay, HopKind::Target);
+        }
+    }
+    all
+}
+
+/// What a load balancer contributes. Whether its address is public only the object says: until the API has been read,
+/// nothing is announced.
+pub fn balancer_share(
+    want: Want<'_, BalancerSpec>,
+    balancer: Option<&Balancer>,
+    settings: &Settings,
+) -> Share {
+    let mut share = Share::default();
+    if let Want::Present { vni, .. } = want {
+        share.vnis.insert(vni);
+    }
+    let Some(balancer) = balancer else {
+        return share;
+    };
+    share.vnis.insert(balancer.vni);
+    let Want::Present { spec, vni } = want else {
+        return share;
+    };
+    if !balancer.matches(spec, vni) {
+        return share;
+    }
+    let (prefix, underlay) = (Prefix::host(balancer.address), balancer.underlay);
+    share.announcements.insert(Announcement {
+        vni: if spec.public {
+            settings.public_vni
+        } else {
+            balancer.vni
+        },
+        prefix,
+        underlay,
+        kind: HopKind::Standard,
+    });
+    if !spec.public {
+        share.balanced.insert(RouteKey { vni, prefix }, underlay);
+    }
+    share
+}
+
+/// The targets that a load balancer should have: those of other hosts and those of this one (`local`), as many as
+/// dpservice takes. Those it has already come first, then the lowest addresses.
+pub fn targets(
+    rib: &Rib,
+    settings: &Settings,
+    key: RouteKey,
+    local: &BTreeSet<Ipv6Addr>,
+    present: &BTreeSet<Ipv6Addr>,
+) -> BTreeSet<Ipv6Addr> {
+    let mut known = rib.targets(key.vni, &key.prefix);
+    if let Some(preferred) = settings.prefer_network {
+        known.retain(|target| preferred.contains(IpAddr::V6(*target)));
+    }
+    known.extend(local);
+    let (kept, new): (Vec<_>, Vec<_>) = known
+        .into_iter()
+        .partition(|target| present.contains(target));
+    kept.into_iter()
+        .chain(new)
+        .take(BALANCER_TARGETS_MAX)
+        .collect()
 }
 
 /// The default routes that every table in use gets.
@@ -183,18 +325,22 @@ pub fn imports<'a>(networks: impl IntoIterator<Item = &'a Network>) -> Imports {
 /// Prefixes of this host by table, with the interfaces that own them.
 pub type Own = BTreeMap<RouteKey, BTreeMap<Uid, Option<Ipv6Addr>>>;
 
+/// Addresses of this host's load balancers by table, with their underlay addresses.
+pub type Balanced = BTreeMap<RouteKey, BTreeMap<Uid, Ipv6Addr>>;
+
 /// Everything a route decision looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct Routing<'a> {
     pub settings: &'a Settings,
     pub rib: &'a Rib,
     pub own: &'a Own,
+    pub balanced: &'a Balanced,
     pub imports: &'a Imports,
     pub observed: &'a Observed,
 }
 
-/// The route that should be at `key`. The table's own routes come first, then the default router, then peers in
-/// the order of their VNI.
+/// The route that should be at `key`. A load balancer of this host comes first, then the table's own routes, then the
+/// default router, then peers in the order of their VNI.
 pub fn route(world: Routing<'_>, key: RouteKey) -> Option<Hop> {
     let RouteKey { vni, prefix } = key;
     if !world.observed.uses_vni(vni) || world.own.contains_key(&key) {
@@ -209,7 +355,8 @@ pub fn route(world: Routing<'_>, key: RouteKey) -> Option<Hop> {
             .filter(|hop| hop.vni == source)
             .map(|hop| hop.address)
     };
-    if let Some(address) = world.rib.select(vni, &prefix, within(vni)) {
+    let balanced = |key| world.balanced.get(&key)?.values().next().copied();
+    if let Some(address) = balanced(key).or_else(|| world.rib.select(vni, &prefix, within(vni))) {
         return Some(Hop { vni, address });
     }
     if default_prefixes(world.settings).any(|default| default == prefix) {
@@ -225,11 +372,13 @@ pub fn route(world: Routing<'_>, key: RouteKey) -> Option<Hop> {
         if !filter.allows(&prefix) {
             return None;
         }
-        let local = world.own.get(&RouteKey {
+        let source = RouteKey {
             vni: *exporter,
             prefix,
-        });
+        };
+        let local = world.own.get(&source);
         let local = local.and_then(|owners| owners.values().flatten().next().copied());
+        let local = local.or_else(|| balanced(source));
         let address = local.or_else(|| world.rib.select(*exporter, &prefix, within(*exporter)))?;
         Some(Hop {
             vni: *exporter,
@@ -274,13 +423,13 @@ pub fn subscriptions<'a>(
     wanted
 }
 
-/// Whether this node uses `network`: a local NetworkInterface names it, or an interface of its VNI still exists.
+/// Whether this node uses `network`: a local object names it, or something of its VNI still exists.
 pub fn uses_network<'a>(
     key: &ObjectKey,
     network: &Network,
-    nics: impl IntoIterator<Item = &'a Nic>,
+    named: impl IntoIterator<Item = &'a ObjectKey>,
     observed: &Observed,
 ) -> bool {
     network.vni.is_some_and(|vni| observed.uses_vni(vni))
-        || nics.into_iter().any(|nic| nic.network == *key)
+        || named.into_iter().any(|name| name == key)
 }

@@ -2,10 +2,14 @@
 //!
 //! Steps of one answer may run at the same time; what must come later appears when the plan is asked again.
 
+use std::net::IpAddr;
+
 use super::desired::{Block, Want};
 use super::observed::Interface;
-use super::ops::{DpError, DpOp, InterfaceRequest};
-use crate::model::{DeviceStatus, NIC_FINALIZER, Nic, NicSpec, NicStatus, State, Uid, Vni};
+use super::ops::{DpError, DpOp, InterfaceRequest, Part};
+use crate::model::{
+    DeviceStatus, NIC_FINALIZER, Nic, NicSpec, NicStatus, ObjectKey, Prefix, State, Uid, Vni,
+};
 
 /// A claimed device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct View<'a> {
     pub live: bool,
     /// Whether a route to another host still occupies one of the interface's addresses.
     pub occupied: bool,
+    /// Whether something that is about to go still holds its virtual IP.
+    pub vip_held: bool,
     /// The last failure that was not transient.
     pub failure: Option<&'a DpError>,
 }
@@ -101,54 +107,74 @@ fn teardown(view: View<'_>) -> Plan {
     plan
 }
 
-/// dpservice does not delete an interface's prefixes with it: they go first.
+/// dpservice does not delete everything with an interface: what has addresses goes first. The rules go with it.
 fn removal(uid: &Uid, interface: &Interface) -> Vec<DpOp> {
-    if interface.prefixes.is_empty() {
-        return vec![DpOp::DeleteInterface { uid: uid.clone() }];
-    }
-    interface
-        .prefixes
-        .keys()
+    let prefixes = interface.prefixes.keys();
+    let mut ops: Vec<DpOp> = prefixes
         .map(|prefix| DpOp::DeletePrefix {
             uid: uid.clone(),
             prefix: *prefix,
         })
-        .collect()
+        .collect();
+    let services = &interface.services;
+    ops.extend(
+        services
+            .targets
+            .keys()
+            .map(|prefix| delete_target(uid, prefix)),
+    );
+    ops.extend(services.nat.map(|_| DpOp::DeleteNat { uid: uid.clone() }));
+    ops.extend(services.vip.map(|_| DpOp::DeleteVip { uid: uid.clone() }));
+    if ops.is_empty() {
+        ops.push(DpOp::DeleteInterface { uid: uid.clone() });
+    }
+    ops
+}
+
+fn delete_target(uid: &Uid, prefix: &Prefix) -> DpOp {
+    DpOp::DeleteTargetPrefix {
+        uid: uid.clone(),
+        prefix: *prefix,
+    }
 }
 
 /// Not possible now. What exists keeps running; the status says why nothing more happens.
 fn blocked(view: View<'_>, nic: &Nic, block: Block) -> Plan {
+    let invalid = nic.spec.as_ref().err().map(ToString::to_string);
+    let (state, warning) = reason(block, &nic.network, invalid);
+    Plan {
+        warning: Some(warning),
+        status: status(view, nic, state),
+        ..Plan::default()
+    }
+}
+
+/// What to tell about an object that is not realised. `invalid` is what is wrong with its spec.
+pub(super) fn reason(
+    block: Block,
+    network: &ObjectKey,
+    invalid: Option<String>,
+) -> (State, Warning) {
+    let name = &network.name;
     let (state, reason, note) = match block {
         Block::NetworkMissing => (
             State::Pending,
             "NetworkNotFound",
-            format!("Network {} does not exist", nic.network.name),
+            format!("Network {name} does not exist"),
         ),
         Block::NetworkDeleting => (
             State::Pending,
             "NetworkDeleting",
-            format!("Network {} is being deleted", nic.network.name),
+            format!("Network {name} is being deleted"),
         ),
         Block::NetworkInvalid => (
             State::Error,
             "NetworkInvalid",
-            format!("Network {} has no valid id", nic.network.name),
+            format!("Network {name} has no valid id"),
         ),
-        Block::SpecInvalid => {
-            let note = nic
-                .spec
-                .as_ref()
-                .err()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            (State::Error, "InvalidSpec", note)
-        }
+        Block::SpecInvalid => (State::Error, "InvalidSpec", invalid.unwrap_or_default()),
     };
-    Plan {
-        warning: Some(Warning { reason, note }),
-        status: status(view, nic, state),
-        ..Plan::default()
-    }
+    (state, Warning { reason, note })
 }
 
 fn present(view: View<'_>, nic: &Nic, spec: &NicSpec, vni: Vni) -> Plan {
@@ -191,20 +217,105 @@ fn present(view: View<'_>, nic: &Nic, spec: &NicSpec, vni: Vni) -> Plan {
         Some(interface) if !interface.matches(spec, vni, &device.name) => {
             removal(view.uid, interface)
         }
-        Some(interface) => prefixes(view.uid, spec, interface),
+        Some(interface) => {
+            let mut ops = rules(view.uid, spec, interface);
+            let guarded = ops.is_empty();
+            ops.extend(prefixes(view.uid, spec, interface));
+            ops.extend(services(view.uid, spec, interface, guarded));
+            ops
+        }
     };
-    if view.occupied {
-        // The route planner is about to free the prefixes; creating them now would only be refused.
-        plan.dp
-            .retain(|op| !matches!(op, DpOp::CreatePrefix { .. }));
-    }
+    // Whoever is about to free an address does it without us; creating on top of it now would only be refused.
+    plan.dp.retain(|op| match op {
+        DpOp::CreatePrefix { .. } => !view.occupied,
+        DpOp::CreatePart { part, .. } => !(view.vip_held && matches!(**part, Part::Vip(_))),
+        _ => true,
+    });
     if let Some(failure) = view.failure {
         return failed(view, nic, plan, "DataPlane", failure.to_string());
     }
-    if plan.dp.is_empty() && !view.occupied {
-        plan.status = status(view, nic, State::Ready);
+    if !plan.dp.is_empty() || view.occupied || view.vip_held {
+        return plan;
     }
-    plan
+    if spec.problems.is_empty() {
+        plan.status = status(view, nic, State::Ready);
+        return plan;
+    }
+    let problems: Vec<String> = spec.problems.iter().map(ToString::to_string).collect();
+    failed(view, nic, plan, "InvalidSpec", problems.join("; "))
+}
+
+/// A filter never becomes wider on the way from one set of rules to another: first what is new, then what changes, one
+/// at a time, and only then goes what is too much.
+fn rules(uid: &Uid, spec: &NicSpec, interface: &Interface) -> Vec<DpOp> {
+    let present = &interface.services.rules;
+    let missing = spec
+        .rules
+        .iter()
+        .filter(|(id, _)| !present.contains_key(*id));
+    let missing: Vec<DpOp> = missing
+        .map(|(id, rule)| DpOp::CreatePart {
+            uid: uid.clone(),
+            part: Box::new(Part::Rule {
+                id: id.clone(),
+                rule: *rule,
+            }),
+        })
+        .collect();
+    if !missing.is_empty() {
+        return missing;
+    }
+    let mut changed = spec
+        .rules
+        .iter()
+        .filter(|(id, rule)| present.get(*id) != Some(&Some(**rule)));
+    if let Some((id, rule)) = changed.next() {
+        return vec![DpOp::ReplaceRule {
+            uid: uid.clone(),
+            id: id.clone(),
+            rule: Box::new(*rule),
+        }];
+    }
+    let extra = present.keys().filter(|id| !spec.rules.contains_key(*id));
+    let extra = extra.map(|id| DpOp::DeleteRule {
+        uid: uid.clone(),
+        id: id.clone(),
+    });
+    extra.collect()
+}
+
+/// Virtual IP, NAT and load balancer addresses. Nothing opens a new way to the machine before its filter stands
+/// (`guarded`). What changes goes first and comes back at the next look.
+fn services(uid: &Uid, spec: &NicSpec, interface: &Interface, guarded: bool) -> Vec<DpOp> {
+    let present = &interface.services;
+    let create = |part| DpOp::CreatePart {
+        uid: uid.clone(),
+        part: Box::new(part),
+    };
+    let mut ops = Vec::new();
+    match (spec.vip, present.vip) {
+        (None, None) => {}
+        (Some(address), None) => ops.extend(guarded.then(|| create(Part::Vip(address)))),
+        (Some(address), Some((vip, _))) if vip == address => {}
+        (Some(_) | None, Some(_)) => ops.push(DpOp::DeleteVip { uid: uid.clone() }),
+    }
+    match (spec.nat, present.nat) {
+        (None, None) => {}
+        (Some(share), None) => ops.extend(guarded.then(|| create(Part::Nat(share)))),
+        (Some(share), Some((nat, _))) if nat == share => {}
+        (Some(_) | None, Some(_)) => ops.push(DpOp::DeleteNat { uid: uid.clone() }),
+    }
+    let extra = present
+        .targets
+        .keys()
+        .filter(|prefix| !spec.targets.contains(*prefix));
+    ops.extend(extra.map(|prefix| delete_target(uid, prefix)));
+    let missing = spec
+        .targets
+        .iter()
+        .filter(|prefix| guarded && !present.targets.contains_key(*prefix));
+    ops.extend(missing.map(|prefix| create(Part::Target(*prefix))));
+    ops
 }
 
 fn failed(view: View<'_>, nic: &Nic, mut plan: Plan, reason: &'static str, note: String) -> Plan {
@@ -218,9 +329,15 @@ fn request(spec: &NicSpec, vni: Vni, device: &Device) -> InterfaceRequest {
         ipv4,
         ipv6,
         prefixes: _,
+        public: _,
         total_rate,
         public_rate,
         hostname,
+        vip: _,
+        nat: _,
+        targets: _,
+        rules: _,
+        problems: _,
     } = spec;
     InterfaceRequest {
         vni,
@@ -260,20 +377,22 @@ fn status(view: View<'_>, nic: &Nic, state: State) -> Option<NicStatus> {
         Claim::Held(device) => Some(device.status.clone()),
         Claim::None | Claim::Gone => None,
     };
-    let prefixes = match (view.interface, &nic.spec) {
-        (Some(interface), Ok(spec)) => {
-            let routed = spec
-                .prefixes
-                .iter()
-                .filter(|prefix| interface.owned().any(|(owned, _)| owned == **prefix));
-            routed.map(ToString::to_string).collect()
-        }
-        (None, _) | (Some(_), Err(_)) => nic.status.prefixes.clone(),
-    };
-    let status = NicStatus {
+    let mut status = NicStatus {
         state: Some(state),
         device,
-        prefixes,
+        ..nic.status.clone()
     };
+    if let (Some(interface), Ok(spec)) = (view.interface, &nic.spec) {
+        let routed = |prefix: &&Prefix| interface.owned().any(|(owned, _)| owned == **prefix);
+        let asked = spec.prefixes.difference(&spec.public);
+        status.prefixes = asked.filter(routed).map(ToString::to_string).collect();
+        let services = &interface.services;
+        let vip = services.vip.map(|(address, _)| IpAddr::V4(address));
+        let public = spec.public.iter().filter(routed).map(Prefix::address);
+        status.virtual_ips = vip.into_iter().chain(public).collect();
+        status.nat = services.nat.map(|(share, _)| share);
+        let served = services.targets.keys();
+        status.targets = served.map(ToString::to_string).collect();
+    }
     (status != nic.status).then_some(status)
 }

@@ -1,9 +1,12 @@
 //! What dpservice is known to hold: listed after every (re)connection, then kept up to date by the outcome of each call.
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use net::PortRange;
 
 use crate::model::{NicSpec, Prefix, Uid, Vni};
+use crate::services::{BalancedPort, BalancerSpec, NatShare, Rule};
 
 /// Next hop of a route: the underlay address to tunnel to, and the VNI the packet is in on the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +38,60 @@ pub struct Interface {
     pub underlay: Ipv6Addr,
     /// Alias prefixes with the underlay address of each.
     pub prefixes: BTreeMap<Prefix, Ipv6Addr>,
+    pub services: Services,
 }
+
+/// What else belongs to an interface, with the underlay addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Services {
+    pub vip: Option<(Ipv4Addr, Ipv6Addr)>,
+    pub nat: Option<(NatShare, Ipv6Addr)>,
+    /// Load balancer addresses served.
+    pub targets: BTreeMap<Prefix, Ipv6Addr>,
+    /// Rules by id; `None` for one that we would never have written.
+    pub rules: BTreeMap<String, Option<Rule>>,
+}
+
+impl Services {
+    /// Whether the interface uses a public address.
+    pub fn uses(&self, address: Ipv4Addr) -> bool {
+        self.vip.is_some_and(|(vip, _)| vip == address)
+            || self.nat.is_some_and(|(nat, _)| nat.address == address)
+    }
+}
+
+/// A load balancer in dpservice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balancer {
+    pub vni: Vni,
+    pub address: IpAddr,
+    pub ports: BTreeSet<BalancedPort>,
+    /// The underlay address at which its traffic arrives.
+    pub underlay: Ipv6Addr,
+    pub targets: BTreeSet<Ipv6Addr>,
+}
+
+impl Balancer {
+    /// Whether it is what `spec` wants in `vni`: nothing of it can be changed in place.
+    pub fn matches(&self, spec: &BalancerSpec, vni: Vni) -> bool {
+        let BalancerSpec {
+            public: _,
+            address,
+            ports,
+        } = spec;
+        self.vni == vni && self.address == *address && self.ports == *ports
+    }
+}
+
+/// Another host's ports of a NAT address, as dpservice identifies them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Neighbor {
+    pub vni: Vni,
+    pub share: NatShare,
+}
+
+/// The ports of one NAT address that other hosts own, by network, with the underlay address of each owner.
+pub type Neighbors = BTreeMap<(Vni, PortRange), Ipv6Addr>;
 
 impl Interface {
     /// Whether the fields that cannot be changed in place are as `spec`, `vni` and `device` want them.
@@ -44,9 +100,15 @@ impl Interface {
             ipv4,
             ipv6,
             prefixes: _,
+            public: _,
             total_rate,
             public_rate,
             hostname,
+            vip: _,
+            nat: _,
+            targets: _,
+            rules: _,
+            problems: _,
         } = spec;
         self.vni == vni
             && self.device == device
@@ -77,10 +139,13 @@ impl Interface {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Observed {
     interfaces: BTreeMap<Uid, Interface>,
-    /// Interfaces per VNI: dpservice keeps a VNI's tables as long as an interface uses them.
+    balancers: BTreeMap<Uid, Balancer>,
+    /// Interfaces and load balancers per VNI: dpservice keeps a VNI's tables as long as one of them uses them.
     users: BTreeMap<Vni, usize>,
     /// Routes to other hosts, by the table they are in.
     routes: BTreeMap<Vni, BTreeMap<Prefix, Installed>>,
+    /// Other hosts' shares of NAT addresses.
+    neighbors: BTreeMap<Ipv4Addr, Neighbors>,
 }
 
 impl Observed {
@@ -104,27 +169,115 @@ impl Observed {
         self.interfaces.iter()
     }
 
-    /// Records an interface; whether it is the first of its VNI.
+    /// Records an interface; whether it is the first user of its VNI.
     pub fn insert_interface(&mut self, uid: Uid, interface: Interface) -> bool {
         self.remove_interface(&uid);
-        let users = self.users.entry(interface.vni).or_default();
-        *users += 1;
-        let first = *users == 1;
+        let first = self.acquire(interface.vni);
         self.interfaces.insert(uid, interface);
         first
     }
 
-    /// Forgets an interface and, if it was the last of its VNI, the routes that dpservice dropped with the tables.
+    /// Forgets an interface and, if it was the last user of its VNI, what dpservice dropped with the tables.
     pub fn remove_interface(&mut self, uid: &Uid) -> Option<Interface> {
         let interface = self.interfaces.remove(uid)?;
-        if let Some(users) = self.users.get_mut(&interface.vni) {
-            *users -= 1;
-            if *users == 0 {
-                self.users.remove(&interface.vni);
-                self.routes.remove(&interface.vni);
+        self.release(interface.vni);
+        Some(interface)
+    }
+
+    /// Changes what belongs to an interface.
+    pub fn edit_services(&mut self, uid: &Uid, change: impl FnOnce(&mut Services)) {
+        if let Some(interface) = self.interfaces.get_mut(uid) {
+            change(&mut interface.services);
+        }
+    }
+
+    /// The load balancer `uid`.
+    pub fn balancer(&self, uid: &Uid) -> Option<&Balancer> {
+        self.balancers.get(uid)
+    }
+
+    /// All load balancers, by id.
+    pub fn balancers(&self) -> impl ExactSizeIterator<Item = (&Uid, &Balancer)> {
+        self.balancers.iter()
+    }
+
+    /// Records a load balancer; whether it is the first user of its VNI.
+    pub fn insert_balancer(&mut self, uid: Uid, balancer: Balancer) -> bool {
+        self.remove_balancer(&uid);
+        let first = self.acquire(balancer.vni);
+        self.balancers.insert(uid, balancer);
+        first
+    }
+
+    /// Forgets a load balancer, as [`Observed::remove_interface`] does.
+    pub fn remove_balancer(&mut self, uid: &Uid) -> Option<Balancer> {
+        let balancer = self.balancers.remove(uid)?;
+        self.release(balancer.vni);
+        Some(balancer)
+    }
+
+    /// Records or forgets a target of a load balancer.
+    pub fn set_target(&mut self, uid: &Uid, target: Ipv6Addr, present: bool) {
+        if let Some(balancer) = self.balancers.get_mut(uid) {
+            if present {
+                balancer.targets.insert(target);
+            } else {
+                balancer.targets.remove(&target);
             }
         }
-        Some(interface)
+    }
+
+    /// Other hosts' shares of a NAT address.
+    pub fn neighbors(&self, address: Ipv4Addr) -> Option<&Neighbors> {
+        self.neighbors.get(&address)
+    }
+
+    /// The NAT addresses of which other hosts have shares.
+    pub fn shared_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.neighbors.keys().copied()
+    }
+
+    /// Number of other hosts' shares.
+    pub fn neighbors_len(&self) -> usize {
+        self.neighbors.values().map(BTreeMap::len).sum()
+    }
+
+    /// Records or forgets another host's share.
+    pub fn set_neighbor(&mut self, neighbor: Neighbor, underlay: Option<Ipv6Addr>) {
+        let Neighbor { vni, share } = neighbor;
+        let shares = self.neighbors.entry(share.address).or_default();
+        match underlay {
+            Some(underlay) => {
+                shares.insert((vni, share.ports), underlay);
+            }
+            None => {
+                shares.remove(&(vni, share.ports));
+            }
+        }
+        if shares.is_empty() {
+            self.neighbors.remove(&share.address);
+        }
+    }
+
+    fn acquire(&mut self, vni: Vni) -> bool {
+        let users = self.users.entry(vni).or_default();
+        *users += 1;
+        *users == 1
+    }
+
+    fn release(&mut self, vni: Vni) {
+        let Some(users) = self.users.get_mut(&vni) else {
+            return;
+        };
+        *users -= 1;
+        if *users == 0 {
+            self.users.remove(&vni);
+            self.routes.remove(&vni);
+            for shares in self.neighbors.values_mut() {
+                shares.retain(|(user, _), _| *user != vni);
+            }
+            self.neighbors.retain(|_, shares| !shares.is_empty());
+        }
     }
 
     /// Records (`Some`) or forgets an alias prefix of an interface.

@@ -1,12 +1,13 @@
 //! What a plan can ask for, and what may come back.
 
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use net::Prefix;
+use net::{PortRange, Prefix};
 
-use super::observed::{Hop, Observed};
+use super::observed::{Hop, Neighbor, Observed};
 use crate::model::{Meta, NicStatus, State, Uid, Vni};
+use crate::services::{BalancedPort, NatShare, Rule};
 
 /// A route's place in dpservice: the table and the prefix, host bits cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +27,31 @@ pub struct InterfaceRequest {
     pub public_rate: u64,
     pub hostname: String,
 }
+
+/// Everything dpservice needs to create a load balancer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BalancerRequest {
+    pub vni: Vni,
+    pub address: IpAddr,
+    pub ports: BTreeSet<BalancedPort>,
+}
+
+/// Something that belongs to an interface and can be added and taken away while it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    Vip(Ipv4Addr),
+    Nat(NatShare),
+    /// A load balancer address that the interface serves.
+    Target(Prefix),
+    /// A packet filter rule.
+    Rule {
+        id: String,
+        rule: Rule,
+    },
+}
+
+/// Id of the copy of a rule that stands in while the rule changes; no rule of an object may have it.
+pub const RULE_CHANGING: &str = "~";
 
 /// A call to dpservice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +73,58 @@ pub enum DpOp {
         uid: Uid,
         prefix: Prefix,
     },
+    CreatePart {
+        uid: Uid,
+        part: Box<Part>,
+    },
+    DeleteVip {
+        uid: Uid,
+    },
+    DeleteNat {
+        uid: Uid,
+    },
+    DeleteTargetPrefix {
+        uid: Uid,
+        prefix: Prefix,
+    },
+    DeleteRule {
+        uid: Uid,
+        id: String,
+    },
+    /// Gives a rule another content without a moment in which neither the old nor the new one holds: the new content
+    /// first under the id [`RULE_CHANGING`], then under its own.
+    ReplaceRule {
+        uid: Uid,
+        id: String,
+        rule: Box<Rule>,
+    },
+    CreateBalancer {
+        uid: Uid,
+        request: Box<BalancerRequest>,
+    },
+    DeleteBalancer {
+        uid: Uid,
+    },
+    CreateTarget {
+        uid: Uid,
+        target: Ipv6Addr,
+    },
+    DeleteTarget {
+        uid: Uid,
+        target: Ipv6Addr,
+    },
+    CreateNeighbor {
+        neighbor: Neighbor,
+        underlay: Ipv6Addr,
+    },
+    /// As [`DpOp::ReplaceRoute`].
+    ReplaceNeighbor {
+        neighbor: Neighbor,
+        underlay: Ipv6Addr,
+    },
+    DeleteNeighbor {
+        neighbor: Neighbor,
+    },
     CreateRoute {
         key: RouteKey,
         hop: Hop,
@@ -67,7 +145,7 @@ pub enum DpDone {
     Done,
     /// The id of the instance that was initialised.
     Instance(String),
-    /// The underlay address that dpservice made for an interface or a prefix.
+    /// The underlay address that dpservice made for what was created.
     Underlay(Ipv6Addr),
     Inventory(Box<Observed>),
 }
@@ -98,10 +176,15 @@ pub mod code {
     pub const ROUTE_EXISTS: u32 = 301;
     pub const ROUTE_NOT_FOUND: u32 = 302;
     pub const ROUTE_BAD_PORT: u32 = 304;
+    pub const DNAT_EXISTS: u32 = 323;
+    pub const SNAT_NO_DATA: u32 = 341;
+    pub const SNAT_EXISTS: u32 = 343;
     pub const PORT_STOP: u32 = 382;
     pub const PORT_METER: u32 = 383;
     pub const VM_HANDLE: u32 = 402;
     pub const VNF_DELETE: u32 = 403;
+    pub const NO_BACKIP: u32 = 421;
+    pub const NO_LB: u32 = 422;
 }
 
 impl DpError {
@@ -119,12 +202,23 @@ impl DpError {
     }
 }
 
+/// What a next hop is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HopKind {
+    Standard,
+    /// The hop owns these ports of the NAT address.
+    Nat(PortRange),
+    /// The hop is a target of the load balancer with this address.
+    Target,
+}
+
 /// One destination that other hosts shall reach through us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Announcement {
     pub vni: Vni,
     pub prefix: Prefix,
     pub underlay: Ipv6Addr,
+    pub kind: HopKind,
 }
 
 /// A change for the metalbond client. It keeps the set itself, so these cannot fail.
@@ -163,8 +257,17 @@ pub enum ApiOp {
         meta: Box<Meta>,
         peerings: BTreeMap<u32, State>,
     },
-    /// A warning for the people who look at the NetworkInterface.
+    BalancerFinalizers {
+        meta: Box<Meta>,
+        finalizers: Vec<String>,
+    },
+    BalancerStatus {
+        meta: Box<Meta>,
+        state: State,
+    },
+    /// A warning for the people who look at the object.
     Warn {
+        kind: &'static str,
         meta: Box<Meta>,
         reason: &'static str,
         note: String,

@@ -5,11 +5,12 @@
 //! (a moved machine, a restarted data plane); among hops that came with the initial dump, whose order says nothing,
 //! the one already installed wins, so that a restart of metalnet disturbs no flow; then the lowest address.
 
-use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use net::Prefix;
+use net::{PortRange, Prefix};
 
+use super::ops::HopKind;
 use crate::model::Vni;
 
 /// Most learned routes held; further ones are counted and dropped.
@@ -20,6 +21,17 @@ pub const LEARNED_MAX: usize = 1 << 20;
 pub struct Learned {
     pub address: Ipv6Addr,
     pub target_vni: u32,
+    pub kind: HopKind,
+}
+
+/// Another host's share of a NAT address, as learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LearnedShare {
+    pub vni: Vni,
+    pub ports: PortRange,
+    pub underlay: Ipv6Addr,
+    /// As for routes: the order of arrival, 0 for what came with the initial dump.
+    pub arrival: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +136,7 @@ impl Rib {
         let candidates = self.tables.get(&vni)?.get(prefix)?;
         candidates
             .iter()
+            .filter(|candidate| candidate.hop.kind == HopKind::Standard)
             .max_by_key(|candidate| {
                 let address = candidate.hop.address;
                 (
@@ -133,6 +146,46 @@ impl Rib {
                 )
             })
             .map(|candidate| candidate.hop.address)
+    }
+
+    /// Targets of the load balancer whose address is `prefix`.
+    pub fn targets(&self, vni: Vni, prefix: &Prefix) -> BTreeSet<Ipv6Addr> {
+        let candidates = self.tables.get(&vni).and_then(|table| table.get(prefix));
+        candidates
+            .into_iter()
+            .flatten()
+            .filter(|candidate| candidate.hop.kind == HopKind::Target)
+            .map(|candidate| candidate.hop.address)
+            .collect()
+    }
+
+    /// Other hosts' shares of a NAT address, in every network.
+    pub fn shares(&self, address: Ipv4Addr) -> impl Iterator<Item = LearnedShare> + '_ {
+        let prefix = Prefix::host(address.into());
+        self.tables.iter().flat_map(move |(vni, table)| {
+            let candidates = table.get(&prefix).into_iter().flatten();
+            candidates.filter_map(|candidate| match candidate.hop.kind {
+                HopKind::Nat(ports) => Some(LearnedShare {
+                    vni: *vni,
+                    ports,
+                    underlay: candidate.hop.address,
+                    arrival: candidate.arrival,
+                }),
+                HopKind::Standard | HopKind::Target => None,
+            })
+        })
+    }
+
+    /// The NAT addresses of which shares are known in `vni`.
+    pub fn shared_addresses(&self, vni: Vni) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let table = self.tables.get(&vni).into_iter().flatten();
+        table.filter_map(|(prefix, candidates)| match prefix.address() {
+            std::net::IpAddr::V4(address) if prefix.len() == 32 => candidates
+                .iter()
+                .any(|candidate| matches!(candidate.hop.kind, HopKind::Nat(_)))
+                .then_some(address),
+            std::net::IpAddr::V4(_) | std::net::IpAddr::V6(_) => None,
+        })
     }
 
     /// The prefixes known in `vni`.

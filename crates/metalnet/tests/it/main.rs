@@ -11,6 +11,8 @@ mod claims;
 mod device;
 mod hearing;
 mod model;
+mod oracle;
 mod parse;
 mod property;
+mod services;
 mod sim;

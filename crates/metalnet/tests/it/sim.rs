@@ -11,8 +11,15 @@ use metalnet::model::{
     Vni,
 };
 use metalnet::plan::desired::Settings;
-use metalnet::plan::ops::{Announcement, ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp};
+use metalnet::plan::ops::{
+    Announcement, ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp, HopKind,
+};
 use metalnet::plan::rib::{Heard, Learned};
+use metalnet::services::{
+    Action, BALANCER_FINALIZER, BalancedPort, BalancerSpec, Direction, LoadBalancer, Matching,
+    NatShare, Rule, Transport,
+};
+use net::PortRange;
 
 use crate::model::Model;
 
@@ -37,6 +44,45 @@ pub fn hop(text: &str) -> Learned {
     Learned {
         address: text.parse().unwrap(),
         target_vni: 0,
+        kind: HopKind::Standard,
+    }
+}
+
+pub fn ports(first: u16, end: u16) -> PortRange {
+    PortRange::new(first, end).unwrap()
+}
+
+pub fn nat(address: &str, first: u16, end: u16) -> NatShare {
+    NatShare {
+        address: address.parse().unwrap(),
+        ports: ports(first, end),
+    }
+}
+
+/// Lets TCP to one port in.
+pub fn allow(port: u16) -> Rule {
+    Rule {
+        direction: Direction::Ingress,
+        action: Action::Accept,
+        priority: 1000,
+        source: prefix("0.0.0.0/0"),
+        destination: prefix("0.0.0.0/0"),
+        matching: Matching::Tcp {
+            source: None,
+            destination: Some((port, port)),
+        },
+    }
+}
+
+pub fn balancer(public: bool, address: &str, ports: &[u16]) -> BalancerSpec {
+    let port = |port: &u16| BalancedPort {
+        transport: Transport::Tcp,
+        port: *port,
+    };
+    BalancerSpec {
+        public,
+        address: address.parse().unwrap(),
+        ports: ports.iter().map(port).collect(),
     }
 }
 
@@ -52,9 +98,15 @@ pub fn spec(ipv4: &str, ipv6: &str, prefixes: &[&str]) -> NicSpec {
         ipv4: ipv4.parse().ok(),
         ipv6: ipv6.parse().ok(),
         prefixes: prefixes.iter().map(|p| prefix(p)).collect(),
+        public: BTreeSet::new(),
         total_rate: 0,
         public_rate: 0,
         hostname: String::new(),
+        vip: None,
+        nat: None,
+        targets: BTreeSet::new(),
+        rules: BTreeMap::new(),
+        problems: Vec::new(),
     }
 }
 
@@ -78,6 +130,9 @@ pub struct Sim {
     pub now: Instant,
     pub nics: BTreeMap<Uid, Nic>,
     pub networks: BTreeMap<ObjectKey, Network>,
+    pub balancers: BTreeMap<Uid, LoadBalancer>,
+    /// What metalbond has for whoever subscribes.
+    pub offered: BTreeSet<(Vni, Prefix, Learned)>,
     pub claims: BTreeMap<Uid, String>,
     pub announced: BTreeSet<Announcement>,
     pub subscribed: BTreeSet<Vni>,
@@ -102,6 +157,8 @@ impl Sim {
             now: Instant::now(),
             nics: BTreeMap::new(),
             networks: BTreeMap::new(),
+            balancers: BTreeMap::new(),
+            offered: BTreeSet::new(),
             claims: BTreeMap::new(),
             announced: BTreeSet::new(),
             subscribed: BTreeSet::new(),
@@ -128,8 +185,14 @@ impl Sim {
         sim
     }
 
-    /// `kill -9` and a new start: only disk, API and dpservice survive.
+    /// `kill -9` and a new start: only disk, API and dpservice survive, and all that others announced is gone meanwhile.
     pub fn restart_agent(&mut self) {
+        self.offered.clear();
+        self.kill_agent();
+    }
+
+    /// The same, and others announce what they announced before.
+    pub fn kill_agent(&mut self) {
         self.agent = agent(self.devices, self.claims.clone());
         self.announced.clear();
         self.subscribed.clear();
@@ -149,6 +212,9 @@ impl Sim {
         for nic in self.nics.values().cloned().collect::<Vec<_>>() {
             self.input(Input::Nic(Box::new(nic)));
         }
+        for balancer in self.balancers.values().cloned().collect::<Vec<_>>() {
+            self.input(Input::Balancer(Box::new(balancer)));
+        }
         self.input(Input::ApiSynced);
     }
 
@@ -163,10 +229,35 @@ impl Sim {
     }
 
     pub fn learn(&mut self, table: u32, destination: &str, via: &str, present: bool) {
+        self.offer(table, destination, hop(via), present);
+    }
+
+    /// Another host has ports of a NAT address.
+    pub fn share(&mut self, table: u32, share: NatShare, via: &str, present: bool) {
+        let mut hop = hop(via);
+        hop.kind = HopKind::Nat(share.ports);
+        self.offer(table, &format!("{}/32", share.address), hop, present);
+    }
+
+    /// Another host has a target of the load balancer with this address.
+    pub fn target(&mut self, table: u32, address: &str, via: &str, present: bool) {
+        let mut hop = hop(via);
+        hop.kind = HopKind::Target;
+        let host = Prefix::host(address.parse().unwrap()).to_string();
+        self.offer(table, &host, hop, present);
+    }
+
+    fn offer(&mut self, table: u32, destination: &str, hop: Learned, present: bool) {
+        let (vni, prefix) = (vni(table), prefix(destination));
+        if present {
+            self.offered.insert((vni, prefix, hop));
+        } else {
+            self.offered.remove(&(vni, prefix, hop));
+        }
         self.input(Input::Learned {
-            vni: vni(table),
-            prefix: prefix(destination),
-            hop: hop(via),
+            vni,
+            prefix,
+            hop,
             present,
         });
     }
@@ -239,6 +330,39 @@ impl Sim {
         nic.meta = self.bump(nic.meta);
         nic.meta.deleting = true;
         self.finish_nic(nic);
+    }
+
+    pub fn set_balancer(&mut self, name: &str, network: &str, spec: BalancerSpec) {
+        let (meta, state) = match self.balancers.get(&uid(name)).cloned() {
+            Some(balancer) => (self.bump(balancer.meta), balancer.state),
+            None => (self.meta(name), None),
+        };
+        self.finish_balancer(LoadBalancer {
+            meta,
+            network: key(network),
+            spec: Ok(spec),
+            state,
+        });
+    }
+
+    pub fn delete_balancer(&mut self, name: &str) {
+        let Some(mut balancer) = self.balancers.get(&uid(name)).cloned() else {
+            return;
+        };
+        balancer.meta = self.bump(balancer.meta);
+        balancer.meta.deleting = true;
+        self.finish_balancer(balancer);
+    }
+
+    fn finish_balancer(&mut self, balancer: LoadBalancer) {
+        let uid = balancer.meta.uid.clone();
+        if balancer.meta.deleting && balancer.meta.finalizers.is_empty() {
+            self.balancers.remove(&uid);
+            self.input(Input::BalancerGone(uid));
+        } else {
+            self.balancers.insert(uid, balancer.clone());
+            self.input(Input::Balancer(Box::new(balancer)));
+        }
     }
 
     pub fn delete_network(&mut self, name: &str) {
@@ -369,7 +493,13 @@ impl Sim {
         match self.fault.as_mut().and_then(|fault| fault(op)) {
             Some(Trouble::Refused(error)) => Err(error),
             Some(Trouble::Late)
-                if matches!(op, DpOp::CreateInterface { .. } | DpOp::CreateRoute { .. }) =>
+                if matches!(
+                    op,
+                    DpOp::CreateInterface { .. }
+                        | DpOp::CreateRoute { .. }
+                        | DpOp::CreateBalancer { .. }
+                        | DpOp::CreateNeighbor { .. }
+                ) =>
             {
                 self.late.push(op.clone());
                 lost
@@ -407,6 +537,16 @@ impl Sim {
         match op {
             BondOp::Subscribe(vni) => {
                 assert!(self.subscribed.insert(vni), "{vni} was subscribed twice");
+                let offered: Vec<_> = self.offered.iter().copied().collect();
+                for (_, prefix, hop) in offered.into_iter().filter(|offer| offer.0 == vni) {
+                    let present = true;
+                    self.input(Input::Learned {
+                        vni,
+                        prefix,
+                        hop,
+                        present,
+                    });
+                }
             }
             BondOp::Unsubscribe(vni) => {
                 assert!(self.subscribed.remove(&vni), "{vni} was not subscribed");
@@ -494,6 +634,32 @@ impl Sim {
                 self.finish_network(network.clone());
                 Ok(Written::Network(Box::new(network)))
             }
+            ApiOp::BalancerFinalizers { meta, finalizers } => {
+                let found = self.balancers.get(&meta.uid).cloned();
+                let mut balancer = found.ok_or(ApiError::NotFound)?;
+                if balancer.meta.resource_version != meta.resource_version {
+                    return Err(ApiError::Conflict);
+                }
+                let held = self.model.balancers.contains_key(&meta.uid);
+                assert!(!(finalizers.is_empty() && held), "let go of too early");
+                balancer.meta = self.bump(balancer.meta);
+                balancer.meta.finalizers.clone_from(finalizers);
+                self.finish_balancer(balancer.clone());
+                Ok(Written::Balancer(Box::new(balancer)))
+            }
+            ApiOp::BalancerStatus { meta, state } => {
+                let found = self.balancers.get(&meta.uid).cloned();
+                let mut balancer = found.ok_or(ApiError::NotFound)?;
+                assert_ne!(
+                    balancer.state,
+                    Some(*state),
+                    "a status that is there already"
+                );
+                balancer.meta = self.bump(balancer.meta);
+                balancer.state = Some(*state);
+                self.finish_balancer(balancer.clone());
+                Ok(Written::Balancer(Box::new(balancer)))
+            }
             ApiOp::Warn { reason, note, .. } => {
                 self.warnings.push((reason, note.clone()));
                 Ok(Written::Nothing)
@@ -511,106 +677,6 @@ impl Sim {
             .get(&(vni(table), prefix(destination)))
             .map(|hop| (hop.vni.get(), hop.address))
     }
-
-    /// Announcements as readable lines: VNI, destination, and the name of the NIC that is reached.
-    pub fn announcements(&self) -> Vec<String> {
-        let name = |underlay: Ipv6Addr| {
-            let mut interfaces = self.model.interfaces.iter();
-            let found = interfaces.find(|(_, i)| {
-                i.underlay == underlay || i.prefixes.values().any(|u| *u == underlay)
-            });
-            found.map_or_else(|| format!("stale {underlay}"), |(uid, _)| uid.to_string())
-        };
-        self.announced
-            .iter()
-            .map(|a| format!("{} {} {}", a.vni, a.prefix, name(a.underlay)))
-            .collect()
-    }
-
-    /// Asserts that everything is as objects and learned routes want it, and that nothing is left to do.
-    pub fn check(&mut self) {
-        let active: BTreeMap<&Uid, &Nic> = self
-            .nics
-            .iter()
-            .filter(|(_, nic)| !nic.meta.deleting)
-            .collect();
-        let ids: Vec<&Uid> = self.model.interfaces.keys().collect();
-        assert_eq!(
-            ids,
-            active.keys().copied().collect::<Vec<_>>(),
-            "interfaces"
-        );
-        assert_eq!(self.claims.keys().collect::<Vec<_>>(), ids, "claims");
-        let mut wanted = BTreeSet::new();
-        let mut vnis = BTreeSet::from([vni(PUBLIC)]);
-        for (uid, nic) in &active {
-            let spec = nic.spec.as_ref().unwrap();
-            let network = self.networks[&nic.network].vni.unwrap();
-            let interface = &self.model.interfaces[*uid];
-            let claim = self.claims[*uid]
-                .strip_prefix("dtapvf_")
-                .unwrap()
-                .parse::<u32>()
-                .unwrap();
-            assert!(
-                interface.matches(spec, network, &format!("net_tap{}", claim + 2)),
-                "{interface:?} {spec:?}"
-            );
-            let alias: BTreeSet<Prefix> = spec
-                .prefixes
-                .iter()
-                .copied()
-                .filter(|p| !spec.host_prefixes().any(|host| host == *p))
-                .collect();
-            assert_eq!(
-                interface.prefixes.keys().copied().collect::<BTreeSet<_>>(),
-                alias,
-                "prefixes of {uid}"
-            );
-            assert_eq!(nic.status.state, Some(State::Ready), "{uid}");
-            assert_eq!(nic.meta.finalizers, [NIC_FINALIZER]);
-            vnis.insert(network);
-            for (prefix, underlay) in interface.owned() {
-                wanted.insert(Announcement {
-                    vni: network,
-                    prefix,
-                    underlay,
-                });
-                if prefix == Prefix::host(prefix.address())
-                    && interface.ipv6.is_some_and(|a| prefix.address() == a)
-                {
-                    wanted.insert(Announcement {
-                        vni: vni(PUBLIC),
-                        prefix,
-                        underlay: interface.underlay,
-                    });
-                }
-            }
-        }
-        assert_eq!(self.announced, wanted, "announcements");
-        assert!(
-            vnis.is_subset(&self.subscribed),
-            "subscriptions {:?}",
-            self.subscribed
-        );
-        assert_eq!(
-            self.agent.observed(),
-            &self.model.inventory(),
-            "inventory in memory"
-        );
-        let uses = |key: &ObjectKey| self.nics.values().any(|nic| nic.network == *key);
-        for (key, network) in &self.networks {
-            assert_eq!(
-                !network.meta.finalizers.is_empty(),
-                uses(key),
-                "finalizers of {key}"
-            );
-        }
-        self.log.clear();
-        // Looking again at everything changes nothing.
-        self.connect();
-        assert_eq!(self.settle(), 1, "only the listing: {:?}", self.log);
-    }
 }
 
 fn agent(devices: u32, claims: BTreeMap<Uid, String>) -> Agent {
@@ -619,6 +685,7 @@ fn agent(devices: u32, claims: BTreeMap<Uid, String>) -> Agent {
         ipv6: true,
         public_vni: vni(PUBLIC),
         router: None,
+        prefer_network: None,
     };
     Agent::new(settings, device::taps(devices), claims)
 }

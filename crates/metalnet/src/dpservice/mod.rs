@@ -1,14 +1,16 @@
 //! The conversation with dpservice: one function per call, and the task that notices when an instance comes and goes.
 //!
-//! A call is carried out as asked; deciding what to call and what a refusal means is the agent's part.
+//! A call is carried out as asked; deciding what to call and what a refusal means is the agent's part. `services` has the
+//! calls for public addresses, packet filters and load balancers, `list` reads the inventory, `wire` translates values.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::str::FromStr;
+mod list;
+mod services;
+mod wire;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use proto::dpdk::{self, dpd_kironcore_client::DpdKironcoreClient};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -17,9 +19,10 @@ use tonic::{Code, Response, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::agent::Input;
-use crate::model::{Prefix, Uid, Vni};
-use crate::plan::observed::{Hop, Installed, Interface, Observed};
+use crate::model::Uid;
+use crate::plan::observed::Hop;
 use crate::plan::ops::{DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code};
+use wire::{address, id, to_address, to_prefix};
 
 /// A generated client; clones share the connection.
 pub type Client = DpdKironcoreClient<Channel>;
@@ -30,8 +33,6 @@ pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Pause between looks at an instance that offers no health stream.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Calls in flight while listing.
-const LIST_PARALLEL_MAX: usize = 16;
 /// Largest reply taken, in bytes: a full table of routes is a few MiB.
 const REPLY_MAX: usize = 64 << 20;
 const SERVICE: &str = "dpdkironcore.v1.DPDKironcore";
@@ -215,7 +216,7 @@ async fn call(mut client: Client, op: &DpOp) -> Result<DpDone, DpError> {
             accepted(reply.status)?;
             Ok(DpDone::Instance(reply.uuid))
         }
-        DpOp::List => list(client)
+        DpOp::List => list::list(client)
             .await
             .map(|inventory| DpDone::Inventory(Box::new(inventory))),
         DpOp::CreateInterface { uid, request } => create_interface(client, uid, request).await,
@@ -236,11 +237,7 @@ async fn call(mut client: Client, op: &DpOp) -> Result<DpDone, DpError> {
                 .await
                 .map_err(transport)?
                 .into_inner();
-            accepted(reply.status)?;
-            Ok(DpDone::Underlay(address(
-                &reply.underlay_route,
-                "underlay route",
-            )?))
+            created(reply.status, &reply.underlay_route)
         }
         DpOp::DeletePrefix { uid, prefix } => {
             let request = dpdk::DeletePrefixRequest {
@@ -248,6 +245,65 @@ async fn call(mut client: Client, op: &DpOp) -> Result<DpDone, DpError> {
                 prefix: Some(to_prefix(prefix)),
             };
             done(client.delete_prefix(request).await, |reply| reply.status)
+        }
+        DpOp::CreatePart { uid, part } => services::create_part(client, uid, part).await,
+        DpOp::DeleteVip { uid } => {
+            let interface_id = id(uid);
+            let request = dpdk::DeleteVipRequest { interface_id };
+            done(client.delete_vip(request).await, |reply| reply.status)
+        }
+        DpOp::DeleteNat { uid } => {
+            let interface_id = id(uid);
+            let request = dpdk::DeleteNatRequest { interface_id };
+            done(client.delete_nat(request).await, |reply| reply.status)
+        }
+        DpOp::DeleteTargetPrefix { uid, prefix } => {
+            let request = dpdk::DeleteLoadBalancerPrefixRequest {
+                interface_id: id(uid),
+                prefix: Some(to_prefix(prefix)),
+            };
+            let reply = client.delete_load_balancer_prefix(request).await;
+            done(reply, |reply| reply.status)
+        }
+        DpOp::DeleteRule { uid, id } => services::delete_rule(&mut client, uid, id).await,
+        DpOp::ReplaceRule { uid, id, rule } => services::replace_rule(client, uid, id, rule).await,
+        DpOp::CreateBalancer { uid, request } => {
+            services::create_balancer(client, uid, request).await
+        }
+        DpOp::DeleteBalancer { uid } => {
+            let loadbalancer_id = id(uid);
+            let request = dpdk::DeleteLoadBalancerRequest { loadbalancer_id };
+            let reply = client.delete_load_balancer(request).await;
+            done(reply, |reply| reply.status)
+        }
+        DpOp::CreateTarget { uid, target } => {
+            let request = dpdk::CreateLoadBalancerTargetRequest {
+                loadbalancer_id: id(uid),
+                target_ip: Some(to_address((*target).into())),
+            };
+            let reply = client.create_load_balancer_target(request).await;
+            done(reply, |reply| reply.status)
+        }
+        DpOp::DeleteTarget { uid, target } => {
+            let request = dpdk::DeleteLoadBalancerTargetRequest {
+                loadbalancer_id: id(uid),
+                target_ip: Some(to_address((*target).into())),
+            };
+            let reply = client.delete_load_balancer_target(request).await;
+            done(reply, |reply| reply.status)
+        }
+        DpOp::CreateNeighbor { neighbor, underlay } => {
+            services::create_neighbor(&mut client, *neighbor, *underlay).await
+        }
+        DpOp::ReplaceNeighbor { neighbor, underlay } => {
+            match services::delete_neighbor(&mut client, *neighbor).await {
+                Err(error) if error.code() != Some(code::NOT_FOUND) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+            services::create_neighbor(&mut client, *neighbor, *underlay).await
+        }
+        DpOp::DeleteNeighbor { neighbor } => {
+            services::delete_neighbor(&mut client, *neighbor).await
         }
         DpOp::CreateRoute { key, hop } => create_route(&mut client, *key, *hop).await,
         DpOp::ReplaceRoute { key, hop } => {
@@ -302,11 +358,7 @@ async fn create_interface(
         .await
         .map_err(transport)?
         .into_inner();
-    accepted(reply.status)?;
-    Ok(DpDone::Underlay(address(
-        &reply.underlay_route,
-        "underlay route",
-    )?))
+    created(reply.status, &reply.underlay_route)
 }
 
 async fn create_route(client: &mut Client, key: RouteKey, hop: Hop) -> Result<DpDone, DpError> {
@@ -335,118 +387,18 @@ async fn delete_route(client: &mut Client, key: RouteKey) -> Result<DpDone, DpEr
     done(client.delete_route(request).await, |reply| reply.status)
 }
 
-/// Everything the instance holds: interfaces, their prefixes, and the routes of their VNIs.
-async fn list(mut client: Client) -> Result<Observed, DpError> {
-    let reply = client
-        .list_interfaces(dpdk::ListInterfacesRequest {})
-        .await
-        .map_err(transport)?
-        .into_inner();
-    accepted(reply.status)?;
-    let mut observed = Observed::default();
-    let mut interfaces = futures::stream::iter(reply.interfaces)
-        .map(|interface| list_interface(client.clone(), interface))
-        .buffer_unordered(LIST_PARALLEL_MAX);
-    while let Some(interface) = interfaces.next().await {
-        if let Some((uid, interface)) = interface? {
-            observed.insert_interface(uid, interface);
-        }
-    }
-    let vnis: Vec<Vni> = observed.vnis().collect();
-    let mut tables = futures::stream::iter(vnis)
-        .map(|vni| list_table(client.clone(), vni))
-        .buffer_unordered(LIST_PARALLEL_MAX);
-    while let Some(table) = tables.next().await {
-        let (vni, routes) = table?;
-        for (prefix, hop) in routes {
-            observed.set_route(vni, prefix, Some(Installed::Hop(hop)));
-        }
-    }
-    Ok(observed)
-}
-
-async fn list_interface(
-    mut client: Client,
-    interface: dpdk::Interface,
-) -> Result<Option<(Uid, Interface)>, DpError> {
-    let dpdk::Interface {
-        id,
-        vni,
-        primary_ipv4,
-        primary_ipv6,
-        underlay_route,
-        pci_name,
-        metering_params,
-        hostname,
-    } = interface;
-    let Some(uid) = std::str::from_utf8(&id).ok().and_then(Uid::new) else {
-        return Ok(None);
-    };
-    let request = dpdk::ListPrefixesRequest { interface_id: id };
-    let reply = client
-        .list_prefixes(request)
-        .await
-        .map_err(transport)?
-        .into_inner();
-    accepted(reply.status)?;
-    let mut prefixes = BTreeMap::new();
-    for prefix in reply.prefixes {
-        let underlay = address(&prefix.underlay_route, "underlay route")?;
-        prefixes.insert(from_prefix(&prefix)?, underlay);
-    }
-    let dpdk::MeteringParams {
-        total_rate,
-        public_rate,
-    } = metering_params.unwrap_or_default();
-    let interface = Interface {
-        vni: from_vni(vni)?,
-        ipv4: optional(&primary_ipv4, Ipv4Addr::is_unspecified)?,
-        ipv6: optional(&primary_ipv6, Ipv6Addr::is_unspecified)?,
-        device: pci_name,
-        total_rate,
-        public_rate,
-        hostname,
-        underlay: address(&underlay_route, "underlay route")?,
-        prefixes,
-    };
-    Ok(Some((uid, interface)))
-}
-
-async fn list_table(mut client: Client, vni: Vni) -> Result<(Vni, Vec<(Prefix, Hop)>), DpError> {
-    let reply = client
-        .list_routes(dpdk::ListRoutesRequest { vni: vni.get() })
-        .await
-        .map_err(transport)?
-        .into_inner();
-    match accepted(reply.status) {
-        // The last interface of the VNI went while we were listing.
-        Err(error) if error.code() == Some(code::NO_VNI) => return Ok((vni, Vec::new())),
-        other => other?,
-    }
-    let route = |route: dpdk::Route| {
-        let prefix = from_prefix(&route.prefix.unwrap_or_default())?;
-        let hop = address(
-            &route.nexthop_address.unwrap_or_default().address,
-            "next hop",
-        )?;
-        Ok((
-            prefix,
-            Hop {
-                vni: from_vni(route.nexthop_vni)?,
-                address: hop,
-            },
-        ))
-    };
-    let routes: Result<Vec<_>, DpError> = reply.routes.into_iter().map(route).collect();
-    Ok((vni, routes?))
-}
-
 fn done<T>(
     reply: Result<Response<T>, Status>,
     status: impl FnOnce(T) -> Option<dpdk::Status>,
 ) -> Result<DpDone, DpError> {
     accepted(status(reply.map_err(transport)?.into_inner()))?;
     Ok(DpDone::Done)
+}
+
+/// What was created has an underlay address.
+fn created(status: Option<dpdk::Status>, underlay: &[u8]) -> Result<DpDone, DpError> {
+    accepted(status)?;
+    Ok(DpDone::Underlay(address(underlay, "underlay route")?))
 }
 
 fn accepted(status: Option<dpdk::Status>) -> Result<(), DpError> {
@@ -464,62 +416,4 @@ fn transport(status: Status) -> DpError {
         }
         code => DpError::Unavailable(format!("{code:?}: {}", status.message())),
     }
-}
-
-/// Addresses travel as text in `bytes` fields.
-fn id(uid: &Uid) -> Vec<u8> {
-    uid.as_str().as_bytes().to_vec()
-}
-
-fn to_address(address: IpAddr) -> dpdk::IpAddress {
-    let ipver = if address.is_ipv4() {
-        dpdk::IpVersion::Ipv4
-    } else {
-        dpdk::IpVersion::Ipv6
-    };
-    dpdk::IpAddress {
-        ipver: ipver.into(),
-        address: address.to_string().into_bytes(),
-    }
-}
-
-fn to_prefix(prefix: &Prefix) -> dpdk::Prefix {
-    dpdk::Prefix {
-        ip: Some(to_address(prefix.address())),
-        length: u32::from(prefix.len()),
-        underlay_route: Vec::new(),
-    }
-}
-
-fn from_prefix(prefix: &dpdk::Prefix) -> Result<Prefix, DpError> {
-    let ip: IpAddr = address(
-        prefix.ip.as_ref().map_or(&[][..], |ip| &ip.address),
-        "prefix",
-    )?;
-    let length = u8::try_from(prefix.length).ok();
-    length
-        .and_then(|length| Prefix::new(ip, length))
-        .ok_or_else(|| unreadable("prefix length"))
-}
-
-fn from_vni(vni: u32) -> Result<Vni, DpError> {
-    Vni::new(vni).ok_or_else(|| unreadable("VNI"))
-}
-
-fn address<A: FromStr>(text: &[u8], what: &str) -> Result<A, DpError> {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| unreadable(what))
-}
-
-fn optional<A: FromStr>(text: &[u8], unset: fn(&A) -> bool) -> Result<Option<A>, DpError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    address(text, "address").map(|address| Some(address).filter(|address| !unset(address)))
-}
-
-fn unreadable(what: &str) -> DpError {
-    DpError::Argument(format!("dpservice returned a {what} that cannot be read"))
 }
