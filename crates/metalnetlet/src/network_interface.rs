@@ -7,7 +7,6 @@
 use api::{
     apinet,
     ids::Origin,
-    meta::{Ip, IpFamily},
     metalnet,
     names::{manager, origin},
 };
@@ -18,6 +17,8 @@ use serde_json::{Value, json};
 use crate::{
     network::{BY_NETWORK, network_of},
     partition::Partition,
+    policy, services,
+    services::BY_TARGET,
 };
 
 /// Index of metalnet interfaces by the key of their OpenKCM-net interface.
@@ -75,7 +76,9 @@ impl Controller for NetworkInterfaceController {
                     .collect()
             })
             .keys(move |made, _| object::origin_key(made, base).into_iter().collect());
-        vec![nics.build(), networks.build(), nodes.build(), made.build()]
+        let mut sources = vec![nics.build(), networks.build(), nodes.build(), made.build()];
+        sources.extend(self.service_sources());
+        sources
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
@@ -102,16 +105,57 @@ impl Controller for NetworkInterfaceController {
             // The Network's own event brings this key back.
             return Plan::none();
         };
-        self.realize(&nic, node, &network, made.as_deref())
+        let spec = wanted_spec(world, &nic, node, &network);
+        self.realize(&nic, spec, made.as_deref())
     }
 }
 
 impl NetworkInterfaceController {
+    /// What the services of an interface are read from, and which interfaces each of these objects is about.
+    fn service_sources(&self) -> Vec<Source> {
+        let partition = self.partition.clone();
+        let tables = Watch::<apinet::NATTable>::new().keys(move |table, _| {
+            let targets = services::table_targets(table);
+            services::local_keys(&partition, object::namespace(table), targets)
+        });
+        let partition = self.partition.clone();
+        let routings = Watch::<apinet::LoadBalancerRouting>::new()
+            .index(BY_TARGET, |routing| {
+                services::uids(services::destinations(routing))
+            })
+            .keys(move |routing, _| {
+                let targets = services::destinations(routing);
+                services::local_keys(&partition, object::namespace(routing), targets)
+            });
+        let partition = self.partition.clone();
+        let balancers = Watch::<apinet::LoadBalancer>::new().keys(move |balancer, world| {
+            let (namespace, name) = (object::namespace(balancer), object::name(balancer));
+            let routing = world.get::<apinet::LoadBalancerRouting>(namespace, name);
+            let routing = routing.as_deref();
+            let targets = routing.map(services::destinations).unwrap_or_default();
+            services::local_keys(&partition, namespace, targets)
+        });
+        let rules = Watch::<apinet::NetworkPolicyRule>::new()
+            .index(BY_TARGET, services::restricted)
+            .keys(|rule, _| {
+                let targets = rule.targets.iter();
+                let named = targets.filter_map(|target| target.target_ref.as_ref());
+                named
+                    .map(|named| Key::new(object::namespace(rule), &named.name))
+                    .collect()
+            });
+        vec![
+            tables.build(),
+            routings.build(),
+            balancers.build(),
+            rules.build(),
+        ]
+    }
+
     fn realize(
         &self,
         nic: &apinet::NetworkInterface,
-        node: &str,
-        network: &apinet::Network,
+        spec: metalnet::NetworkInterfaceSpec,
         made: Option<&metalnet::NetworkInterface>,
     ) -> Plan {
         let mut plan = Plan::none();
@@ -119,7 +163,6 @@ impl NetworkInterfaceController {
         let source = object::as_origin(nic);
         let labels = source.labels(origin::METALNET_NETWORK_INTERFACE);
         let annotations = source.annotations(origin::METALNET_NETWORK_INTERFACE);
-        let spec = wanted_spec(nic, node, network);
         let fits = made.is_some_and(|made| {
             spec_fits(&spec, &made.spec) && object::carries(made, &labels, &annotations)
         });
@@ -162,6 +205,7 @@ impl NetworkInterfaceController {
 }
 
 fn wanted_spec(
+    world: &World,
     nic: &apinet::NetworkInterface,
     node: &str,
     network: &apinet::Network,
@@ -175,24 +219,27 @@ fn wanted_spec(
         hostname,
         public_ips,
     } = &nic.spec;
+    let ip_families: Vec<_> = ips.iter().map(|ip| ip.family()).collect();
+    let (virtual_ip, virtual_ips) = services::virtual_ips(public_ips);
+    let (uid, network) = (object::uid(nic), object::uid(network));
+    let policies = world.indexed::<apinet::NetworkPolicyRule>(BY_TARGET, uid);
+    let policies = policies.iter().map(|rule| &**rule).filter(|rule| {
+        object::namespace(*rule) == object::namespace(nic) && !object::is_deleting(*rule)
+    });
     metalnet::NetworkInterfaceSpec {
-        network_ref: api::meta::LocalObjectReference::new(object::uid(network)),
-        ip_families: ips.iter().map(|ip| ip.family()).collect(),
+        network_ref: api::meta::LocalObjectReference::new(network),
+        firewall_rules: policy::firewall_rules(uid, network, &ip_families, policies),
+        ip_families,
         ips: ips.clone(),
-        virtual_ip: public_ips.iter().filter_map(|entry| entry.ip).find(is_ipv4),
+        virtual_ip,
+        virtual_ips,
         prefixes: prefixes.clone(),
-        load_balancer_targets: Vec::new(),
-        nat: None,
+        load_balancer_targets: services::load_balancer_targets(world, nic),
+        nat: services::nat(world, nic),
         node_name: Some(node.to_owned()),
-        firewall_rules: Vec::new(),
         metering_rate: None,
         hostname: hostname.clone(),
     }
-}
-
-/// dpservice has public addresses of IPv4 only.
-fn is_ipv4(ip: &Ip) -> bool {
-    ip.family() == IpFamily::IPv4
 }
 
 /// Compares what we write; what others may own (metering) does not count.
@@ -214,6 +261,7 @@ fn report(nic: &apinet::NetworkInterface, made: &metalnet::NetworkInterface) -> 
         pci_address,
         tap_device,
         virtual_ip,
+        virtual_ips,
         nat_ip,
         prefixes,
         load_balancer_targets: _,
@@ -231,15 +279,8 @@ fn report(nic: &apinet::NetworkInterface, made: &metalnet::NetworkInterface) -> 
         pci_address,
         tap_device,
         prefixes,
-        public_ips: virtual_ip.into_iter().collect(),
-        nat_ips: nat_ip
-            .map(|nat| apinet::NatIp {
-                ip: Some(nat.ip),
-                port: nat.port,
-                end_port: nat.end_port,
-            })
-            .into_iter()
-            .collect(),
+        public_ips: virtual_ip.into_iter().chain(virtual_ips).collect(),
+        nat_ips: nat_ip.map(services::nat_ip).into_iter().collect(),
     };
     show(nic, wanted)
 }

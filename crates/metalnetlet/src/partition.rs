@@ -13,8 +13,10 @@ pub struct Partition {
     pub metalnet_namespace: String,
     /// Labels that every published Node gets.
     pub node_labels: BTreeMap<String, String>,
-    /// Mirror a Network only while an interface of this partition uses it.
+    /// Mirror a Network only while this partition uses it or a peer of it.
     pub only_used_networks: bool,
+    /// Whether peerings are realized here.
+    pub peering: bool,
 }
 
 /// Why a partition name is unusable. Nothing heals this but another name.
@@ -41,6 +43,7 @@ impl Partition {
             metalnet_namespace: metalnet_namespace.into(),
             node_labels: BTreeMap::new(),
             only_used_networks: false,
+            peering: true,
         })
     }
 

@@ -1,4 +1,4 @@
-//! The shell of metalnetlet: two clients, three controllers, one runner.
+//! The shell of metalnetlet: two clients, four controllers, one runner.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -11,7 +11,9 @@ use controller::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{NetworkController, NetworkInterfaceController, NodeController, Partition};
+use crate::{
+    InstanceController, NetworkController, NetworkInterfaceController, NodeController, Partition,
+};
 
 /// Realizes OpenKCM-net in one partition: one compute cluster with metalnet on its hypervisors.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,9 +36,12 @@ pub struct Args {
     /// Label of every published Node, for example its zone; repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
     pub node_label: Vec<(String, String)>,
-    /// Mirror a Network only while an interface of this partition uses it.
+    /// Mirror a Network only while this partition uses it or a peer of it.
     #[arg(long)]
     pub only_used_networks: bool,
+    /// Do not realize peerings of networks in this partition.
+    #[arg(long)]
+    pub disable_network_peering: bool,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -53,6 +58,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     let mut partition = Partition::new(&args.name, &args.metalnet_namespace).context("--name")?;
     partition.node_labels = args.node_label.iter().cloned().collect();
     partition.only_used_networks = args.only_used_networks;
+    partition.peering = !args.disable_network_peering;
     let apinet = client(args.kubeconfig.as_ref())
         .await
         .context("--kubeconfig")?;
@@ -75,6 +81,10 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             let network = NetworkController {
                 partition: partition.clone(),
             };
+            let instance = InstanceController {
+                partition: partition.clone(),
+                node_selector: node_selector.clone(),
+            };
             let nic = NetworkInterfaceController {
                 partition,
                 node_selector,
@@ -82,6 +92,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
             runner
                 .controller(Arc::new(node), Options::default())
                 .controller(Arc::new(network), Options::default())
+                .controller(Arc::new(instance), Options::default())
                 .controller(
                     Arc::new(nic),
                     Options {

@@ -78,6 +78,7 @@ impl Agent {
                 .map(|(vni, _)| *vni)
                 .collect(),
             installed: self.observed.neighbors(address).unwrap_or(&empty),
+            used: |vni| self.observed.uses_vni(vni),
             heard: |vni| self.rib.heard(vni),
             withdrawn: |neighbor: &Neighbor| self.neighbors_withdrawn.contains(neighbor),
         });
@@ -131,10 +132,8 @@ impl Agent {
     fn neighbor_done(&mut self, neighbor: Neighbor, underlay: Option<Ipv6Addr>) {
         let address = neighbor.share.address;
         self.neighbors_withdrawn.remove(&neighbor);
-        // The network may have gone with its last user while the call was under way.
-        if self.observed.uses_vni(neighbor.vni) || underlay.is_none() {
-            self.observed.set_neighbor(neighbor, underlay);
-        }
+        // If the network went with its last user while the call was under way, the next look takes the share back.
+        self.observed.set_neighbor(neighbor, underlay);
         if let Some(lane) = self.neighbor_lanes.get_mut(&address) {
             lane.succeed();
         }

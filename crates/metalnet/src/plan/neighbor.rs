@@ -16,15 +16,17 @@ use crate::services::NatShare;
 
 /// Everything the plan for one NAT address looks at.
 #[derive(Debug)]
-pub struct View<'a, H, W> {
+pub struct View<'a, U, H, W> {
     pub address: Ipv4Addr,
-    /// Shares of other hosts, in the networks that this host uses.
+    /// Shares of other hosts, in networks that this host uses.
     pub learned: Vec<LearnedShare>,
     /// Shares of this host's interfaces, by network.
     pub local: Vec<(Vni, PortRange)>,
     /// Networks in which the address stands for one interface of this host alone.
     pub vips: Vec<Vni>,
     pub installed: &'a Neighbors,
+    /// Whether this host uses a network: dpservice forgets the shares of one that it stops using, but takes further ones.
+    pub used: U,
     /// How far the routes of a network are known.
     pub heard: H,
     /// Whether the last one who announced a share has taken it back, which counts whatever else is known.
@@ -65,8 +67,9 @@ pub fn wanted(
 }
 
 /// Plans the next steps: first what has to go, then what comes.
-pub fn plan<H, W>(view: View<'_, H, W>) -> Vec<DpOp>
+pub fn plan<U, H, W>(view: View<'_, U, H, W>) -> Vec<DpOp>
 where
+    U: Fn(Vni) -> bool,
     H: Fn(Vni) -> Heard,
     W: Fn(&Neighbor) -> bool,
 {
@@ -76,6 +79,7 @@ where
         local,
         vips,
         installed,
+        used,
         heard,
         withdrawn,
     } = view;
@@ -88,7 +92,7 @@ where
     for (key, present) in installed {
         let (vni, ports) = *key;
         let neighbor = neighbor(*key);
-        let ours = vips.contains(&vni) || local.contains(&(vni, ports));
+        let pointless = !used(vni) || vips.contains(&vni) || local.contains(&(vni, ports));
         let displaced = wanted
             .keys()
             .any(|(_, other)| other.overlaps(&ports) && heard(vni) >= Heard::Dumped);
@@ -100,7 +104,7 @@ where
                     underlay: *underlay,
                 });
             }
-            None if ours || displaced || withdrawn(&neighbor) || heard(vni) == Heard::All => {
+            None if pointless || displaced || withdrawn(&neighbor) || heard(vni) == Heard::All => {
                 steps.push(DpOp::DeleteNeighbor { neighbor });
             }
             Some(_) | None => {}

@@ -7,12 +7,15 @@
 )]
 
 mod agent;
+mod balancers;
 mod claims;
 mod device;
 mod hearing;
 mod model;
 mod oracle;
 mod parse;
+mod parse_services;
 mod property;
 mod services;
 mod sim;
+mod wire;

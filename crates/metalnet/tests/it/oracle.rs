@@ -37,7 +37,15 @@ impl Sim {
         };
         self.announced
             .iter()
-            .map(|a| format!("{} {}{} {}", a.vni, a.prefix, kind(a.kind), name(a.underlay)))
+            .map(|a| {
+                format!(
+                    "{} {}{} {}",
+                    a.vni,
+                    a.prefix,
+                    kind(a.kind),
+                    name(a.underlay)
+                )
+            })
             .collect()
     }
 
@@ -170,7 +178,11 @@ impl Sim {
             assert!(balancer.matches(spec, network), "{balancer:?} {spec:?}");
             assert_eq!(object.state, Some(State::Ready), "{uid}");
             assert_eq!(object.meta.finalizers, [BALANCER_FINALIZER]);
-            assert_eq!(balancer.targets, self.wanted_targets(balancer), "targets of {uid}");
+            assert_eq!(
+                balancer.targets,
+                self.wanted_targets(balancer),
+                "targets of {uid}"
+            );
             let table = if spec.public { vni(PUBLIC) } else { network };
             let announcement = Announcement {
                 vni: table,
@@ -190,7 +202,12 @@ impl Sim {
         });
         let local = self.model.interfaces.values().filter_map(|interface| {
             let here = interface.vni == balancer.vni;
-            interface.services.targets.get(&host).copied().filter(|_| here)
+            interface
+                .services
+                .targets
+                .get(&host)
+                .copied()
+                .filter(|_| here)
         });
         remote.chain(local).collect()
     }
@@ -228,7 +245,10 @@ impl Sim {
                     let nat = services.nat.is_some_and(|(nat, _)| overlaps(nat));
                     interface.vni == vni && (vip || nat)
                 });
-                assert!(there || taken || own, "{address} {ports:?} of {underlay} is missing");
+                assert!(
+                    there || taken || own,
+                    "{address} {ports:?} of {underlay} is missing"
+                );
             }
         }
     }
@@ -240,14 +260,14 @@ fn check_services(uid: &Uid, spec: &NicSpec, interface: &Interface) {
     assert_eq!(services.nat.map(|(nat, _)| nat), spec.nat, "NAT of {uid}");
     let targets: BTreeSet<Prefix> = services.targets.keys().copied().collect();
     assert_eq!(targets, spec.targets, "targets of {uid}");
-    let rules = spec.rules.iter().map(|(id, rule)| (id.clone(), Some(*rule)));
+    let rules = spec
+        .rules
+        .iter()
+        .map(|(id, rule)| (id.clone(), Some(*rule)));
     assert_eq!(services.rules, rules.collect(), "rules of {uid}");
 }
 
-fn service_announcements(
-    network: Vni,
-    interface: &Interface,
-) -> BTreeSet<Announcement> {
+fn service_announcements(network: Vni, interface: &Interface) -> BTreeSet<Announcement> {
     let announce = |vni, prefix, underlay, kind| Announcement {
         vni,
         prefix,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::sim::{prefix, vni};
 
-fn object(mut value: Value) -> DynamicObject {
+pub fn object(mut value: Value) -> DynamicObject {
     let meta = json!({ "name": "n", "namespace": "ns", "uid": "u-1", "resourceVersion": "7" });
     let given = value.get("metadata").cloned().unwrap_or(json!({}));
     let mut meta = meta.as_object().unwrap().clone();
@@ -16,14 +16,14 @@ fn object(mut value: Value) -> DynamicObject {
     serde_json::from_value(value).unwrap()
 }
 
-fn reader(ipv6: bool) -> Reader {
+pub fn reader(ipv6: bool) -> Reader {
     Reader {
         node: "h1".to_owned(),
         ipv6,
     }
 }
 
-fn nic(spec: Value) -> Nic {
+pub fn nic(spec: Value) -> Nic {
     let mut spec = spec;
     spec["nodeName"] = json!("h1");
     spec["networkRef"] = json!({ "name": "net" });

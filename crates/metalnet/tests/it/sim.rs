@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use metalnet::agent::{Actions, Agent, Input, Written};
 use metalnet::device;
 use metalnet::model::{
-    Filter, Meta, NIC_FINALIZER, Network, Nic, NicSpec, NicStatus, ObjectKey, Prefix, State, Uid,
-    Vni,
+    Filter, Meta, Network, Nic, NicSpec, NicStatus, ObjectKey, Prefix, State, Uid, Vni,
 };
 use metalnet::plan::desired::Settings;
 use metalnet::plan::ops::{
@@ -16,8 +15,8 @@ use metalnet::plan::ops::{
 };
 use metalnet::plan::rib::{Heard, Learned};
 use metalnet::services::{
-    Action, BALANCER_FINALIZER, BalancedPort, BalancerSpec, Direction, LoadBalancer, Matching,
-    NatShare, Rule, Transport,
+    Action, BalancedPort, BalancerError, BalancerSpec, Direction, LoadBalancer, Matching, NatShare,
+    Rule, Transport,
 };
 use net::PortRange;
 
@@ -343,6 +342,15 @@ impl Sim {
             spec: Ok(spec),
             state,
         });
+    }
+
+    pub fn break_balancer(&mut self, name: &str, error: BalancerError) {
+        let Some(mut balancer) = self.balancers.get(&uid(name)).cloned() else {
+            return;
+        };
+        balancer.meta = self.bump(balancer.meta);
+        balancer.spec = Err(error);
+        self.finish_balancer(balancer);
     }
 
     pub fn delete_balancer(&mut self, name: &str) {

@@ -3,8 +3,10 @@
 use api::{apinet, metalnet, names::finalizer::metalnetlet_partition};
 use controller::sim::{Sim, verify};
 
+use serde_json::json;
+
 use crate::region::{
-    APINET_NS, METALNET_NS, controllers, network, nic, node, partition, region, uid,
+    APINET_NS, METALNET_NS, controllers, network, nic, node, object, partition, region, uid,
     without_metalnet,
 };
 
@@ -120,4 +122,119 @@ fn with_the_option_only_used_networks_are_mirrored() {
         source.metadata.finalizers.unwrap_or_default(),
         Vec::<String>::new()
     );
+}
+
+fn peered(name: &str, id: &str, peers: serde_json::Value) -> apinet::Network {
+    object(json!({
+        "metadata": { "name": name, "namespace": APINET_NS },
+        "spec": { "id": id, "peerings": peers },
+    }))
+}
+
+fn mirror(sim: &Sim, name: &str) -> metalnet::Network {
+    let uid = uid::<apinet::Network>(sim, APINET_NS, name);
+    sim.get(METALNET_NS, &uid).expect("mirrored")
+}
+
+#[test]
+fn peers_and_their_filters_go_down_and_a_filter_that_is_not_known_yet_lets_nothing_through() {
+    let sim = verify(without_metalnet, |sim| {
+        sim.put(&peered(
+            "blue",
+            "4711",
+            json!([
+                { "name": "all", "id": "4712" },
+                { "name": "some", "id": "4713", "prefixes": [
+                    { "name": "known", "prefix": "10.0.0.0/8" }, { "name": "pending" },
+                ] },
+                { "name": "none-yet", "id": "4714", "prefixes": [{ "name": "pending" }] },
+            ]),
+        ));
+    })
+    .expect("converges");
+    let expected = json!({
+        "id": 4711,
+        "peeredIDs": [4712, 4713, 4714],
+        "peeredPrefixes": [
+            { "id": 4713, "prefixes": ["10.0.0.0/8"] },
+            { "id": 4714, "prefixes": [] },
+        ],
+    });
+    assert_eq!(json!(mirror(&sim, "blue").spec), expected);
+}
+
+#[test]
+fn the_state_of_peerings_comes_back_for_this_partition_only() {
+    let mut sim = without_metalnet();
+    let mut network = peered("blue", "4711", json!([{ "name": "p", "id": "4712" }]));
+    let others = json!({ "peerings": { "other": [{ "id": 4712, "state": "Error" }] } });
+    network.status = serde_json::from_value(others.clone()).expect("a status");
+    sim.put(&network);
+    sim.settle().expect("settles");
+    let name = uid::<apinet::Network>(&sim, APINET_NS, "blue");
+    sim.edit::<metalnet::Network>(METALNET_NS, &name, |network| {
+        let status = json!({ "peerings": [{ "id": 4712, "state": "Ready" }] });
+        network.status = serde_json::from_value(status).expect("a status");
+    });
+    sim.settle().expect("settles");
+    let shown = |sim: &Sim| {
+        let network = sim.get::<apinet::Network>(APINET_NS, "blue");
+        json!(network.expect("source").status)
+    };
+    let mut expected = others.clone();
+    expected["peerings"]["part"] = json!([{ "id": 4712, "state": "Ready" }]);
+    assert_eq!(shown(&sim), expected);
+    sim.edit::<metalnet::Network>(METALNET_NS, &name, |network| network.status = None);
+    sim.settle().expect("settles");
+    assert_eq!(shown(&sim), others);
+}
+
+#[test]
+fn peerings_can_be_switched_off() {
+    let mut partition = partition();
+    partition.peering = false;
+    let mut sim = Sim::new(controllers(partition));
+    sim.put(&peered(
+        "blue",
+        "4711",
+        json!([{ "name": "p", "id": "4712" }]),
+    ));
+    sim.settle().expect("settles");
+    assert_eq!(json!(mirror(&sim, "blue").spec), json!({ "id": 4711 }));
+}
+
+#[test]
+fn a_peer_of_a_used_network_is_mirrored_too() {
+    let mut partition = partition();
+    partition.only_used_networks = true;
+    let mut sim = Sim::new(controllers(partition));
+    sim.put(&node("n1"));
+    sim.put(&peered(
+        "blue",
+        "4711",
+        json!([{ "name": "p", "id": "4712" }]),
+    ));
+    sim.put(&peered(
+        "red",
+        "4712",
+        json!([{ "name": "p", "id": "4711" }]),
+    ));
+    sim.put(&network("green", "4713"));
+    sim.settle().expect("settles");
+    assert!(sim.list::<metalnet::Network>().is_empty());
+    sim.put(&nic("a", "part.n1", "blue"));
+    sim.settle().expect("settles");
+    let ids = |sim: &Sim| {
+        let mut ids: Vec<i32> = sim
+            .list::<metalnet::Network>()
+            .iter()
+            .map(|n| n.spec.id)
+            .collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(ids(&sim), [4711, 4712]);
+    sim.delete::<apinet::NetworkInterface>(APINET_NS, "a");
+    sim.settle().expect("settles");
+    assert!(ids(&sim).is_empty());
 }

@@ -33,6 +33,7 @@ fn an_interface_is_written_for_metalnet_and_its_status_comes_back() {
         "ipFamilies": ["IPv4", "IPv6"],
         "ips": ["10.0.0.1", "2001:db8::1"],
         "virtualIP": "203.0.113.7",
+        "virtualIPs": ["2001:db8:1::1"],
         "prefixes": ["10.9.0.0/16"],
         "nodeName": "n1",
         "hostname": "vm",
@@ -42,7 +43,7 @@ fn an_interface_is_written_for_metalnet_and_its_status_comes_back() {
         "state": "Ready",
         "tapDevice": { "name": "dtapvf_0" },
         "prefixes": ["10.9.0.0/16"],
-        "publicIPs": ["203.0.113.7"],
+        "publicIPs": ["203.0.113.7", "2001:db8:1::1"],
     });
     assert_eq!(status(&sim), expected);
     let nic = sim

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use api::{apinet, metalnet, names::finalizer::METALNET_NETWORK_INTERFACE};
+use api::{
+    apinet, metalnet,
+    names::finalizer::{METALNET_LOAD_BALANCER, METALNET_NETWORK_INTERFACE},
+};
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object, sim::Sim};
 use k8s_openapi::api::core::v1::Node;
-use metalnetlet::{NetworkController, NetworkInterfaceController, NodeController, Partition};
+use metalnetlet::{
+    InstanceController, NetworkController, NetworkInterfaceController, NodeController, Partition,
+};
 use serde_json::json;
 
 pub const APINET_NS: &str = "openkcm-net-system";
@@ -48,12 +53,45 @@ impl Controller for Metalnet {
             "state": "Ready",
             "tapDevice": { "name": "dtapvf_0" },
             "virtualIP": nic.spec.virtual_ip,
+            "virtualIPs": nic.spec.virtual_ips,
+            "natIP": nic.spec.nat,
             "prefixes": nic.spec.prefixes,
         });
         let wanted: metalnet::NetworkInterfaceStatus =
             serde_json::from_value(status.clone()).expect("a status");
         if network.is_some() && nic.status.as_ref() != Some(&wanted) {
             plan.push(Op::patch_status(Target::of(&*nic), status));
+        }
+        plan
+    }
+}
+
+/// The same for load balancers.
+struct MetalnetBalancers;
+
+impl Controller for MetalnetBalancers {
+    fn name(&self) -> &'static str {
+        "metalnet-balancers"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let balancers = Watch::<metalnet::LoadBalancer>::new().namespace(METALNET_NS);
+        vec![balancers.own_key().build()]
+    }
+
+    fn plan(&self, world: &World, key: &Key) -> Plan {
+        let mut plan = Plan::none();
+        let Some(balancer) = world.by_key::<metalnet::LoadBalancer>(key) else {
+            return plan;
+        };
+        if object::is_deleting(&*balancer) {
+            plan.extend(Op::remove_finalizer(&*balancer, METALNET_LOAD_BALANCER));
+            return plan;
+        }
+        plan.extend(Op::add_finalizer(&*balancer, METALNET_LOAD_BALANCER));
+        if balancer.status.is_none() {
+            let status = json!({ "state": "Ready" });
+            plan.push(Op::patch_status(Target::of(&*balancer), status));
         }
         plan
     }
@@ -78,6 +116,10 @@ pub fn controllers(partition: Partition) -> Vec<Arc<dyn Controller>> {
         Arc::new(NetworkController {
             partition: partition.clone(),
         }),
+        Arc::new(InstanceController {
+            partition: partition.clone(),
+            node_selector: None,
+        }),
         Arc::new(NetworkInterfaceController {
             partition,
             node_selector: None,
@@ -88,6 +130,7 @@ pub fn controllers(partition: Partition) -> Vec<Arc<dyn Controller>> {
 pub fn region() -> Sim {
     let mut all = controllers(partition());
     all.push(Arc::new(Metalnet));
+    all.push(Arc::new(MetalnetBalancers));
     Sim::new(all)
 }
 
