@@ -103,7 +103,7 @@ impl Controller for InstanceController {
             return self.let_go(&instance, &made);
         }
         let cluster_node = world.get::<Node>("", node);
-        if !cluster_node.is_some_and(|node| !object::is_deleting(&*node)) {
+        if cluster_node.is_none_or(|node| object::is_deleting(&*node)) {
             let mut plan = self.let_go(&instance, &made);
             plan.extend(report(&instance, Vec::new()));
             return plan;

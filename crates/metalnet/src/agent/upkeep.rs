@@ -194,10 +194,9 @@ impl Agent {
         for source in &sources {
             prefixes.extend(self.rib.prefixes(*source));
         }
+        let here = self.own.keys().chain(self.balanced.keys());
         prefixes.extend(
-            self.own
-                .keys()
-                .filter(|key| sources.contains(&key.vni))
+            here.filter(|key| sources.contains(&key.vni))
                 .map(|key| key.prefix),
         );
         for prefix in prefixes {

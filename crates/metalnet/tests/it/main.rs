@@ -15,6 +15,7 @@ mod model;
 mod oracle;
 mod parse;
 mod parse_services;
+mod peering;
 mod property;
 mod services;
 mod sim;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use metalnet::model::{NIC_FINALIZER, Nic, NicSpec, ObjectKey, Prefix, State, Uid, Vni};
-use metalnet::plan::observed::{Balancer, Interface};
+use metalnet::plan::observed::{Balancer, Hop, Interface};
 use metalnet::plan::ops::{Announcement, HopKind};
 use metalnet::plan::rib::Learned;
 use metalnet::services::{BALANCER_FINALIZER, LoadBalancer, NatShare};
 use net::PortRange;
 
+use crate::model::Owner;
 use crate::sim::{PUBLIC, Sim, vni};
 
 impl Sim {
@@ -159,6 +160,104 @@ impl Sim {
         // Looking again at everything changes nothing.
         self.connect();
         assert_eq!(self.settle(), 1, "only the listing: {:?}", self.log);
+    }
+
+    /// Every table has exactly the routes that others announced for it, or that its peers let through. Which of several
+    /// next hops is the agent's choice. Holds once everything has been heard.
+    pub fn check_routes(&self) {
+        let installed = self.model.remote_routes();
+        for (table, entries) in &self.model.tables {
+            let own = |prefix: &Prefix| {
+                let owner = entries.get(prefix);
+                owner.is_some_and(|owner| !matches!(owner, Owner::Remote(_)))
+            };
+            let mut prefixes: BTreeSet<Prefix> = entries.keys().copied().collect();
+            prefixes.extend(self.offered.iter().map(|(_, prefix, _)| *prefix));
+            prefixes.extend(
+                self.model
+                    .balancers
+                    .values()
+                    .map(|b| Prefix::host(b.address)),
+            );
+            for prefix in prefixes.into_iter().filter(|prefix| !own(prefix)) {
+                let possible = self.possible(*table, prefix);
+                let present = installed.get(&(*table, prefix));
+                let fits = present.map_or(possible.is_empty(), |hop| possible.contains(hop));
+                assert!(
+                    fits,
+                    "{prefix} in {table}: {present:?}, possible {possible:?}"
+                );
+            }
+        }
+    }
+
+    fn possible(&self, table: Vni, prefix: Prefix) -> Vec<Hop> {
+        let ways = |source: Vni, address: Ipv6Addr| Hop {
+            vni: source,
+            address,
+        };
+        let mine = self.ways(table, prefix);
+        if !mine.is_empty() {
+            return mine
+                .into_iter()
+                .map(|address| ways(table, address))
+                .collect();
+        }
+        if prefix.len() == 0 {
+            let routers = self.standard(vni(PUBLIC), prefix);
+            if !routers.is_empty() {
+                return routers
+                    .into_iter()
+                    .map(|address| ways(table, address))
+                    .collect();
+            }
+        }
+        let exporters: BTreeMap<Vni, &metalnet::model::Filter> = self
+            .networks
+            .values()
+            .filter_map(|network| Some((network.vni?, network.peers.get(&table)?)))
+            .collect();
+        let open = exporters
+            .into_iter()
+            .filter(|(_, filter)| filter.allows(&prefix));
+        let mut found = open.map(|(exporter, _)| {
+            let local = self
+                .model
+                .tables
+                .get(&exporter)
+                .and_then(|table| table.get(&prefix));
+            let addresses = match local {
+                Some(Owner::Interface(uid)) => vec![self.model.interfaces[uid].underlay],
+                Some(Owner::Alias(uid)) => vec![self.model.interfaces[uid].prefixes[&prefix]],
+                Some(Owner::Remote(_)) | None => self.ways(exporter, prefix),
+            };
+            addresses
+                .into_iter()
+                .map(|address| ways(exporter, address))
+                .collect::<Vec<_>>()
+        });
+        found.find(|hops| !hops.is_empty()).unwrap_or_default()
+    }
+
+    /// The ways to a prefix in a network: a load balancer of this host, or what others announced.
+    fn ways(&self, table: Vni, prefix: Prefix) -> Vec<Ipv6Addr> {
+        let balancers = self.model.balancers.iter().filter(|(uid, balancer)| {
+            let public = self.balancers[*uid].spec.as_ref().unwrap().public;
+            balancer.vni == table && Prefix::host(balancer.address) == prefix && !public
+        });
+        let local: Vec<Ipv6Addr> = balancers.map(|(_, balancer)| balancer.underlay).collect();
+        if local.is_empty() {
+            self.standard(table, prefix)
+        } else {
+            local
+        }
+    }
+
+    fn standard(&self, table: Vni, destination: Prefix) -> Vec<Ipv6Addr> {
+        let offers = self
+            .offers(table)
+            .filter(|(prefix, hop)| *prefix == destination && hop.kind == HopKind::Standard);
+        offers.map(|(_, hop)| hop.address).collect()
     }
 
     /// Load balancers are as wanted, with exactly the targets that were announced; returns what they announce.

@@ -1,5 +1,6 @@
 //! Whatever happens in whatever order, with any call failing at any time: when it is quiet again, all is as wanted.
 
+use metalnet::model::Filter;
 use metalnet::plan::ops::{DpError, DpOp};
 use metalnet::plan::rib::Heard;
 use proptest::prelude::*;
@@ -41,6 +42,10 @@ enum Event {
     },
     /// `kill -9`; the others go on announcing.
     KillAgent,
+    /// What the second network lets the first one have.
+    Peer {
+        filter: u8,
+    },
     Delete {
         nic: u8,
     },
@@ -108,6 +113,7 @@ fn event() -> impl Strategy<Value = Event> {
         5 => (0..2u8, 0..2u8, 0..4u8, any::<bool>())
             .prop_map(|(table, balancer, hop, present)| Event::Target { table, balancer, hop, present }),
         1 => Just(Event::KillAgent),
+        2 => (0..4u8).prop_map(|filter| Event::Peer { filter }),
         3 => (0..5u8).prop_map(|nic| Event::Delete { nic }),
         6 => (0..2u8, 0..8u8, 0..3u8, any::<bool>())
             .prop_map(|(table, host, hop, present)| Event::Learn { table, host, hop, present }),
@@ -269,6 +275,18 @@ fn apply(sim: &mut Sim, event: Event) {
                 present,
             );
         }
+        Event::Peer { filter } => {
+            let within = |list: &[&str]| Filter::Within(list.iter().map(|p| prefix(p)).collect());
+            let filter = match filter {
+                0 => None,
+                1 => Some(Filter::All),
+                2 => Some(within(&["10.0.0.0/30", "10.3.0.0/16"])),
+                _ => Some(within(&[])),
+            };
+            let peers: Vec<(u32, Filter)> =
+                filter.into_iter().map(|filter| (200, filter)).collect();
+            sim.add_network("net1", 201, &peers);
+        }
         Event::KillAgent => {
             sim.kill_agent();
             sim.connect();
@@ -340,6 +358,7 @@ proptest! {
         sim.settle();
         sim.hear(Heard::All);
         sim.settle();
+        sim.check_routes();
         sim.check();
         // All deleted: nothing may be left anywhere.
         for balancer in 0..3 {
