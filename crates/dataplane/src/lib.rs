@@ -76,7 +76,7 @@ pub use objects::{
     LocalNat, Nat, NeighborNat, PortMatch, RuleDirection, RuleFilter, RulePrefix, Vip,
     VirtualServiceSpec,
 };
-pub use owner::owner;
+pub use owner::{flow_hash, owner};
 pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
 pub use port_map::{
     NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,

@@ -47,10 +47,16 @@ pub fn owner(tables: &Tables, port: PortId, frame: &[u8], workers: usize) -> usi
     };
     match ends {
         Some((end, None)) => spread(mix(end), workers),
-        // Addition makes it symmetric.
-        Some((end, Some(other))) => spread(mix(end).wrapping_add(mix(other)), workers),
+        Some((end, Some(other))) => spread(flow_hash(end, other), workers),
         None => by_port(),
     }
+}
+
+/// A hash of both ends of a connection, the same in both directions.
+#[must_use]
+pub fn flow_hash(one: (IpAddr, u16), other: (IpAddr, u16)) -> u64 {
+    // Addition makes it symmetric.
+    mix(one).wrapping_add(mix(other))
 }
 
 /// Maps a hash to a worker by its upper bits.
