@@ -27,6 +27,7 @@ const TIERS: &[(&str, u8)] = &[
     ("metalnetlet", 3),
     ("metalnet", 3),
     ("machine", 3),
+    ("edge", 4),
     ("lab", 5),
     ("openkcm", 6),
     ("xtask", 6),

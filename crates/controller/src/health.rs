@@ -1,5 +1,5 @@
 //! The optional plain-HTTP listener of a part: `/livez`, `/healthz`, `/readyz` and `/metrics`. It is off unless an address is
-//! given, and serves nothing else.
+//! given, and serves nothing else but the pages that a part adds.
 //!
 //! Checks have names, and the pages speak as those of Kubernetes do: `ok`, or with `?verbose` and whenever something fails
 //! one line per check. `/livez` holds what only a restart can cure and is the page for liveness probes; `/healthz` adds the
@@ -49,6 +49,7 @@ pub struct Health {
     ready: AtomicBool,
     checks: Mutex<Vec<Check>>,
     renders: Mutex<Vec<Render>>,
+    pages: Mutex<BTreeMap<&'static str, Render>>,
 }
 
 impl Health {
@@ -81,6 +82,15 @@ impl Health {
     /// Further text for `/metrics`.
     pub fn add_metrics(&self, render: impl Fn(&mut String) + Send + Sync + 'static) {
         lock(&self.renders).push(Arc::new(render));
+    }
+
+    /// A further page, `name` without the leading slash.
+    pub fn add_page(
+        &self,
+        name: &'static str,
+        render: impl Fn(&mut String) + Send + Sync + 'static,
+    ) {
+        lock(&self.pages).insert(name, Arc::new(render));
     }
 
     pub(crate) fn watch<'a>(
@@ -138,7 +148,15 @@ impl Health {
                 }
                 (StatusCode::OK, out)
             }
-            _ => (StatusCode::NOT_FOUND, "not found".to_owned()),
+            (name, None) => match lock(&self.pages).get(name) {
+                Some(render) => {
+                    let mut out = String::new();
+                    render(&mut out);
+                    (StatusCode::OK, out)
+                }
+                None => (StatusCode::NOT_FOUND, "not found".to_owned()),
+            },
+            (_, Some(_)) => (StatusCode::NOT_FOUND, "not found".to_owned()),
         }
     }
 

@@ -39,8 +39,9 @@ enum Command {
     },
 }
 
+/// Form of what is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+pub enum Output {
     Table,
     Json,
 }
@@ -162,7 +163,8 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
+/// Reads a status page of a part.
+pub async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
     let Some(authority) = url
         .strip_prefix("http://")
         .map(|rest| rest.trim_end_matches('/'))

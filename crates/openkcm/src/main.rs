@@ -3,6 +3,7 @@
 //! A link named like a part (`metalnet`, `metalbond`, `apinetlet` …) runs that part without naming it.
 
 mod bond;
+mod outside;
 mod pki;
 
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Part {
     Metalnet(metalnet::Args),
     /// Distribute routes between hypervisors: server, client, inspection.
     Metalbond(bond::Args),
+    /// Carry packets between the internet and the hypervisors, on the region's router.
+    Edge(outside::Args),
     /// Run the Machines of one pool on a machine runtime.
     Machinepoollet(machine::poollet::Args),
     /// Serve a machine runtime.
@@ -140,6 +143,7 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
         Part::Metalnetlet(args) => metalnetlet::run(args, shutdown).await,
         Part::Metalnet(args) => metalnet::run(args, shutdown).await,
         Part::Metalbond(args) => bond::run(args, shutdown).await,
+        Part::Edge(args) => outside::run(args, shutdown).await,
         Part::Machinepoollet(args) => machine::poollet::run(args, shutdown).await,
         Part::MachineProvider(Provider::Namespace(args)) => {
             machine::provider::run(args, shutdown).await
