@@ -74,6 +74,12 @@ pub const APINET_INTERFACE: Kind = kind(
     "networkinterfaces",
     true,
 );
+pub const METALNET_INTERFACE: Kind = kind(
+    "networking.metalnet.openkcm.dev/v1alpha1",
+    "NetworkInterface",
+    "networkinterfaces",
+    true,
+);
 const KINDS: &[Kind] = &[
     NODE,
     NETWORK,

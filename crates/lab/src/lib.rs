@@ -9,8 +9,10 @@ pub mod bench;
 pub mod client;
 pub mod commands;
 pub mod demo;
+pub mod internet;
 pub mod machines;
 pub mod network;
+pub mod outside;
 pub mod parts;
 pub mod probe;
 pub mod state;
@@ -72,11 +74,11 @@ enum Command {
         #[command(flatten)]
         name: Name,
     },
-    /// Run a command inside a machine: openkcm lab exec red-1 -- ping -c 3 10.0.0.2
+    /// Run a command inside a machine, or in the internet: openkcm lab exec red-1 -- ping -c 3 10.0.0.2
     Exec {
         #[command(flatten)]
         name: Name,
-        /// The machine, as NAME or NAMESPACE/NAME.
+        /// The machine, as NAME or NAMESPACE/NAME; or `internet`, `mgmt`, a router (`r1`), a hypervisor (`hv1`).
         machine: String,
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -85,7 +87,7 @@ enum Command {
     Capture {
         #[command(flatten)]
         name: Name,
-        /// `underlay`, or a machine as NAME or NAMESPACE/NAME.
+        /// `underlay`, `internet`, or a machine as NAME or NAMESPACE/NAME.
         target: String,
         /// Further arguments and filter for tcpdump.
         #[arg(last = true)]
@@ -131,6 +133,9 @@ enum Command {
     /// Send hostile bytes from this namespace; started by `storm`.
     #[command(hide = true)]
     InjectBytes(storm::inject::BytesArgs),
+    /// Serve HTTP, echo and DNS in a lab's internet; started by `up`.
+    #[command(hide = true)]
+    Internet(internet::InternetArgs),
     /// Keep the parts of a lab running; started by `up`.
     #[command(hide = true)]
     Supervise {
@@ -176,6 +181,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         Command::Storm(args) => runtime.block_on(storm::storm(&args)),
         Command::InjectFrames(args) => ok(runtime.block_on(storm::inject::frames(&args))),
         Command::InjectBytes(args) => ok(runtime.block_on(storm::inject::bytes(&args))),
+        Command::Internet(args) => ok(runtime.block_on(internet::serve(&args))),
         Command::Supervise { name } => ok(runtime.block_on(up::supervise(&name.name))),
     }
 }

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::outside;
 use crate::topology::{End, Link, Topology};
 
 /// # Errors
@@ -38,7 +39,7 @@ pub fn create(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// Loopback up, no duplicate address detection (every address is ours alone), forwarding only on routers.
+/// Loopback up, no duplicate address detection (every address is ours alone), what routers and the internet need besides.
 fn prepare(topology: &Topology, namespace: &str) -> Result<()> {
     batch(Some(namespace), &["link set lo up".into()])?;
     let mut settings = vec![
@@ -46,12 +47,7 @@ fn prepare(topology: &Topology, namespace: &str) -> Result<()> {
         "net.ipv6.conf.default.accept_dad=0",
         "net.ipv6.conf.default.accept_ra=0",
     ];
-    if topology
-        .router_names()
-        .any(|r| topology.netns(&r) == namespace)
-    {
-        settings.push("net.ipv6.conf.all.forwarding=1");
-    }
+    settings.extend(outside::settings(topology, namespace));
     let status = inside(namespace, "sysctl")
         .arg("-q")
         .arg("-w")

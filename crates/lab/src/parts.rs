@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::outside::{EDGE_HTTP_PORT, PUBLIC_PREFIXES, ROLE as INTERNET, edge_address};
 use crate::topology::{METALBOND_HTTP_PORT, METALBOND_PORT, Topology};
 
 /// Namespace of the region's OpenKCM-net objects.
@@ -30,6 +31,8 @@ pub struct Layout {
     pub state: PathBuf,
     pub openkcm: PathBuf,
     pub dpservice: PathBuf,
+    /// The machine's iperf3, if it has one: then the internet has a server of it.
+    pub iperf3: Option<PathBuf>,
 }
 
 impl Layout {
@@ -118,7 +121,8 @@ pub fn identities(topology: &Topology) -> Vec<Identity> {
 /// Every part in start order. They may all start at once: each retries what is not there yet.
 pub fn parts(topology: &Topology, layout: &Layout) -> Vec<Part> {
     let mut all = management(topology, layout);
-    for router in topology.router_names() {
+    for j in 1..=topology.routers {
+        let router = format!("r{j}");
         all.push(Part {
             name: format!("metalbond-{router}"),
             netns: topology.netns(&router),
@@ -128,17 +132,65 @@ pub fn parts(topology: &Topology, layout: &Layout) -> Vec<Part> {
                     "metalbond".into(),
                     "server".into(),
                     "--listen".into(),
-                    format!("[::]:{METALBOND_PORT}"),
+                    format!("[{}]:{METALBOND_PORT}", topology.router_address(j)),
                     "--http".into(),
-                    format!("[::]:{METALBOND_HTTP_PORT}"),
+                    format!("[::1]:{METALBOND_HTTP_PORT}"),
                 ],
             ),
         });
+        all.push(edge(topology, layout, j));
     }
+    all.extend(internet(topology, layout));
     for i in 1..=topology.hypervisors {
         all.extend(hypervisor(topology, layout, i));
     }
     all
+}
+
+fn metalbond_servers(topology: &Topology) -> impl Iterator<Item = String> {
+    let address = |j| format!("[{}]:{METALBOND_PORT}", topology.router_address(j));
+    (1..=topology.routers).map(address)
+}
+
+/// The edge of router `j`. It uses all metalbond servers, like everybody.
+fn edge(topology: &Topology, layout: &Layout, j: u8) -> Part {
+    let router = format!("r{j}");
+    let servers: Vec<String> = metalbond_servers(topology).collect();
+    Part {
+        name: format!("edge-{router}"),
+        netns: topology.netns(&router),
+        argv: argv(
+            &layout.openkcm,
+            [
+                "edge".into(),
+                "--address".into(),
+                edge_address(topology, j).to_string(),
+                "--public-prefix".into(),
+                PUBLIC_PREFIXES.join(","),
+                "--public-vni".into(),
+                PUBLIC_VNI.to_string(),
+                "--server".into(),
+                servers.join(","),
+                "--http".into(),
+                format!("[::1]:{EDGE_HTTP_PORT}"),
+            ],
+        ),
+    }
+}
+
+/// The servers in the internet.
+fn internet(topology: &Topology, layout: &Layout) -> Vec<Part> {
+    let part = |name: &str, argv: Vec<String>| Part {
+        name: name.to_owned(),
+        netns: topology.netns(INTERNET),
+        argv,
+    };
+    let own = argv(&layout.openkcm, ["lab".into(), "internet".into()]);
+    let iperf3 = layout.iperf3.as_ref();
+    let iperf3 = iperf3.map(|program| part("iperf3", argv(program, ["--server".into()])));
+    std::iter::once(part("internet", own))
+        .chain(iperf3)
+        .collect()
 }
 
 fn management(topology: &Topology, layout: &Layout) -> Vec<Part> {
@@ -162,7 +214,7 @@ fn management(topology: &Topology, layout: &Layout) -> Vec<Part> {
                 "--advertise".into(),
                 topology.api_url(),
                 "--public-prefix".into(),
-                "198.51.100.0/24,2001:db8:100::/64".into(),
+                PUBLIC_PREFIXES.join(","),
             ],
         ),
         part(
@@ -253,15 +305,12 @@ fn hypervisor(topology: &Topology, layout: &Layout, i: u8) -> Vec<Part> {
         "--metalnet-dir",
         &path(&layout.state.join(&hv).join("metalnet")),
         "--router-address",
-        &topology.router_address(1).to_string(),
+        &edge_address(topology, 1).to_string(),
     ]
     .map(str::to_owned)
     .to_vec();
-    for j in 1..=topology.routers {
-        metalnet.extend([
-            "--metalbond-peer".into(),
-            format!("[{}]:{METALBOND_PORT}", topology.router_address(j)),
-        ]);
+    for server in metalbond_servers(topology) {
+        metalnet.extend(["--metalbond-peer".into(), server]);
     }
     vec![
         part("dpservice", argv(&layout.dpservice, dpservice)),
@@ -328,12 +377,13 @@ mod tests {
             state: "/s".into(),
             openkcm: "/b/openkcm".into(),
             dpservice: "/b/dpservice".into(),
+            iperf3: Some("/b/iperf3".into()),
         };
         let all = parts(&topology, &layout);
         let mut names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 4 + 2 + 3 * 4);
+        assert_eq!(names.len(), 4 + 2 * 2 + 2 + 3 * 4);
         for part in ["dpservice", "metalnet", "provider", "machinepoollet"] {
             assert!(names.contains(&format!("{part}-hv3").as_str()));
         }

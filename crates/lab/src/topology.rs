@@ -1,7 +1,7 @@
 //! What a lab consists of, computed from its name and size: namespaces, links, addresses. Pure: nothing here touches the system.
 //!
 //! ```text
-//!   host ──── mgmt (bridge br0, API server, controllers)
+//!   host ──── mgmt (bridge br0, API server, controllers)            internet: behind the routers, see `outside`
 //!                ├──── hv1 ──pf0── r1 ──pf0── hv2        pfN: underlay uplinks (veth, MTU 9100)
 //!                └──── hv2 ──pf1── r2 ──pf1── hv1        mgmt0: management link of each hypervisor
 //! ```
@@ -12,6 +12,8 @@ use std::net::Ipv6Addr;
 
 use anyhow::{Result, bail};
 use sha2::{Digest, Sha256};
+
+use crate::outside;
 
 /// Most hypervisors of one lab: the underlay prefix and the MAC plan give each an 8-bit number.
 pub const HYPERVISORS_MAX: u8 = 64;
@@ -106,10 +108,15 @@ impl Topology {
     }
 
     pub fn netns_all(&self) -> Vec<String> {
-        let roles = std::iter::once("mgmt".to_owned())
+        self.roles().map(|role| self.netns(&role)).collect()
+    }
+
+    /// The parts of the lab that have a namespace of their own.
+    pub fn roles(&self) -> impl Iterator<Item = String> + use<> {
+        ["mgmt".to_owned(), outside::ROLE.to_owned()]
+            .into_iter()
             .chain(self.router_names())
-            .chain(self.hypervisor_names());
-        roles.map(|role| self.netns(&role)).collect()
+            .chain(self.hypervisor_names())
     }
 
     /// The device on the host that leads into the lab's management network; at most 15 characters.
@@ -139,12 +146,17 @@ impl Topology {
         Ipv6Addr::new(0xfd4c, self.id, 0xff00 + u16::from(router), 0, 0, 0, 0, 1)
     }
 
-    fn mac(&self, role: u8, a: u8, b: u8) -> String {
+    /// Where all underlay addresses are in.
+    pub fn underlay_prefix(&self) -> String {
+        format!("fd4c:{:x}::/32", self.id)
+    }
+
+    pub(crate) fn mac(&self, role: u8, a: u8, b: u8) -> String {
         let [x, y] = self.id.to_be_bytes();
         format!("02:{x:02x}:{y:02x}:{role:02x}:{a:02x}:{b:02x}")
     }
 
-    /// Every veth pair: management links first, then the underlay.
+    /// Every veth pair: management links first, then the underlay, then the outside.
     pub fn links(&self) -> Vec<Link> {
         let mut links = vec![Link {
             left: End {
@@ -171,6 +183,7 @@ impl Topology {
                 links.push(self.uplink(i, j));
             }
         }
+        links.extend(outside::links(self));
         links
     }
 
@@ -243,8 +256,8 @@ impl Topology {
                 hops.push_str(&format!(" nexthop via fe80::ff:{j:x} dev {device}"));
             }
             lines.push(format!(
-                "route add fd4c:{:x}::/32 src {}{hops}",
-                self.id,
+                "route add {} src {}{hops}",
+                self.underlay_prefix(),
                 self.underlay_address(i)
             ));
             batches.push((self.netns(&format!("hv{i}")), lines));
@@ -267,6 +280,7 @@ impl Topology {
             }
             batches.push((self.netns(&format!("r{j}")), lines));
         }
+        batches.extend(outside::batches(self));
         batches
     }
 

@@ -51,6 +51,7 @@ pub fn layout(record: &Record) -> Result<Layout> {
         state: record.state.clone(),
         openkcm,
         dpservice,
+        iperf3: find_program("iperf3"),
     })
 }
 
@@ -142,10 +143,15 @@ fn check_machine(layout: &Layout) -> Result<()> {
 }
 
 fn in_path(tool: &str) -> bool {
+    find_program(tool).is_some()
+}
+
+fn find_program(tool: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(tool).is_file())
+        .map(|folder| folder.join(tool))
+        .find(|program| program.is_file())
 }
 
 fn prepare_files(layout: &Layout) -> Result<()> {

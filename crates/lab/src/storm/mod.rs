@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use crate::client::{self, MACHINE, has_state};
 use crate::demo::report::Report;
 use crate::demo::{self, EXAMPLE, Region};
+use crate::outside::EDGE_HTTP_PORT;
 use crate::storm::frames::Target;
 use crate::topology::{API_PORT, METALBOND_HTTP_PORT, METALBOND_PORT};
 use crate::{bench, machines, network, probe, state};
@@ -277,14 +278,16 @@ async fn senders_of(region: &Region) -> Result<Vec<Sender>> {
             &target,
         )?);
     }
-    for (role, ports) in [
-        ("hv1", vec![1337]),
-        ("hv2", vec![1337]),
-        ("r1", vec![METALBOND_PORT, METALBOND_HTTP_PORT]),
-        ("r2", vec![METALBOND_PORT, METALBOND_HTTP_PORT]),
-    ] {
-        let addresses = ports.iter().map(|port| format!("[::1]:{port}")).collect();
-        senders.push(bytes_from(region, role, addresses));
+    for hypervisor in ["hv1", "hv2"] {
+        senders.push(bytes_from(region, hypervisor, vec!["[::1]:1337".into()]));
+    }
+    for j in 1..=region.topology.routers {
+        let addresses = vec![
+            format!("[{}]:{METALBOND_PORT}", region.topology.router_address(j)),
+            format!("[::1]:{METALBOND_HTTP_PORT}"),
+            format!("[::1]:{EDGE_HTTP_PORT}"),
+        ];
+        senders.push(bytes_from(region, &format!("r{j}"), addresses));
     }
     let api = format!("[{}]:{API_PORT}", region.topology.api_address());
     senders.push(bytes_from(region, "mgmt", vec![api]));

@@ -150,7 +150,9 @@ fn two_labs_live_side_by_side_and_each_leaves_nothing() {
     let status: Value =
         serde_json::from_str(&succeed(&["status", "--name", "it-one", "-o", "json"])).unwrap();
     let parts = status["labs"][0]["parts"].as_array().unwrap();
-    assert_eq!(parts.len(), 4 + 1 + 4);
+    // Not every machine has iperf3 to put into the internet.
+    let own = parts.iter().filter(|part| part["name"] != "iperf3");
+    assert_eq!(own.count(), 4 + 2 + 1 + 4);
     assert!(
         parts
             .iter()
