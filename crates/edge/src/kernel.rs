@@ -6,11 +6,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use futures::{StreamExt, TryStreamExt};
 use net::{Mac, Prefix};
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHopFlags,
     RouteProtocol, RouteType,
@@ -25,6 +26,9 @@ use crate::engine::Settings;
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// How long after a notification the look is taken: they come in bunches.
 const SETTLE: Duration = Duration::from_millis(50);
+/// Pause after a look, in multiples of the time it took: a look reads all routes, and a router with those of the whole internet hears of
+/// a change at any time.
+const PAUSE_FACTOR: u32 = 20;
 /// Interval of looks without notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -53,6 +57,22 @@ impl Kernel {
             handle,
             _driver: driver,
         })
+    }
+
+    /// Refuses an address that a device has: the kernel would keep the packets to it.
+    ///
+    /// # Errors
+    /// It has, or netlink failed.
+    pub async fn check_free(&self, address: Ipv6Addr) -> anyhow::Result<()> {
+        let mut all = self.handle.address().get().execute();
+        while let Some(found) = all.try_next().await.context("list addresses")? {
+            let is_same = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Address(a) if *a == IpAddr::V6(address));
+            ensure!(
+                !found.attributes.iter().any(is_same),
+                "--address {address} belongs to a device of this router; use one that is only routed here"
+            );
+        }
+        Ok(())
     }
 
     /// Brings the device up and returns its index.
@@ -197,15 +217,17 @@ pub async fn watch_defaults(
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     while !found.is_closed() {
+        let begun = Instant::now();
         let now = kernel.defaults().await?;
+        let pause = SETTLE.max(begun.elapsed() * PAUSE_FACTOR);
         found.send_if_modified(|known| std::mem::replace(known, now) != now);
         tokio::select! {
             event = events.next() => {
                 event.context("the kernel's notifications have ended")?;
-                tokio::time::sleep(SETTLE).await;
+                tokio::time::sleep(pause).await;
                 while events.try_recv().is_ok() {}
             }
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(LOOK_INTERVAL.max(pause)) => {}
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 //! servers (see `metalbond::Config::node`): a dead edge's routes should go at once, because nothing can be done with them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -134,6 +134,8 @@ struct Shared {
 /// Flags that contradict each other, a device that cannot be made, or one that vanished.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = Arc::new(settings(&args)?);
+    let kernel = Arc::new(Kernel::open()?);
+    kernel.check_free(args.address).await?;
     let queues = Tap::create_queues(
         &args.device,
         settings.mac,
@@ -141,7 +143,6 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
         args.workers,
     )
     .context("the edge's device")?;
-    let kernel = Arc::new(Kernel::open()?);
     let published = Arc::new(Published::default());
     let threads = Threads::start(queues, &settings, &published).context("packet threads")?;
     let device = kernel.set_up(&args.device).await?;
@@ -216,6 +217,14 @@ fn settings(args: &Args) -> anyhow::Result<Settings> {
     );
     if args.public_prefix.iter().any(|prefix| prefix.len() == 0) {
         bail!("--public-prefix: a prefix of length 0 would be the whole outside");
+    }
+    if let Some(http) = &args.http {
+        let full = match http.strip_prefix(':') {
+            Some(port) => format!("[::]:{port}"),
+            None => http.clone(),
+        };
+        full.parse::<SocketAddr>()
+            .with_context(|| format!("--http {http:?}: write it as [::1]:4713 or :4713"))?;
     }
     let denied = args
         .deny

@@ -131,23 +131,20 @@ fn flags_that_cannot_be_meant() {
         .enable_all()
         .build()
         .unwrap();
-    let base = ["--address", "fd00::e", "--server", "[::1]:1"];
-    for (flags, why) in [
-        (&["--public-prefix", "0.0.0.0/0"][..], "whole outside"),
-        (
-            &["--public-prefix", "198.51.100.0/24", "--mtu", "600"],
-            "--mtu 600",
-        ),
-        (
-            &["--public-prefix", "198.51.100.0/24", "--workers", "0"],
-            "--workers 0",
-        ),
-        (
-            &["--public-prefix", "198.51.100.0/24", "--deny", "x"],
-            "--deny",
-        ),
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
+    ip("link set lo up");
+    ip("-6 addr add fd00::f/128 dev lo");
+    let public = ["--public-prefix", "198.51.100.0/24"];
+    for (address, flags, why) in [
+        ("fd00::e", ["--public-prefix", "0.0.0.0/0"], "whole outside"),
+        ("fd00::e", ["--mtu", "600"], "--mtu 600"),
+        ("fd00::e", ["--workers", "0"], "--workers 0"),
+        ("fd00::e", ["--deny", "x"], "--deny"),
+        ("fd00::e", ["--http", "localhost"], "--http"),
+        ("fd00::f", ["--mtu", "1500"], "belongs to a device"),
     ] {
-        let args = args(&[&base, flags].concat());
+        let base = ["--address", address, "--server", "[::1]:1"];
+        let args = args(&[&base[..], &public, &flags].concat());
         let error = runtime
             .block_on(edge::run(args, CancellationToken::new()))
             .expect_err(why);
