@@ -4,8 +4,11 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     reason = "helpers of tests: a failure is the message"
 )]
+
+mod outside;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
