@@ -433,3 +433,17 @@ fn a_reason_is_shown_before_the_write_that_may_fail() {
         .position(|op| about(op, "loadbalancers") && matches!(op, Op::Apply { .. }));
     assert!(reason.expect("a reason") < apply.expect("an apply"));
 }
+
+#[test]
+fn another_type_is_another_load_balancer() {
+    let sim = verify(region, |sim| {
+        network(sim, "shop");
+        public(sim);
+        sim.settle().expect("settles");
+        internal(sim, json!([{ "value": "10.20.0.9" }]));
+    })
+    .expect("converges");
+    assert_eq!(made(&sim).spec.type_, apinet::LoadBalancerType::Internal);
+    let shown = user(&sim).status.expect("status").ips;
+    assert_eq!(json!(shown), json!(["10.20.0.9"]));
+}

@@ -12,4 +12,5 @@ mod network_interface;
 mod network_policy;
 mod peering;
 mod region;
+mod server;
 mod virtual_ip;

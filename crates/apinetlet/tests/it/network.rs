@@ -146,3 +146,24 @@ fn pending_is_written_before_the_apply_that_may_fail() {
     let apply = position(&|op| matches!(op, Op::Apply { .. }));
     assert!(pending.expect("pending") < apply.expect("apply"));
 }
+
+#[test]
+fn finalizers_are_written_under_the_version_that_was_read() {
+    let mut sim = region();
+    sim.put(&network("blue"));
+    sim.settle().expect("settles");
+    sim.delete::<Network>(NS, "blue");
+    sim.settle().expect("settles");
+    let finalizers = sim.log.iter().filter_map(|op| match op {
+        Op::Patch { body, .. } if !body["metadata"]["finalizers"].is_null() => Some(body),
+        _ => None,
+    });
+    let locked: Vec<bool> = finalizers
+        .map(|body| body["metadata"]["resourceVersion"].is_string())
+        .collect();
+    assert_eq!(
+        locked,
+        [true, true],
+        "nobody else's finalizer may be dropped"
+    );
+}

@@ -433,3 +433,31 @@ fn what_hypervisors_translate_is_shown() {
     let status = user(&sim).status.expect("status");
     assert!(status.nat_ips.is_empty() && status.virtual_ip.is_none());
 }
+
+#[test]
+fn an_interface_that_another_one_has_adopted_stays_with_it() {
+    let sim = verify(region, |sim| {
+        users(sim, json!({}));
+        provide(sim);
+        sim.settle().expect("settles");
+        let mut thief = user(sim);
+        thief.metadata = object::<NetworkInterface>(json!({
+            "metadata": { "name": "thief", "namespace": NS },
+            "spec": { "networkRef": { "name": "blue" } },
+        }))
+        .metadata;
+        thief.status = None;
+        sim.put(&thief);
+    })
+    .expect("converges");
+    assert_eq!(
+        object::label(
+            &provided(&sim),
+            "apinetlet.openkcm.dev/networkinterface-uid"
+        ),
+        Some(object::uid(&user(&sim)))
+    );
+    let thief: NetworkInterface = sim.get(NS, "thief").expect("the other one");
+    let conditions = thief.status.expect("status").conditions;
+    assert_eq!(crate::region::reason(&conditions), "!InterfaceNotFound");
+}

@@ -17,7 +17,7 @@ use serde_json::json;
 pub const NS: &str = "default";
 pub const APINET_NS: &str = "openkcm-net-system";
 
-/// Fills in `spec.id` of Networks, `spec.ip` of IPs and the addresses of public load balancers, from their names so that the result does not depend on order.
+/// Fills in `spec.id` of Networks, `spec.ip` of IPs and the addresses of load balancers and gateways, from their names so that the result does not depend on order.
 pub struct Reservations;
 
 impl Controller for Reservations {
@@ -30,6 +30,7 @@ impl Controller for Reservations {
             Watch::<apinet::Network>::new().own_key().build(),
             Watch::<apinet::IP>::new().own_key().build(),
             Watch::<apinet::LoadBalancer>::new().own_key().build(),
+            Watch::<apinet::NATGateway>::new().own_key().build(),
         ]
     }
 
@@ -68,6 +69,16 @@ impl Controller for Reservations {
             let body = json!({ "spec": { "ips": ips } });
             plan.push(Op::patch(Target::of(&*balancer), body));
         }
+        if let Some(gateway) = world.by_key::<apinet::NATGateway>(key)
+            && gateway.spec.ips.iter().any(|entry| entry.ip.is_none())
+        {
+            let mut ips = gateway.spec.ips.clone();
+            for (at, entry) in ips.iter_mut().enumerate() {
+                entry.ip = format!("192.0.2.{}", at + 1).parse().ok();
+            }
+            let body = json!({ "spec": { "ips": ips } });
+            plan.push(Op::patch(Target::of(&*gateway), body));
+        }
         plan
     }
 }
@@ -90,7 +101,12 @@ pub fn region_with(filter: Filter) -> Sim {
 
 /// With `node_affinity`, load balancers are wanted only where a destination is.
 pub fn region_of(filter: Filter, node_affinity: bool) -> Sim {
-    Sim::new(vec![
+    Sim::new(apinetlets(filter, node_affinity))
+}
+
+/// All controllers of apinetlet, and a server's reservations.
+pub fn apinetlets(filter: Filter, node_affinity: bool) -> Vec<Arc<dyn Controller>> {
+    vec![
         Arc::new(NetworkController {
             filter: filter.clone(),
             peering: true,
@@ -111,7 +127,7 @@ pub fn region_of(filter: Filter, node_affinity: bool) -> Sim {
         }),
         Arc::new(VirtualIpController { filter }),
         Arc::new(Reservations),
-    ])
+    ]
 }
 
 /// A user Network without peerings.

@@ -137,6 +137,7 @@ impl Write<'_> {
         self.preconditions(old, &new)?;
         self.prepare_update(old, &mut new)?;
         self.kind.defaults(&mut new);
+        self.count_generation(old, &mut new);
         let errors = match self.part {
             Part::Main => self.kind.check_update(&new, old),
             Part::Status => self.kind.check_status(&new, old),
@@ -225,6 +226,16 @@ impl Write<'_> {
         Ok(())
     }
 
+    /// After defaulting: a body that leaves out what was filled in before changes nothing.
+    fn count_generation(&self, old: &Value, new: &mut Value) {
+        let counted = self.part == Part::Main && self.kind.counts_generation();
+        if counted && metadata::spec_changed(old, new) {
+            let generation = object::metadata(old, "generation").and_then(Value::as_i64);
+            let next = generation.unwrap_or(0).saturating_add(1);
+            object::set_metadata(new, "generation", json!(next));
+        }
+    }
+
     /// What an update may not touch stays as it was.
     fn prepare_update(&self, old: &Value, new: &mut Value) -> Outcome<()> {
         let namespace = object::metadata_text(new, "namespace");
@@ -243,12 +254,6 @@ impl Write<'_> {
                     copy_member(old, new, "status");
                 }
                 self.kind.keep_main(old, new);
-                if self.kind.counts_generation() && metadata::spec_changed(old, new) {
-                    let generation = object::metadata(old, "generation")
-                        .and_then(Value::as_i64)
-                        .unwrap_or(0);
-                    object::set_metadata(new, "generation", json!(generation.saturating_add(1)));
-                }
             }
             Part::Status => {
                 let mut kept = old.clone();

@@ -464,3 +464,68 @@ async fn watching_prints_every_change() {
     })
     .await;
 }
+
+/// Every manifest below `examples`, by path.
+fn examples() -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|kind| kind == "yaml") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// As a user would: each file alone on a region that has nothing yet, with the strict validation that kubectl asks for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_example_applies_as_it_stands_and_a_second_time_changes_nothing() {
+    let files = examples();
+    assert!(files.len() >= 13, "{files:?}");
+    for file in files {
+        in_shell(move |k| {
+            let path = file.display();
+            let first = k.ok(&format!("apply -f {path}"));
+            assert!(first.contains("created"), "{path}: {first}");
+            let versions = || {
+                k.ok(&format!(
+                    "get -f {path} --no-headers -o custom-columns=V:.metadata.resourceVersion"
+                ))
+            };
+            let before = versions();
+            k.ok(&format!("apply -f {path}"));
+            assert_eq!(versions(), before, "{path}");
+        })
+        .await;
+    }
+}
+
+/// The commands that the guide shows, in its order. Waiting needs the rest of a region, which is not here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_of_the_usage_guide_is_understood() {
+    in_shell(|k| {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let guide = std::fs::read_to_string(root.join("docs/usage.md")).expect("the guide");
+        k.ok(&format!(
+            "apply -f {}",
+            root.join("examples/guide").display()
+        ));
+        let commands: Vec<_> = guide
+            .lines()
+            .filter_map(|line| line.strip_prefix("kubectl "))
+            .filter(|line| !line.starts_with("wait "))
+            .collect();
+        assert!(commands.len() >= 20, "{commands:?}");
+        for command in commands {
+            let examples = root.join("examples").display().to_string();
+            k.ok(&command.replace(" examples", &format!(" {examples}")));
+        }
+    })
+    .await;
+}
