@@ -62,31 +62,102 @@ pub const MACHINE_CLASS: Kind = kind(
     "machineclasses",
     false,
 );
-pub const APINET_NETWORK: Kind = kind(
-    "core.apinet.openkcm.dev/v1alpha1",
-    "Network",
-    "networks",
+pub const VIRTUAL_IP: Kind = kind(
+    "networking.openkcm.dev/v1alpha1",
+    "VirtualIP",
+    "virtualips",
     true,
 );
-pub const APINET_INTERFACE: Kind = kind(
-    "core.apinet.openkcm.dev/v1alpha1",
-    "NetworkInterface",
-    "networkinterfaces",
+pub const LOAD_BALANCER: Kind = kind(
+    "networking.openkcm.dev/v1alpha1",
+    "LoadBalancer",
+    "loadbalancers",
     true,
 );
-pub const METALNET_INTERFACE: Kind = kind(
-    "networking.metalnet.openkcm.dev/v1alpha1",
-    "NetworkInterface",
-    "networkinterfaces",
+pub const NAT_GATEWAY: Kind = kind(
+    "networking.openkcm.dev/v1alpha1",
+    "NATGateway",
+    "natgateways",
     true,
 );
+const NETWORK_POLICY: Kind = kind(
+    "networking.openkcm.dev/v1alpha1",
+    "NetworkPolicy",
+    "networkpolicies",
+    true,
+);
+const LOAD_BALANCER_ROUTING: Kind = kind(
+    "networking.openkcm.dev/v1alpha1",
+    "LoadBalancerRouting",
+    "loadbalancerroutings",
+    true,
+);
+const PREFIX: Kind = kind("ipam.openkcm.dev/v1alpha1", "Prefix", "prefixes", true);
+const PREFIX_ALLOCATION: Kind = kind(
+    "ipam.openkcm.dev/v1alpha1",
+    "PrefixAllocation",
+    "prefixallocations",
+    true,
+);
+pub const APINET_NETWORK: Kind = apinet("Network", "networks", true);
+pub const APINET_INTERFACE: Kind = apinet("NetworkInterface", "networkinterfaces", true);
+pub const METALNET_INTERFACE: Kind = metalnet("NetworkInterface", "networkinterfaces");
 const KINDS: &[Kind] = &[
     NODE,
     NETWORK,
     NETWORK_INTERFACE,
+    VIRTUAL_IP,
+    LOAD_BALANCER,
+    NAT_GATEWAY,
+    NETWORK_POLICY,
+    PREFIX,
     MACHINE,
     MACHINE_POOL,
     MACHINE_CLASS,
+];
+
+const fn apinet(name: &'static str, plural: &'static str, namespaced: bool) -> Kind {
+    kind("core.apinet.openkcm.dev/v1alpha1", name, plural, namespaced)
+}
+
+const fn metalnet(name: &'static str, plural: &'static str) -> Kind {
+    kind(
+        "networking.metalnet.openkcm.dev/v1alpha1",
+        name,
+        plural,
+        true,
+    )
+}
+
+/// Everything that a region without users holds nothing of.
+const TENANTS: &[Kind] = &[
+    NETWORK,
+    NETWORK_INTERFACE,
+    VIRTUAL_IP,
+    LOAD_BALANCER,
+    LOAD_BALANCER_ROUTING,
+    NAT_GATEWAY,
+    NETWORK_POLICY,
+    PREFIX,
+    PREFIX_ALLOCATION,
+    MACHINE,
+    apinet("IP", "ips", true),
+    apinet("IPAddress", "ipaddresses", false),
+    APINET_NETWORK,
+    apinet("NetworkID", "networkids", false),
+    APINET_INTERFACE,
+    apinet("LoadBalancer", "loadbalancers", true),
+    apinet("LoadBalancerRouting", "loadbalancerroutings", true),
+    apinet("DaemonSet", "daemonsets", true),
+    apinet("Instance", "instances", true),
+    apinet("NATGateway", "natgateways", true),
+    apinet("NATGatewayAutoscaler", "natgatewayautoscalers", true),
+    apinet("NATTable", "nattables", true),
+    apinet("NetworkPolicy", "networkpolicies", true),
+    apinet("NetworkPolicyRule", "networkpolicyrules", true),
+    metalnet("Network", "networks"),
+    METALNET_INTERFACE,
+    metalnet("LoadBalancer", "loadbalancers"),
 ];
 
 /// # Errors
@@ -99,21 +170,28 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client> {
 }
 
 pub fn api(client: &Client, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+    if kind.namespaced {
+        Api::namespaced_with(client.clone(), namespace, &resource(kind))
+    } else {
+        everywhere(client, kind)
+    }
+}
+
+fn everywhere(client: &Client, kind: Kind) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &resource(kind))
+}
+
+fn resource(kind: Kind) -> ApiResource {
     let (group, version) = kind
         .api_version
         .split_once('/')
         .unwrap_or(("", kind.api_version));
-    let resource = ApiResource {
+    ApiResource {
         group: group.to_owned(),
         version: version.to_owned(),
         api_version: kind.api_version.to_owned(),
         kind: kind.kind.to_owned(),
         plural: kind.plural.to_owned(),
-    };
-    if kind.namespaced {
-        Api::namespaced_with(client.clone(), namespace, &resource)
-    } else {
-        Api::all_with(client.clone(), &resource)
     }
 }
 
@@ -147,15 +225,22 @@ fn kind_of(object: &Value) -> Result<Kind> {
 /// # Errors
 /// The server refused one; the error names it.
 pub async fn apply(client: &Client, manifest: &str) -> Result<()> {
-    for object in documents(manifest)? {
+    apply_all(client, &documents(manifest)?).await
+}
+
+/// Server-side apply of every object, in the namespace `default`.
+///
+/// # Errors
+/// The server refused one; the error names it.
+pub async fn apply_all(client: &Client, objects: &[Value]) -> Result<()> {
+    for object in objects {
         let name = object["metadata"]["name"]
             .as_str()
-            .context("an object has no metadata.name")?
-            .to_owned();
-        let kind = kind_of(&object)?;
+            .context("an object has no metadata.name")?;
+        let kind = kind_of(object)?;
         let params = PatchParams::apply("openkcm-lab").force();
         api(client, kind, "default")
-            .patch(&name, &params, &Patch::Apply(&object))
+            .patch(name, &params, &Patch::Apply(object))
             .await
             .with_context(|| format!("cannot apply {} {name}", kind.kind))?;
     }
@@ -167,8 +252,17 @@ pub async fn apply(client: &Client, manifest: &str) -> Result<()> {
 /// # Errors
 /// An object is still there after `limit`; the error names it.
 pub async fn delete(client: &Client, manifest: &str, limit: Duration) -> Result<()> {
-    let objects = documents(manifest)?;
-    for object in objects.iter().rev() {
+    let mut objects = documents(manifest)?;
+    objects.reverse();
+    delete_all(client, &objects, limit).await
+}
+
+/// Deletes objects in the order given, without waiting in between, and waits until all are gone.
+///
+/// # Errors
+/// An object is still there after `limit`; the error names it.
+pub async fn delete_all(client: &Client, objects: &[Value], limit: Duration) -> Result<()> {
+    for object in objects {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         match api(client, kind_of(object)?, "default")
             .delete(name, &DeleteParams::default())
@@ -179,7 +273,7 @@ pub async fn delete(client: &Client, manifest: &str, limit: Duration) -> Result<
         }
     }
     let deadline = Instant::now() + limit;
-    for object in &objects {
+    for object in objects {
         let name = object["metadata"]["name"].as_str().unwrap_or_default();
         let kind = kind_of(object)?;
         while api(client, kind, "default").get_opt(name).await?.is_some() {
@@ -194,6 +288,25 @@ pub async fn delete(client: &Client, manifest: &str, limit: Duration) -> Result<
         }
     }
     Ok(())
+}
+
+/// What users' objects left behind, in every namespace, as `Kind namespace/name`.
+///
+/// # Errors
+/// The server did not answer.
+pub async fn remains(client: &Client) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for kind in TENANTS {
+        let list = everywhere(client, *kind)
+            .list(&ListParams::default())
+            .await?;
+        left.extend(list.items.into_iter().map(|object| {
+            let namespace = object.metadata.namespace.unwrap_or_default();
+            let name = object.metadata.name.unwrap_or_default();
+            format!("{} {} {namespace}/{name}", kind.api_version, kind.kind)
+        }));
+    }
+    Ok(left)
 }
 
 /// Waits until `count` objects of a kind satisfy a predicate and returns them.

@@ -39,6 +39,12 @@ pub struct InternetArgs {
     /// HTTP port; echo and DNS have their usual ones.
     #[arg(long, default_value_t = 80)]
     http_port: u16,
+    /// Name of the server, which its page shows behind the client's address and port.
+    #[arg(long, default_value = "internet")]
+    name: String,
+    /// Neither echo nor DNS.
+    #[arg(long)]
+    http_only: bool,
 }
 
 /// Serves until the process is told to end.
@@ -59,7 +65,10 @@ pub async fn serve(args: &InternetArgs) -> Result<()> {
                 .await
                 .with_context(|| format!("cannot listen on {}", at(port)))
         };
-        servers.spawn(http(tcp(args.http_port).await?));
+        servers.spawn(http(tcp(args.http_port).await?, args.name.clone()));
+        if args.http_only {
+            continue;
+        }
         servers.spawn(echo_streams(tcp(7).await?));
         servers.spawn(datagrams(udp(7).await?, |datagram| Some(datagram.to_vec())));
         servers.spawn(datagrams(udp(53).await?, dns_answer));
@@ -72,7 +81,7 @@ pub async fn serve(args: &InternetArgs) -> Result<()> {
     }
 }
 
-async fn http(listener: TcpListener) {
+async fn http(listener: TcpListener, name: String) {
     let mut connections = JoinSet::new();
     while let Ok((stream, client)) = listener.accept().await {
         while connections.len() >= CONNECTIONS_MAX {
@@ -80,11 +89,14 @@ async fn http(listener: TcpListener) {
         }
         while connections.try_join_next().is_some() {}
         // A client that goes away early is its own affair.
-        connections.spawn(timeout(CONNECTION_TIME_MAX, http_answer(stream, client)));
+        let name = name.clone();
+        connections.spawn(timeout(CONNECTION_TIME_MAX, async move {
+            http_answer(stream, client, &name).await
+        }));
     }
 }
 
-async fn http_answer(stream: TcpStream, client: SocketAddr) -> std::io::Result<()> {
+async fn http_answer(stream: TcpStream, client: SocketAddr, name: &str) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -96,7 +108,7 @@ async fn http_answer(stream: TcpStream, client: SocketAddr) -> std::io::Result<(
     let head = String::from_utf8_lossy(&head);
     let path = head.split_whitespace().nth(1).unwrap_or("/");
     let bytes = path.strip_prefix("/bytes/").and_then(|n| n.parse().ok());
-    let text = format!("{} {}\n", client.ip(), client.port());
+    let text = format!("{} {} {name}\n", client.ip(), client.port());
     let length = bytes.map_or(text.len() as u64, |bytes: u64| bytes.min(BODY_MAX));
     let answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"

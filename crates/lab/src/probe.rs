@@ -190,6 +190,72 @@ pub async fn capture_one(netns: &str, filter: &str, limit: Duration) -> Result<S
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
 }
 
+/// Gives a machine a further address of its own, without a network.
+///
+/// # Errors
+/// The machine is gone.
+pub fn own_address(netns: &str, address: &str) -> Result<()> {
+    let done = network::inside(netns, "ip")
+        .args(["address", "add", address, "dev", "lo"])
+        .output()?;
+    if !done.status.success() {
+        bail!(
+            "cannot give {netns} the address {address}: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
+        );
+    }
+    Ok(())
+}
+
+/// Starts an HTTP server whose page says who asked, and `name`. It ends when the handle is dropped.
+///
+/// # Errors
+/// The program cannot be run.
+pub fn serve(netns: &str, openkcm: &std::path::Path, name: &str, port: u16) -> Result<Child> {
+    command(netns, &openkcm.display().to_string())
+        .args(["lab", "internet", "--http-only", "--address", "0.0.0.0"])
+        .args(["--name", name, "--http-port", &port.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run a server")
+}
+
+/// One HTTP page.
+///
+/// # Errors
+/// curl is missing, or there was no answer within two seconds.
+pub async fn fetch(netns: &str, url: &str) -> Result<String> {
+    let out = command(netns, "curl")
+        .args(["--silent", "--show-error", "--fail", "--max-time", "2", url])
+        .output()
+        .await
+        .context("cannot run curl")?;
+    if !out.status.success() {
+        bail!(
+            "no page from {url}: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+/// The same, trying again until `limit`.
+///
+/// # Errors
+/// The last failure.
+pub async fn fetch_until(netns: &str, url: &str, limit: Duration) -> Result<String> {
+    let begun = std::time::Instant::now();
+    loop {
+        match fetch(netns, url).await {
+            Err(_) if begun.elapsed() < limit => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

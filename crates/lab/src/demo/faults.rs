@@ -43,36 +43,53 @@ pub(super) async fn faults(region: &Region, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Kills `victim` once and watches.
-pub(crate) async fn fault(region: &Region, victim: &str, dataplane: bool) -> Result<String> {
-    let netns = machines::netns(&region.record, "red-1")?;
+/// Kills `victim` once while red-1 pings red-2.
+async fn fault(region: &Region, victim: &str, dataplane: bool) -> Result<String> {
+    let red = machines::netns(&region.record, "red-1")?;
+    let gap_max = if dataplane {
+        DATAPLANE_GAP_MAX
+    } else {
+        Duration::ZERO
+    };
+    let summary = fault_under(region, victim, &[(red.clone(), "10.0.0.2")], gap_max).await?;
+    if dataplane {
+        probe::first_reply(&red, "fd00:10::2", DATAPLANE_GAP_MAX)
+            .await
+            .context("IPv6 did not come back")?;
+    }
+    Ok(summary)
+}
+
+/// Kills `victim` once while every given namespace pings its address. Nothing may be lost, or what is lost may take less than `gap_max`.
+pub(crate) async fn fault_under(
+    region: &Region,
+    victim: &str,
+    watched: &[(String, &str)],
+    gap_max: Duration,
+) -> Result<String> {
     let count = u32::try_from(WATCHED.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
     let old = pid(region, victim).with_context(|| format!("{victim} is not running"))?;
-    let ping = probe::start_ping(&netns, "10.0.0.2", count, INTERVAL)?;
+    let mut pings = Vec::new();
+    for (netns, to) in watched {
+        pings.push(probe::start_ping(netns, to, count, INTERVAL)?);
+    }
     sleep(BEFORE).await;
     kill(Pid::from_raw(old), Signal::SIGKILL).with_context(|| format!("cannot kill {victim}"))?;
     let back = restarted(region, victim, old).await?;
-    let seen = ping.report().await?;
-    let summary = format!(
-        "restarted after {} ms; ping lost {} of {}, longest silence {} ms",
-        back.as_millis(),
-        seen.lost(),
-        seen.sent,
-        seen.gap.as_millis()
-    );
-    let tolerated = if dataplane {
-        seen.received > 0 && seen.gap < DATAPLANE_GAP_MAX
-    } else {
-        seen.lost() == 0
-    };
+    let mut summary = format!("restarted after {} ms", back.as_millis());
+    let mut tolerated = true;
+    for ping in pings {
+        let seen = ping.report().await?;
+        summary.push_str(&format!(
+            "; ping lost {} of {}, longest silence {} ms",
+            seen.lost(),
+            seen.sent,
+            seen.gap.as_millis()
+        ));
+        tolerated &= seen.lost() == 0 || (seen.received > 0 && seen.gap < gap_max);
+    }
     if !tolerated {
         bail!("{summary}");
-    }
-    if dataplane {
-        let netns = machines::netns(&region.record, "red-1")?;
-        probe::first_reply(&netns, "fd00:10::2", DATAPLANE_GAP_MAX)
-            .await
-            .context("IPv6 did not come back")?;
     }
     Ok(summary)
 }

@@ -4,6 +4,7 @@
 
 mod faults;
 pub(crate) mod report;
+mod services;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -128,7 +129,7 @@ async fn show(region: &Region, args: &DemoArgs, report: &mut Report) -> Result<(
     }
     report.chapter("Clean-up: kubectl delete -f examples/two-hosts.yaml");
     report.check("nothing is left", cleaned(region).await);
-    Ok(())
+    services::services(region, report).await
 }
 
 async fn objects(region: &Region, report: &mut Report) -> Result<()> {
