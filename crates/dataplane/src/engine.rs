@@ -505,6 +505,36 @@ impl Engine {
         Ok(())
     }
 
+    /// Gives a route to another host another next hop between two packets; creates it if there is none.
+    pub fn replace_route(
+        &mut self,
+        vni: Vni,
+        address: IpAddr,
+        length: u8,
+        next_hop: IpAddr,
+        next_hop_vni: u32,
+    ) -> Result<(), ConfigError> {
+        let IpAddr::V6(underlay) = next_hop else {
+            return Err(ConfigError::BadIpVersion);
+        };
+        let slot = self.vnis.get(&vni).ok_or(ConfigError::NoVni)?.slot;
+        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
+        match routes.get(prefix) {
+            Some(Target::Remote { .. }) => {}
+            Some(Target::Own(_) | Target::Alias(_)) => return Err(ConfigError::RouteExists),
+            None => self.check_free(routes, prefix)?,
+        }
+        let target = Target::Remote {
+            underlay,
+            vni: next_hop_vni,
+        };
+        if let Some(routes) = self.edit_routes(slot) {
+            routes.insert(prefix, target);
+        }
+        Ok(())
+    }
+
     /// Removes a route to another host, whatever its next hop.
     pub fn delete_route(
         &mut self,

@@ -75,6 +75,14 @@ impl Controller for InstanceController {
             Some(selector) => nodes.labels(selector),
             None => nodes,
         };
+        let partition = self.partition.clone();
+        let published = Watch::<apinet::Node>::new().keys(move |node, world| {
+            let name = object::name(node);
+            let ours = partition.cluster_node(name).is_some();
+            let instances = world.indexed::<apinet::Instance>(BY_NODE, name);
+            let instances = instances.iter().filter(|_| ours);
+            instances.map(|user| Key::of(&**user)).collect()
+        });
         let base = origin::METALNET_INSTANCE;
         let made = Watch::<metalnet::LoadBalancer>::new()
             .namespace(&self.partition.metalnet_namespace)
@@ -87,6 +95,7 @@ impl Controller for InstanceController {
             instances.build(),
             networks.build(),
             nodes.build(),
+            published.build(),
             made.build(),
         ]
     }
@@ -112,7 +121,10 @@ impl Controller for InstanceController {
             // The Network's own event brings this key back.
             return Plan::none();
         };
-        self.realize(&instance, node, &network, &made)
+        // A hypervisor that has fallen silent serves nothing that could be relied on, whatever it reported last.
+        let published = world.get::<apinet::Node>("", &self.partition.apinet_node(node));
+        let lost = published.is_some_and(|node| node.is_lost());
+        self.realize(&instance, node, &network, &made, lost)
     }
 }
 
@@ -123,6 +135,7 @@ impl InstanceController {
         node: &str,
         network: &apinet::Network,
         made: &[Arc<metalnet::LoadBalancer>],
+        lost: bool,
     ) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(instance, &self.partition.finalizer()));
@@ -149,7 +162,7 @@ impl InstanceController {
                 live.spec.as_ref() == Some(spec) && object::carries(&**live, &labels, &annotations)
             });
             let ready = live.is_some_and(|live| is_ready(live));
-            if fits && ready {
+            if fits && ready && !lost {
                 serving.insert(spec.ip);
             }
             // One that is going comes back when it is gone.

@@ -9,7 +9,7 @@ use api::{
     conditions::{self, READY, Verdict},
     ids,
     ipam::{Prefix, PrefixAllocation, PrefixAllocationPhase, PrefixPhase},
-    meta::Condition,
+    meta::{Condition, IpFamily},
     names::{annotation, finalizer, label},
 };
 use controller::{Controller, Key, Op, Plan, Source, Target, World, object};
@@ -78,7 +78,7 @@ impl Controller for PrefixController {
             return plan;
         }
         // Nothing is given before the finalizer is there to take it back.
-        if let Some(op) = Op::add_finalizer(&*prefix, finalizer::PREFIX) {
+        if let Some(op) = hold(&prefix) {
             plan.push(op);
             return plan;
         }
@@ -94,6 +94,16 @@ impl Controller for PrefixController {
         }
         plan
     }
+}
+
+/// The finalizer. A single address has no parts to wait for, and most Prefixes are single addresses.
+fn hold(prefix: &Prefix) -> Option<Op> {
+    let bits = wanted(prefix.spec.prefix, prefix.spec.prefix_length).map(Request::bits);
+    let longest = prefix.spec.ip_family.map(IpFamily::bits);
+    if bits.is_some() && bits == longest {
+        return None;
+    }
+    Op::add_finalizer(prefix, finalizer::PREFIX)
 }
 
 fn selects(child: &Prefix, parent: &Prefix) -> bool {
@@ -128,8 +138,6 @@ fn ask(world: &World, prefix: &Prefix, plan: &mut Plan) {
     match chosen {
         None => {
             plan.extend(create(prefix, 0));
-            let verdict = Verdict::not_ready("Requested", "asks for its part");
-            plan.extend(report(prefix, false, verdict, world.now_ms()));
         }
         Some(allocation) => match phase(allocation) {
             PrefixAllocationPhase::Allocated => take(prefix, allocation, world.now_ms(), plan),
@@ -246,12 +254,9 @@ fn wait(world: &World, prefix: &Prefix, allocation: &PrefixAllocation, plan: &mu
         }
         plan.requeue_after(left);
     }
-    plan.extend(report(
-        prefix,
-        false,
-        verdict(world, prefix, allocation),
-        world.now_ms(),
-    ));
+    if let Some(verdict) = verdict(world, prefix, allocation) {
+        plan.extend(report(prefix, false, verdict, world.now_ms()));
+    }
 }
 
 /// A question that the scheduler put to a parent which has no room (any more). Its parent is final, so only another question
@@ -297,26 +302,29 @@ fn since(allocation: &PrefixAllocation, now_ms: u64) -> Duration {
     Duration::from_millis(now_ms.saturating_sub(u64::try_from(since).unwrap_or(0)))
 }
 
-/// Why there is no part yet.
-fn verdict(world: &World, prefix: &Prefix, allocation: &PrefixAllocation) -> Verdict {
+/// Why there is no part; `None` while the answer is on its way, which is most often no time to speak of.
+fn verdict(world: &World, prefix: &Prefix, allocation: &PrefixAllocation) -> Option<Verdict> {
     let said = allocation.status.as_ref();
     let said = said.and_then(|status| conditions::find(&status.conditions, READY));
-    let message = said.map(|said| said.message.clone()).unwrap_or_default();
+    let message = said.map(|said| said.message.clone());
     if phase(allocation) == PrefixAllocationPhase::Failed {
-        return Verdict::not_ready("AllocationFailed", message);
+        let message = message.unwrap_or_default();
+        return Some(Verdict::not_ready("AllocationFailed", message));
     }
     let Some(parent) = &allocation.spec.prefix_ref else {
-        let message = "no Prefix of the namespace is selected, allocated and has room";
-        return Verdict::not_ready("NoSuitablePrefix", message);
+        return message.map(|message| Verdict::not_ready("NoSuitablePrefix", message));
     };
     let name = &parent.name;
     match world.get::<Prefix>(object::namespace(prefix), name) {
-        None => Verdict::not_ready("ParentMissing", format!("there is no Prefix {name}")),
+        None => {
+            let message = format!("there is no Prefix {name}");
+            Some(Verdict::not_ready("ParentMissing", message))
+        }
         Some(parent) if !gives(&parent) => {
             let message = format!("Prefix {name} is not allocated or is being deleted");
-            Verdict::not_ready("ParentNotReady", message)
+            Some(Verdict::not_ready("ParentNotReady", message))
         }
-        Some(_) => Verdict::not_ready("AllocationPending", message),
+        Some(_) => message.map(|message| Verdict::not_ready("AllocationPending", message)),
     }
 }
 

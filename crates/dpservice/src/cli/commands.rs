@@ -224,6 +224,7 @@ async fn create_route(client: &mut Client, args: CreateRoute) -> Result<Object, 
     let request = dpdk::CreateRouteRequest {
         vni: args.vni,
         route: Some(route.clone()),
+        replace: false,
     };
     let reply = client.create_route(request).await?.into_inner();
     accept(reply.status)?;

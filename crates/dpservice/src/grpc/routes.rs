@@ -10,7 +10,11 @@ pub(super) async fn create(
     service: &Service,
     request: dpdk::CreateRouteRequest,
 ) -> Result<dpdk::CreateRouteResponse, Failure> {
-    let dpdk::CreateRouteRequest { vni, route } = request;
+    let dpdk::CreateRouteRequest {
+        vni,
+        route,
+        replace,
+    } = request;
     // The weight is for routers with several equal routes, which this service does not keep.
     let dpdk::Route {
         prefix,
@@ -23,6 +27,9 @@ pub(super) async fn create(
     let created = service.worker.call(move |plane| {
         let engine = &mut plane.engine;
         match Vni::new(vni) {
+            Some(vni) if replace => {
+                engine.replace_route(vni, address, length, next_hop, nexthop_vni)
+            }
             Some(vni) => engine.create_route(vni, address, length, next_hop, nexthop_vni),
             None if next_hop.is_ipv4() => Err(ConfigError::BadIpVersion),
             None => Err(ConfigError::NoVni),

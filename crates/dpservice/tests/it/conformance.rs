@@ -532,6 +532,41 @@ async fn routes() {
 }
 
 #[tokio::test]
+async fn a_route_changes_its_next_hop_in_one_step() {
+    let server = Server::start().await;
+    let mut client = server.initialized().await;
+    let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
+    assert_eq!(outcome!(client.create_interface(request)), OK);
+    let replace = |text: &str, hop: &str| dpdk::CreateRouteRequest {
+        replace: true,
+        ..create_route(100, text, hop)
+    };
+    for (text, hop, expected) in [
+        ("0.0.0.0/0", "fc00:2::1", OK),
+        ("0.0.0.0/0", "fc00:3::1", OK),
+        ("10.0.0.1/32", "fc00:2::1", "301 ROUTE_EXISTS"),
+        ("10.0.0.0/33", "fc00:2::1", "303 ROUTE_INSERT"),
+    ] {
+        assert_eq!(
+            outcome!(client.create_route(replace(text, hop))),
+            expected,
+            "{text}"
+        );
+    }
+    let list = client
+        .list_routes(dpdk::ListRoutesRequest { vni: 100 })
+        .await
+        .unwrap();
+    let hops: Vec<_> = list
+        .into_inner()
+        .routes
+        .into_iter()
+        .map(|route| route.nexthop_address)
+        .collect();
+    assert_eq!(hops, [ip("fc00:3::1")], "one route, with the new hop");
+}
+
+#[tokio::test]
 async fn routes_of_ipv6_can_be_hidden() {
     let server = Server::start_with(false, Settings::default()).await;
     let mut client = server.initialized().await;

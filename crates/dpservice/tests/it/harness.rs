@@ -222,6 +222,7 @@ pub fn create_route(vni: u32, text: &str, next_hop: &str) -> dpdk::CreateRouteRe
             nexthop_address: ip(next_hop),
             weight: 100,
         }),
+        replace: false,
     }
 }
 

@@ -305,13 +305,18 @@ async fn call(mut client: Client, op: &DpOp) -> Result<DpDone, DpError> {
         DpOp::DeleteNeighbor { neighbor } => {
             services::delete_neighbor(&mut client, *neighbor).await
         }
-        DpOp::CreateRoute { key, hop } => create_route(&mut client, *key, *hop).await,
+        DpOp::CreateRoute { key, hop } => create_route(&mut client, *key, *hop, false).await,
         DpOp::ReplaceRoute { key, hop } => {
+            // Our dpservice changes the next hop between two packets; one that cannot says that the route exists.
+            match create_route(&mut client, *key, *hop, true).await {
+                Err(error) if error.code() == Some(code::ROUTE_EXISTS) => {}
+                settled => return settled,
+            }
             match delete_route(&mut client, *key).await {
                 Err(error) if error.code() != Some(code::ROUTE_NOT_FOUND) => return Err(error),
                 Ok(_) | Err(_) => {}
             }
-            create_route(&mut client, *key, *hop).await
+            create_route(&mut client, *key, *hop, false).await
         }
         DpOp::DeleteRoute { key } => delete_route(&mut client, *key).await,
     }
@@ -361,7 +366,12 @@ async fn create_interface(
     created(reply.status, &reply.underlay_route)
 }
 
-async fn create_route(client: &mut Client, key: RouteKey, hop: Hop) -> Result<DpDone, DpError> {
+async fn create_route(
+    client: &mut Client,
+    key: RouteKey,
+    hop: Hop,
+    replace: bool,
+) -> Result<DpDone, DpError> {
     let route = dpdk::Route {
         prefix: Some(to_prefix(&key.prefix)),
         nexthop_vni: hop.vni.get(),
@@ -371,6 +381,7 @@ async fn create_route(client: &mut Client, key: RouteKey, hop: Hop) -> Result<Dp
     let request = dpdk::CreateRouteRequest {
         vni: key.vni.get(),
         route: Some(route),
+        replace,
     };
     done(client.create_route(request).await, |reply| reply.status)
 }

@@ -117,7 +117,7 @@ pub enum DpOp {
         neighbor: Neighbor,
         underlay: Ipv6Addr,
     },
-    /// As [`DpOp::ReplaceRoute`].
+    /// Deletes and creates at once: dpservice cannot change a share.
     ReplaceNeighbor {
         neighbor: Neighbor,
         underlay: Ipv6Addr,
@@ -129,7 +129,7 @@ pub enum DpOp {
         key: RouteKey,
         hop: Hop,
     },
-    /// Delete, then create at once: dpservice cannot change a route, and the gap must be short.
+    /// Changes the next hop without a gap where dpservice can, else deletes and creates at once.
     ReplaceRoute {
         key: RouteKey,
         hop: Hop,

@@ -5,7 +5,7 @@ use controller::sim::{Sim, verify};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-use crate::region::{APINET_NS, METALNET_NS, network, node, object, region, uid};
+use crate::region::{APINET_NS, network, node, object, region, uid};
 
 fn instance(ips: Value, ports: Value) -> apinet::Instance {
     object(json!({
@@ -193,7 +193,6 @@ fn instances_of_other_partitions_and_without_a_node_are_left_alone() {
     nowhere.spec.node_ref = None;
     sim.put(&nowhere);
     assert_eq!(sim.settle(), Ok(0));
-    let _ = METALNET_NS;
 }
 
 #[test]
@@ -208,4 +207,25 @@ fn a_load_balancer_without_its_instance_is_deleted() {
     sim.delete::<apinet::Instance>(APINET_NS, "web-1");
     sim.settle().expect("settles");
     assert!(made(&sim).is_empty());
+}
+
+#[test]
+fn an_instance_on_a_silent_hypervisor_serves_nothing() {
+    let mut sim = region();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    sim.edit::<apinet::Node>("", "part.n1", |node| {
+        let status = json!({ "conditions": [{
+            "type": "Ready", "status": "Unknown", "reason": "NodeSilent", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }] });
+        node.status = serde_json::from_value(status).expect("a status");
+    });
+    sim.settle().expect("settles");
+    assert_eq!(shown(&sim), json!({}));
+    assert_eq!(
+        made(&sim).len(),
+        2,
+        "what it realizes stays: it may only be unreachable"
+    );
 }

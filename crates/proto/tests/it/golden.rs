@@ -97,6 +97,7 @@ fn route() {
     check(
         dpdk::CreateRouteRequest {
             vni: 100,
+            replace: false,
             route: Some(dpdk::Route {
                 prefix: Some(dpdk::Prefix {
                     ip: Some(dpdk::IpAddress {
