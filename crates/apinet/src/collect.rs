@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::names::{APINET, VERSION};
-use controller::{Key, Kind, Target};
+use controller::{Key, Kind, Object, Op, Plan, Target, World, object};
 use kube::Resource;
 
 /// A lock object younger than this may belong to a create that is still under way. Three times the longest write.
@@ -43,4 +43,19 @@ pub fn grace_left<K: Resource>(object: &K, now_ms: u64) -> Option<Duration> {
     let created = u64::try_from(created.0.as_millisecond()).unwrap_or(0);
     let age = Duration::from_millis(now_ms.saturating_sub(created));
     GRACE.checked_sub(age).filter(|left| !left.is_zero())
+}
+
+/// Deletes an object whose namesake of another kind, which it belongs to, is missing. What has an owner goes with it; the rest gets
+/// the grace in which its namesake may still appear in the cache.
+pub fn leftover<K: Object>(world: &World, object: Option<&K>) -> Plan {
+    let mut plan = Plan::none();
+    let Some(object) = object else { return plan };
+    if object::controller_of(object).is_some() || object::is_deleting(object) {
+        return plan;
+    }
+    match grace_left(object, world.now_ms()) {
+        Some(left) => plan.requeue_after(left),
+        None => plan.push(Op::delete(object)),
+    };
+    plan
 }

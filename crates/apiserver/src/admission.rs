@@ -1,6 +1,6 @@
 //! Rules that need more than the object: its namespace, its users, the rights of whoever writes it.
 
-use crate::allocate::IN_USE;
+use crate::allocate::{entries, is_released};
 use crate::auth::rbac;
 use crate::kinds::Kind;
 use crate::object::{self, Encoded};
@@ -186,7 +186,7 @@ fn bound_rules(write: &Write<'_>, binding: &Value) -> Vec<rbac::Rule> {
 }
 
 /// Whether the object may be deleted; a finalizer when it must wait for its users first.
-pub fn delete(write: &Write<'_>, live: &Value) -> Outcome<Option<&'static str>> {
+pub async fn delete(write: &Write<'_>, live: &Value) -> Outcome<Option<&'static str>> {
     permit(write, Some(live), None)?;
     match (write.kind.group, write.kind.plural) {
         ("", "namespaces") if IMMORTAL.contains(&write.name) => Err(Failure::forbidden(
@@ -196,7 +196,9 @@ pub fn delete(write: &Write<'_>, live: &Value) -> Outcome<Option<&'static str>> 
             "this namespace may not be deleted",
         )),
         (APINET, "networkids") => lock_unused(write, live),
-        (APINET, "ips") if is_claimed(write.region, write.namespace, live) => Ok(Some(IN_USE)),
+        (APINET, "ips") if is_claimed(write.region, write.namespace, live).await? => {
+            Ok(Some(finalizer::IP_IN_USE))
+        }
         _ => Ok(None),
     }
 }
@@ -233,27 +235,27 @@ fn lock_unused(write: &Write<'_>, lock: &Value) -> Outcome<Option<&'static str>>
     }
 }
 
-/// Whether the object that claims an IP still exists and still lists the address.
-fn is_claimed(region: &Region, namespace: &str, ip: &Value) -> bool {
+/// Whether the object that claims an IP still exists and still lists the address, or its data plane may still know it. The claimer
+/// is read from the store: the cache may not have seen the write yet that made the claim.
+async fn is_claimed(region: &Region, namespace: &str, ip: &Value) -> Outcome<bool> {
     let text = |path: &str| ip.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let Some(kind) =
-        region
-            .kinds
-            .find(APINET, api::names::VERSION, text("/spec/claimRef/resource"))
-    else {
-        return false;
+    let (resource, name) = (text("/spec/claimRef/resource"), text("/spec/claimRef/name"));
+    let kind = region.kinds.find(APINET, api::names::VERSION, resource);
+    let Some(kind) = kind.filter(|_| !name.is_empty()) else {
+        return Ok(false);
     };
-    let claimer = region.cache.get(
-        kind.id,
-        &cache_key(kind, namespace, text("/spec/claimRef/name")),
-    );
-    claimer.is_some_and(|claimer| {
-        let value = claimer.value();
-        let list = value.pointer("/spec/publicIPs").and_then(Value::as_array);
-        *claimer.uid == *text("/spec/claimRef/uid")
-            && list
-                .into_iter()
-                .flatten()
-                .any(|entry| entry.get("ip").and_then(Value::as_str) == Some(text("/spec/ip")))
-    })
+    if is_released(ip) {
+        return Ok(true);
+    }
+    let key = store_key(kind, namespace, name);
+    let Some(kv) = region.store.get(&key, At::Latest).await? else {
+        return Ok(false);
+    };
+    let claimer = Encoded::restore(kv.value)
+        .map_err(|damaged| Failure::internal(format!("{name}: {damaged}")))?
+        .to_value(kv.mod_rev);
+    let listed = entries(kind.plural, Some(&claimer))
+        .iter()
+        .any(|entry| entry.get("ip").and_then(Value::as_str) == Some(text("/spec/ip")));
+    Ok(listed && object::metadata_text(&claimer, "uid") == text("/spec/claimRef/uid"))
 }

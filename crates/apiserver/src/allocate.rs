@@ -7,7 +7,7 @@
 mod address;
 mod public;
 
-pub use public::IN_USE;
+pub use public::{entries, is_released};
 
 use crate::kinds::Kind;
 use crate::object::{self, Encoded};
@@ -79,8 +79,7 @@ pub async fn create(write: &Write<'_>, object: &mut Value, draft: &mut Draft) ->
             let claim = claim_of(write.kind.plural, write.namespace, object);
             address::reserve(write.region, object, claim, draft)
         }
-        "networkinterfaces" => public::change(write, None, object, draft).await,
-        _ => Ok(()),
+        _ => public::change(write, None, object, draft).await,
     }
 }
 
@@ -91,8 +90,8 @@ pub async fn update(
     new: &mut Value,
     draft: &mut Draft,
 ) -> Outcome<()> {
-    match (write.kind.group, write.kind.plural) {
-        (APINET, "networkinterfaces") => public::change(write, Some(old), new, draft).await,
+    match write.kind.group {
+        APINET => public::change(write, Some(old), new, draft).await,
         _ => Ok(()),
     }
 }
@@ -131,8 +130,7 @@ pub async fn delete(write: &Write<'_>, old: &Value, draft: &mut Draft) -> Outcom
             )
             .await
         }
-        "networkinterfaces" => public::release_all(write, old, draft).await,
-        _ => Ok(()),
+        _ => public::release_all(write, old, draft).await,
     }
 }
 

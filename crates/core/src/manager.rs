@@ -37,6 +37,9 @@ pub struct Args {
     /// Seconds without heartbeat after which a machine pool gets no more machines.
     #[arg(long, default_value_t = GRACE_DEFAULT.as_secs(), value_name = "SECONDS")]
     pub machine_pool_lifecycle_grace_period: u64,
+    /// Seconds without heartbeat after which a hypervisor is taken for lost.
+    #[arg(long, default_value_t = apinet::GRACE_DEFAULT.as_secs(), value_name = "SECONDS")]
+    pub node_lifecycle_grace_period: u64,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -76,6 +79,7 @@ type Entry = (Arc<dyn Controller>, usize);
 /// Every controller with its number of workers. The scheduler has one, because its decisions depend on each other.
 fn all(args: &Args) -> Vec<Entry> {
     let grace = Duration::from_secs(args.machine_pool_lifecycle_grace_period);
+    let node_grace = Duration::from_secs(args.node_lifecycle_grace_period);
     vec![
         (Arc::new(SchedulerController), 1),
         (Arc::new(EphemeralNicController), 4),
@@ -94,6 +98,17 @@ fn all(args: &Args) -> Vec<Entry> {
         (Arc::new(apinet::IpAddressController), 2),
         (Arc::new(apinet::NetworkIdController), 2),
         (Arc::new(apinet::IpClaimController), 2),
+        (Arc::new(apinet::LoadBalancerController), 2),
+        (Arc::new(apinet::DaemonSetController), 2),
+        (Arc::new(apinet::InstanceSchedulerController), 1),
+        (Arc::new(apinet::NatGatewayController), 2),
+        (Arc::new(apinet::NatAutoscalerController), 1),
+        (Arc::new(apinet::NatReleaseController), 2),
+        (Arc::new(apinet::NetworkPolicyController), 2),
+        (
+            Arc::new(apinet::NodeLifecycleController { grace: node_grace }),
+            1,
+        ),
     ]
 }
 

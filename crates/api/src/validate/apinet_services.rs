@@ -33,6 +33,7 @@ pub fn load_balancer(object: &Value) -> Errors {
             required(&ip, &mut errors);
         }
     }
+    each_address_once(&spec.field("ips"), &mut errors);
     balanced_ports(&spec.field("ports"), &mut errors);
     chosen_template(&spec, "selector", &mut errors);
     errors
@@ -43,6 +44,17 @@ pub fn load_balancer_update(new: &Value, old: &Value) -> Errors {
     let mut errors = load_balancer(new);
     fixed(new, old, &["type", "networkRef", "selector"], &mut errors);
     errors
+}
+
+fn each_address_once(entries: &At<'_>, errors: &mut Errors) {
+    let mut seen = Vec::new();
+    for ip in entries.items().map(|entry| entry.field("ip")) {
+        let Some(value) = ip.ip() else { continue };
+        if seen.contains(&value) {
+            errors.push(FieldError::duplicate(ip.path.clone(), ip.text()));
+        }
+        seen.push(value);
+    }
 }
 
 fn fixed(new: &Value, old: &Value, fields: &[&str], errors: &mut Errors) {
@@ -280,6 +292,7 @@ pub fn nat_gateway(object: &Value) -> Errors {
         required(&entry.field("name"), &mut errors);
         family_match(&family, &entry.field("ip"), &mut errors);
     }
+    each_address_once(&spec.field("ips"), &mut errors);
     let ports = spec.field("portsPerNetworkInterface");
     let most = i64::from(NAT_PORTS);
     if let Some(n) = ports.int().filter(|n| !(BLOCK_MIN..=most).contains(n)) {

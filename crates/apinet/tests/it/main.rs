@@ -5,6 +5,15 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod autoscaler;
+mod balancing;
+mod nat;
+mod nodes;
+mod placement;
+mod policies;
+mod ports;
+mod released;
+
 use std::sync::Arc;
 
 use api::{

@@ -82,7 +82,7 @@ impl Write<'_> {
                 return Err(self.not_found());
             };
             self.delete_preconditions(&live.value, options)?;
-            let wait = crate::admission::delete(self, &live.value)?;
+            let wait = crate::admission::delete(self, &live.value).await?;
             let mut new = live.value.clone();
             self.mark(&mut new, options, wait);
             let gone = self.kind.is_released(&new);

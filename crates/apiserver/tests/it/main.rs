@@ -1,6 +1,8 @@
 //! Integration tests of the API server.
 
 #[cfg(test)]
+mod addresses;
+#[cfg(test)]
 mod certificates;
 #[cfg(test)]
 mod client;
