@@ -43,7 +43,7 @@ impl Controller for LoadBalancerController {
                 .into_iter()
                 .collect()
         });
-        let instances = index::instances().keys(|instance, world| of_instance(instance, world));
+        let instances = index::instances().keys(of_instance);
         let routings = Watch::<LoadBalancerRouting>::new().own_key();
         vec![
             balancers.build(),

@@ -12,6 +12,7 @@ mod nodes;
 mod placement;
 mod policies;
 mod ports;
+mod region;
 mod released;
 
 use std::sync::Arc;
