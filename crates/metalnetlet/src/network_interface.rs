@@ -66,6 +66,11 @@ impl Controller for NetworkInterfaceController {
             Some(selector) => nodes.labels(selector),
             None => nodes,
         };
+        // Whether a hypervisor is alive is said by its published Node.
+        let published = Watch::<apinet::Node>::new().keys(|node, world| {
+            let nics = world.indexed::<apinet::NetworkInterface>(BY_NODE, object::name(node));
+            nics.iter().map(|nic| Key::of(&**nic)).collect()
+        });
         let base = origin::METALNET_NETWORK_INTERFACE;
         let made = Watch::<metalnet::NetworkInterface>::new()
             .namespace(&self.partition.metalnet_namespace)
@@ -76,7 +81,13 @@ impl Controller for NetworkInterfaceController {
                     .collect()
             })
             .keys(move |made, _| object::origin_key(made, base).into_iter().collect());
-        let mut sources = vec![nics.build(), networks.build(), nodes.build(), made.build()];
+        let mut sources = vec![
+            nics.build(),
+            networks.build(),
+            nodes.build(),
+            published.build(),
+            made.build(),
+        ];
         sources.extend(self.service_sources());
         sources
     }
@@ -106,7 +117,10 @@ impl Controller for NetworkInterfaceController {
             return Plan::none();
         };
         let spec = wanted_spec(world, &nic, node, &network);
-        self.realize(&nic, spec, made.as_deref())
+        let lost = world
+            .get::<apinet::Node>("", &nic.spec.node_ref.name)
+            .is_some_and(|node| node.is_lost());
+        self.realize(&nic, spec, made.as_deref(), lost)
     }
 }
 
@@ -157,6 +171,7 @@ impl NetworkInterfaceController {
         nic: &apinet::NetworkInterface,
         spec: metalnet::NetworkInterfaceSpec,
         made: Option<&metalnet::NetworkInterface>,
+        lost: bool,
     ) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(nic, &self.partition.finalizer()));
@@ -180,7 +195,7 @@ impl NetworkInterfaceController {
             });
             plan.push(Op::apply(target, manager::METALNETLET, body));
         }
-        plan.extend(made.and_then(|made| report(nic, made)));
+        plan.extend(made.and_then(|made| report(nic, made, lost)));
         plan
     }
 
@@ -254,8 +269,13 @@ fn spec_fits(
     *wanted == live
 }
 
-/// What metalnet says, in the words of OpenKCM-net, if it differs from what is shown.
-fn report(nic: &apinet::NetworkInterface, made: &metalnet::NetworkInterface) -> Option<Op> {
+/// What metalnet says, in the words of OpenKCM-net, if it differs from what is shown. A lost hypervisor says nothing any more, and what
+/// it said last is no longer true: its interfaces are in Error. Addresses and devices stay, because it may still be forwarding.
+fn report(
+    nic: &apinet::NetworkInterface,
+    made: &metalnet::NetworkInterface,
+    lost: bool,
+) -> Option<Op> {
     let metalnet::NetworkInterfaceStatus {
         state,
         pci_address,
@@ -268,6 +288,7 @@ fn report(nic: &apinet::NetworkInterface, made: &metalnet::NetworkInterface) -> 
     } = made.status.clone().unwrap_or_default();
     let one_device = pci_address.is_some() != tap_device.is_some();
     let state = match state {
+        _ if lost => apinet::NetworkInterfaceState::Error,
         Some(metalnet::State::Ready) if one_device => apinet::NetworkInterfaceState::Ready,
         Some(metalnet::State::Error) => apinet::NetworkInterfaceState::Error,
         Some(metalnet::State::Ready | metalnet::State::Pending) | None => {

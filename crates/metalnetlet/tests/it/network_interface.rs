@@ -200,3 +200,29 @@ fn a_rate_limit_set_by_somebody_else_is_kept() {
         Some(100)
     );
 }
+
+#[test]
+fn interfaces_of_a_lost_hypervisor_are_in_error_until_it_is_back() {
+    let mut sim = region();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    let before = status(&sim);
+    let ready = |sim: &mut Sim, status: &str, reason: &str| {
+        let conditions = json!([{ "type": "Ready", "status": status, "reason": reason, "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+        sim.edit::<apinet::Node>("", "part.n1", |node| {
+            let status = json!({ "conditions": conditions });
+            node.status = Some(serde_json::from_value(status).expect("a status"));
+        });
+        sim.settle().expect("settles");
+    };
+    // All hypervisors fell silent together: nobody says that this one is dead.
+    ready(&mut sim, "Unknown", "PartitionSilent");
+    assert_eq!(status(&sim), before);
+    ready(&mut sim, "Unknown", "NodeSilent");
+    let mut lost = before.clone();
+    lost["state"] = json!("Error");
+    assert_eq!(status(&sim), lost, "it may still be forwarding");
+    ready(&mut sim, "True", "Heartbeat");
+    assert_eq!(status(&sim), before);
+}
