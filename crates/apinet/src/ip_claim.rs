@@ -87,10 +87,10 @@ impl Controller for IpClaimController {
         let user = user(world, &ip);
         match (&user, released_at(&ip)) {
             (User::Gone, _) => drop_dead(&ip, key),
-            // The NIC itself may be named again by the server before we look; a listed address is not released.
-            (User::Lists, _) | (User::Unknown, None) => Plan::none(),
+            // Without a mark our picture of the user is older than the claim. With one the lock on the IP protects us: whoever
+            // lists the address again takes the mark away.
+            (User::Lists, _) | (User::LetGo | User::Unknown, None) => Plan::none(),
             (User::LetGo | User::Unknown, Some(at)) => release(world, &ip, at),
-            (User::LetGo, None) => unlisted(&ip),
         }
     }
 }
@@ -213,16 +213,6 @@ fn free(ip: &IP) -> Op {
             "spec": { "claimRef": Value::Null },
         }),
     )
-}
-
-/// A claimer that lives, does not list the address and was never marked: the claim was made by hand. It only matters when it
-/// keeps an IP from going.
-fn unlisted(ip: &IP) -> Plan {
-    let held = object::is_deleting(ip) && object::has_finalizer(ip, IP_IN_USE);
-    match held {
-        true => vec![free(ip)].into(),
-        false => Plan::none(),
-    }
 }
 
 /// The claimer is gone. What it owns goes with it, held back by nothing but us.

@@ -173,3 +173,15 @@ fn claims_of_dead_balancers_and_gateways_go_too() {
         assert!(sim.get::<IP>(NS, "ip").is_none(), "{resource}");
     }
 }
+
+#[test]
+fn a_claim_without_mark_is_left_alone_because_the_claimer_may_be_newer_than_what_we_know() {
+    let mut sim = region();
+    released(&mut sim, "networkinterfaces", &nic(json!({})), false);
+    sim.edit::<IP>(NS, "ip", |ip| {
+        ip.metadata.annotations = None;
+        ip.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).ok();
+    });
+    later(&mut sim);
+    assert!(claimed(&sim));
+}
