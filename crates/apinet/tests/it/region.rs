@@ -30,6 +30,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{NS, object};
@@ -50,6 +51,7 @@ async fn client_of(server: &TestServer, user: (&str, &str)) -> Client {
 
 struct Region {
     _server: TestServer,
+    _tasks: JoinSet<()>,
     client: Client,
     stop: CancellationToken,
 }
@@ -85,9 +87,11 @@ async fn region() -> Region {
     }
     let stop = CancellationToken::new();
     let stopped = stop.clone();
-    tokio::spawn(async move { runner.run(stopped).await.expect("the controllers run") });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { runner.run(stopped).await.expect("the controllers run") });
     Region {
         _server: server,
+        _tasks: tasks,
         client,
         stop,
     }

@@ -430,10 +430,10 @@ async fn many_writers_never_share_an_address() {
             let name = format!("x{n}");
             let body = user.object(&name, &[user.entry("a")]);
             let (code, _) = post(&client, &path(user.plural), &body).await;
-            if code == StatusCode::CREATED && n % 4 == 0 {
+            if code == StatusCode::CREATED && n.is_multiple_of(4) {
                 user.set(&client, &name, &[user.entry("b")]).await;
             }
-            if code == StatusCode::CREATED && n % 5 == 0 {
+            if code == StatusCode::CREATED && n.is_multiple_of(5) {
                 delete(&client, &user.url(&name)).await;
             }
             code
