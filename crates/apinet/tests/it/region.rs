@@ -83,7 +83,17 @@ async fn region() -> Region {
         Arc::new(NodeLifecycleController { grace }),
     ];
     for controller in all {
-        runner.controller(controller, Options::default());
+        // As in the controller manager: decisions of the scheduler depend on each other.
+        let workers = if controller.name() == "instance-scheduler" {
+            1
+        } else {
+            2
+        };
+        let options = Options {
+            workers,
+            ..Options::default()
+        };
+        runner.controller(controller, options);
     }
     let stop = CancellationToken::new();
     let stopped = stop.clone();
