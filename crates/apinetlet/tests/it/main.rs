@@ -13,4 +13,5 @@ mod network_policy;
 mod peering;
 mod region;
 mod server;
+mod together;
 mod virtual_ip;

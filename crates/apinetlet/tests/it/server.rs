@@ -365,3 +365,61 @@ async fn a_peering_that_both_sides_want_is_handed_over_with_its_filter() {
         .await;
     region.end().await;
 }
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_again_keeps_the_addresses_that_the_server_chose() {
+    let mut region = Region::start().await;
+    region.everything().await;
+    let both = |lb: &LoadBalancer| lb.status.clone().unwrap_or_default().ips.len() == 2;
+    let before = region.until::<LoadBalancer>("web", both).await;
+    let status = before.status.expect("status");
+    assert_eq!(reason(&status.conditions), "NoDestinations");
+    let before = status.ips;
+    assert_eq!(before[0].family(), api::meta::IpFamily::IPv4);
+    assert_eq!(before[1].family(), api::meta::IpFamily::IPv6);
+    region
+        .apply::<LoadBalancer>(
+            "web",
+            json!({
+                "type": "Public", "ipFamilies": ["IPv4", "IPv6"], "networkRef": { "name": "shop" },
+                "ports": [{ "port": 443 }],
+            }),
+        )
+        .await;
+    let user = region.get::<LoadBalancer>(NS, "web").await.expect("there");
+    let made = region
+        .until_in::<apinet::LoadBalancer>(APINET_NS, object::uid(&user), |made| {
+            made.spec.ports.len() == 1
+        })
+        .await;
+    let kept: Vec<_> = made.spec.ips.iter().filter_map(|entry| entry.ip).collect();
+    assert_eq!(kept, before);
+
+    // The autoscaler's addresses are not ours: a change of the gateway leaves them alone.
+    let gateway: apinet::NATGateway = region.made::<NATGateway, _>("out").await;
+    let more = json!({ "spec": { "ips": [{ "name": "one" }] } });
+    region
+        .api::<apinet::NATGateway>(APINET_NS)
+        .patch(
+            object::name(&gateway),
+            &PatchParams::default(),
+            &Patch::Merge(&more),
+        )
+        .await
+        .expect("scaled");
+    let shown = |gateway: &NATGateway| !gateway.status.clone().unwrap_or_default().ips.is_empty();
+    let scaled = region.until::<NATGateway>("out", shown).await;
+    let address = scaled.status.expect("status").ips;
+    let spec = json!({
+        "type": "Public", "ipFamily": "IPv4", "networkRef": { "name": "shop" },
+        "portsPerNetworkInterface": 64,
+    });
+    region.apply::<NATGateway>("out", spec).await;
+    let gateway = region
+        .until_in::<apinet::NATGateway>(APINET_NS, object::name(&gateway), |made| {
+            made.spec.ports_per_network_interface == 64
+        })
+        .await;
+    let kept: Vec<_> = gateway.spec.ips.iter().filter_map(|e| e.ip).collect();
+    assert_eq!(kept, address);
+    region.end().await;
+}

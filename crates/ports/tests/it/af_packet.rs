@@ -226,7 +226,14 @@ fn the_kernel_keeps_its_traffic() {
     let mut uplink = AfPacket::open("lo", Select::Underlay(host)).expect("open");
     let listener = TcpListener::bind("[fc00:1::1]:0").expect("listen");
     let address = listener.local_addr().expect("address");
-    let mut client = TcpStream::connect(address).expect("connect");
+    // The address becomes usable some time after it was added.
+    let deadline = Instant::now() + DEADLINE;
+    let mut client = loop {
+        match TcpStream::connect(address) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < deadline, "connect: {error}"),
+        }
+    };
     client.write_all(b"hello").expect("write");
     let (mut server, _) = listener.accept().expect("accept");
     let mut text = [0; 5];
