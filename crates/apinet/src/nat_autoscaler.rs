@@ -140,6 +140,7 @@ pub fn scale(ips: &[NatGatewayIp], rows: &[NatTableIp], demand: &Demand) -> Vec<
             }
         }
     }
+    keep_the_used(&mut out, load);
     if demand.settled {
         // Only what was draining before this step: the table has seen that mark.
         let drained = |entry: &NatGatewayIp| {
@@ -149,6 +150,27 @@ pub fn scale(ips: &[NatGatewayIp], rows: &[NatTableIp], demand: &Demand) -> Vec<
         out.retain(|entry| !drained(entry));
     }
     out
+}
+
+/// An address that nobody uses drains in place of one that is used: interfaces go in any order, and those that stayed may be on the
+/// address that was chosen when they were fewer there than elsewhere.
+fn keep_the_used(out: &mut [NatGatewayIp], load: impl Fn(&NatGatewayIp) -> usize) {
+    loop {
+        let used = out
+            .iter()
+            .position(|entry| entry.draining && load(entry) > 0);
+        let unused = out
+            .iter()
+            .rposition(|entry| !entry.draining && load(entry) == 0);
+        let Some((used, unused)) = used.zip(unused) else {
+            return;
+        };
+        for (place, draining) in [(used, false), (unused, true)] {
+            if let Some(entry) = out.get_mut(place) {
+                entry.draining = draining;
+            }
+        }
+    }
 }
 
 fn grow(

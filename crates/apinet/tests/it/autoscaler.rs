@@ -131,3 +131,17 @@ fn an_interface_coming_and_going_at_the_edge_moves_nothing() {
     }
     assert_eq!(show(&scale(&ips, &rows, &demand(28, 31))), "a (b)");
 }
+
+#[test]
+fn an_address_that_nobody_uses_drains_in_place_of_one_in_use() {
+    let mut ips = [entry("a", 1), entry("b", 2)];
+    ips[1].draining = true;
+    // All of a's interfaces went, the one on b stayed: without the exchange b would drain for ever.
+    let rows = [row(1, 0), row(2, 1)];
+    let exchanged = scale(&ips, &rows, &demand(1, 31));
+    assert_eq!(show(&exchanged), "(a) b");
+    assert_eq!(show(&scale(&exchanged, &rows, &demand(1, 31))), "b");
+    // Two in use stay as they are.
+    let rows = [row(1, 1), row(2, 1)];
+    assert_eq!(show(&scale(&ips, &rows, &demand(2, 31))), "a (b)");
+}
