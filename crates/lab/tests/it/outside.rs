@@ -89,8 +89,9 @@ fn seen(machine: &str, server: &str) -> (String, u16) {
     let answer = until(&format!("{machine} asks {server}"), || {
         exec(machine, &["timeout", "5", "bash", "-c", &script])
     });
-    let (address, port) = answer.trim().split_once(' ').unwrap();
-    (address.to_owned(), port.parse().unwrap())
+    let mut words = answer.split_whitespace();
+    let address = words.next().unwrap().to_owned();
+    (address, words.next().unwrap().parse().unwrap())
 }
 
 fn edge_status(router: &str) -> Value {

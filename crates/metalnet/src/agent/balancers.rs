@@ -223,6 +223,7 @@ impl Agent {
         }
         if live && dp.is_empty() {
             track.withdrawn.clear();
+            track.failure = None;
         }
         if live && track.dp.is_open(now) {
             let room = DP_INFLIGHT_MAX - self.dp_inflight;

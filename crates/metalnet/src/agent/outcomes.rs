@@ -259,10 +259,22 @@ impl Agent {
         self.touch_claimless();
     }
 
-    /// With the last user of a VNI dpservice dropped other hosts' shares of NAT addresses: others may take their place.
+    /// With the last user of a VNI dpservice dropped its routes and other hosts' shares of NAT addresses: others may take their
+    /// place, and what waited for a route to leave need not wait any longer.
     pub(super) fn touch_unused(&mut self, vni: Vni) {
-        if !self.observed.uses_vni(vni) {
-            self.touch_shares_of(vni);
+        if self.observed.uses_vni(vni) {
+            return;
+        }
+        self.touch_shares_of(vni);
+        self.touch_balancers_of(vni);
+        let keys: Vec<RouteKey> = self
+            .own
+            .keys()
+            .filter(|key| key.vni == vni)
+            .copied()
+            .collect();
+        for key in keys {
+            self.touch_owners(key);
         }
     }
 

@@ -231,9 +231,15 @@ impl Agent {
         }
     }
 
+    /// Marks the Networks with this VNI and those that peer with it: whether its routes have been heard decides what both report.
     pub(super) fn touch_networks_of(&mut self, vni: Vni) {
         for key in self.networks_by_vni.get(&vni).into_iter().flatten() {
             self.network_queue.push(key.clone());
+        }
+        for (key, network) in &self.networks {
+            if network.peers.contains_key(&vni) {
+                self.network_queue.push(key.clone());
+            }
         }
     }
 
@@ -377,6 +383,7 @@ impl Agent {
         for vni in dropped {
             self.bond.push(BondOp::Unsubscribe(vni));
             self.rib.forget(vni);
+            self.touch_networks_of(vni);
         }
         self.subscribed = wanted;
     }

@@ -76,13 +76,15 @@ pub fn plan(view: View<'_>) -> Plan {
                 }],
                 Some(balancer) => targets(view, balancer),
             };
-            if let Some(failure) = view.failure {
-                let note = failure.to_string();
-                return with(plan, object, State::Error, "DataPlane", note);
-            }
             let stands = view
                 .balancer
                 .is_some_and(|balancer| balancer.matches(spec, vni));
+            // What failed may not be wanted any more.
+            let done = stands && plan.dp.is_empty();
+            if let Some(failure) = view.failure.filter(|_| !done) {
+                let note = failure.to_string();
+                return with(plan, object, State::Error, "DataPlane", note);
+            }
             if stands {
                 plan.state = Some(State::Ready).filter(|state| object.state != Some(*state));
             }

@@ -231,10 +231,12 @@ fn present(view: View<'_>, nic: &Nic, spec: &NicSpec, vni: Vni) -> Plan {
         DpOp::CreatePart { part, .. } => !(view.vip_held && matches!(**part, Part::Vip(_))),
         _ => true,
     });
-    if let Some(failure) = view.failure {
+    // What failed may not be wanted any more.
+    let done = plan.dp.is_empty() && !view.occupied && !view.vip_held;
+    if let Some(failure) = view.failure.filter(|_| !done) {
         return failed(view, nic, plan, "DataPlane", failure.to_string());
     }
-    if !plan.dp.is_empty() || view.occupied || view.vip_held {
+    if !done {
         return plan;
     }
     if spec.problems.is_empty() {

@@ -343,7 +343,8 @@ fn apply(sim: &mut Sim, event: Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    // 256 cases unless PROPTEST_CASES says otherwise: more of them, for longer, is how rare orders of events are found.
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn converges(events in prop::collection::vec(event(), 1..60)) {
