@@ -410,7 +410,8 @@ fn r2(rows: &mut Vec<Row>) {
         let (got, expected) = (Arc::clone(&got), (vnis * EACH) as usize);
         wanted += expected as u64;
         readers.push(std::thread::spawn(move || {
-            collect(&mut stream, pace, expected, &got)
+            collect(&mut stream, pace, expected, &got);
+            stream
         }));
     }
     let mut all = connect(server.addr, Capabilities::STREAM);
@@ -419,6 +420,7 @@ fn r2(rows: &mut Vec<Row>) {
     let total = Arc::clone(&got);
     readers.push(std::thread::spawn(move || {
         collect(&mut all, Pace::Fast, (PEERS * EACH) as usize, &total);
+        all
     }));
     let start = Instant::now();
     let writers: Vec<_> = writers
@@ -430,9 +432,11 @@ fn r2(rows: &mut Vec<Row>) {
         .for_each(|writer| writer.join().unwrap());
     server.wait_for_routes(u64::from(PEERS * EACH));
     let taken = start.elapsed().as_secs_f64();
-    readers
+    // Whoever is done stays connected: its routes would be withdrawn, and the others still read.
+    let streams: Vec<TcpStream> = readers
         .into_iter()
-        .for_each(|reader| reader.join().unwrap());
+        .map(|reader| reader.join().unwrap())
+        .collect();
     let delivered = start.elapsed().as_secs_f64();
     let (_, resets) = server.counts();
     let row = |what: &str, value: f64, unit, must, wish| Row {
@@ -475,6 +479,7 @@ fn r2(rows: &mut Vec<Row>) {
         "-",
         "-",
     ));
+    drop(streams);
 }
 
 /// R3: memory and CPU per route, in one VNI and in 200, and again after a restart's worth of repetition.
