@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use api::{
     apinet,
-    conditions::{self, Verdict},
+    conditions::Verdict,
     ids::{NetworkInterfaceProviderId, ephemeral_ip_prefix_name},
     ipam::Prefix,
     meta::{Ip, LabelSelector, LocalObjectReference, ObjectMeta},
@@ -23,11 +23,15 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{self, Marks},
+    made::{self, Mapping, Marks},
     prefixes,
 };
 
-const BY_ORIGIN: &str = "apinetlet-load-balancer-origin";
+const MAPPING: Mapping = Mapping {
+    origin: origin::LOAD_BALANCER,
+    index: "apinetlet-load-balancer-origin",
+    finalizer: finalizer::APINETLET_LOAD_BALANCER,
+};
 /// Index of user load balancers by the key of their network.
 const BY_NETWORK: &str = "apinetlet-load-balancer-network";
 
@@ -65,23 +69,8 @@ impl Controller for LoadBalancerController {
             networks = networks.namespace(namespace);
             prefixes = prefixes.namespace(namespace);
         }
-        let made = Watch::<apinet::LoadBalancer>::new()
-            .namespace(&self.filter.apinet_namespace)
-            .index(BY_ORIGIN, |made| {
-                made::origin_keys(made, origin::LOAD_BALANCER)
-            })
-            .keys(|made, _| {
-                object::origin_key(made, origin::LOAD_BALANCER)
-                    .into_iter()
-                    .collect()
-            });
-        let made_routings = Watch::<apinet::LoadBalancerRouting>::new()
-            .namespace(&self.filter.apinet_namespace)
-            .keys(|made, _| {
-                object::origin_key(made, origin::LOAD_BALANCER)
-                    .into_iter()
-                    .collect()
-            });
+        let made = MAPPING.watch::<apinet::LoadBalancer>(&self.filter);
+        let made_routings = MAPPING.watch_beside::<apinet::LoadBalancerRouting>(&self.filter);
         vec![
             user.build(),
             routings.build(),
@@ -93,23 +82,9 @@ impl Controller for LoadBalancerController {
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
-        let Some(user) = world.by_key::<LoadBalancer>(key) else {
-            return made::clean_up::<LoadBalancer, apinet::LoadBalancer>(
-                world,
-                BY_ORIGIN,
-                origin::LOAD_BALANCER,
-                key,
-            );
-        };
-        if !self.filter.admits(&*user) {
-            return Plan::none();
-        }
-        let namespace = &self.filter.apinet_namespace;
-        let made = world.get::<apinet::LoadBalancer>(namespace, object::uid(&*user));
-        if object::is_deleting(&*user) {
-            return made::delete(&*user, finalizer::APINETLET_LOAD_BALANCER, made.as_deref());
-        }
-        self.realize(world, &user, made.as_deref())
+        MAPPING.plan(world, &self.filter, key, |user, made| {
+            self.realize(world, user, made)
+        })
     }
 }
 
@@ -408,12 +383,7 @@ fn report(
         .filter(|made| !object::is_deleting(*made))
         .map(shown_addresses)
         .unwrap_or_default();
-    let generation = user.metadata.generation;
-    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
-    if conditions.is_none() && shown.ips == ips {
-        return None;
-    }
-    let conditions = conditions.unwrap_or(shown.conditions);
-    let status = json!({ "ips": ips, "conditions": conditions });
-    Some(Op::patch_status(Target::of(user), status))
+    let is_same = shown.ips == ips;
+    let status = json!({ "ips": ips });
+    made::report(user, &shown.conditions, verdict, is_same, now_ms, status)
 }

@@ -3,9 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use api::conditions::{self, Verdict};
 use api::ids::Origin;
-use controller::{Key, Object, Op, Plan, Target, World, object};
+use api::meta::Condition;
+use controller::{Key, Object, Op, Plan, Target, Watch, World, object};
 use serde_json::{Value, json};
+
+use crate::filter::Filter;
 
 /// Names of the labels copied from the user object, so that labels removed there are removed here too.
 pub(crate) const COPIED_LABELS: &str = "apinetlet.openkcm.dev/copied-labels";
@@ -64,43 +68,91 @@ pub(crate) fn origin_keys<M: Object>(made: &M, base: &str) -> Vec<String> {
         .collect()
 }
 
-/// The user object is being deleted: the made one goes first, and the user object stays until it is gone, because its
-/// finalizers speak for the data plane.
-pub(crate) fn delete<U: Object, M: Object>(user: &U, finalizer: &str, made: Option<&M>) -> Plan {
-    let mut plan = Plan::none();
-    match made {
-        Some(made) if object::is_deleting(made) => {}
-        Some(made) => {
-            plan.push(Op::delete(made));
-        }
-        None => {
-            plan.extend(Op::remove_finalizer(user, finalizer));
-        }
-    }
-    plan
+/// How objects of a kind follow user objects of another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapping {
+    /// One of [`api::names::origin`].
+    pub origin: &'static str,
+    /// Index of the made objects by [`origin_keys`].
+    pub index: &'static str,
+    /// Keeps a user object until what was made for it is gone.
+    pub finalizer: &'static str,
 }
 
-/// The user object is gone without having waited for us (finalizer removed by hand): nothing made for it may stay.
-/// `index` names the index of made objects by [`origin_keys`].
-pub(crate) fn clean_up<U: Object, M: Object>(
-    world: &World,
-    index: &'static str,
-    base: &str,
-    key: &Key,
-) -> Plan {
-    let mut plan = Plan::none();
-    for made in world.indexed::<M>(index, &key.to_string()) {
-        let Some(source) = Origin::of(made.meta(), base) else {
-            continue;
-        };
-        if !object::is_deleting(&*made) {
-            let target = Target::new::<U>(&source.namespace, &source.name);
-            plan.push(Op::RequireGone {
-                target,
-                uid: source.uid,
-            });
-            plan.push(Op::delete(&*made));
-        }
+impl Mapping {
+    /// Watches the made objects: each wakes its user object.
+    pub(crate) fn watch<M: Object>(self, filter: &Filter) -> Watch<M> {
+        self.watch_beside(filter)
+            .index(self.index, move |made| origin_keys(made, self.origin))
     }
-    plan
+
+    /// The same for further objects that carry the origin.
+    pub(crate) fn watch_beside<M: Object>(self, filter: &Filter) -> Watch<M> {
+        Watch::new()
+            .namespace(&filter.apinet_namespace)
+            .keys(move |made, _| object::origin_key(made, self.origin).into_iter().collect())
+    }
+
+    /// The plan for a user object by its key, where the made object has the uid as its name: `realize` for one that lives.
+    pub(crate) fn plan<U: Object, M: Object>(
+        self,
+        world: &World,
+        filter: &Filter,
+        key: &Key,
+        realize: impl FnOnce(&U, Option<&M>) -> Plan,
+    ) -> Plan {
+        let Some(user) = world.by_key::<U>(key) else {
+            return self.clean_up::<U, M>(world, key, |_| false);
+        };
+        if !filter.admits(&*user) {
+            return Plan::none();
+        }
+        let made = world.get::<M>(&filter.apinet_namespace, object::uid(&*user));
+        if object::is_deleting(&*user) {
+            return Plan::let_go(&*user, self.finalizer, made.as_deref());
+        }
+        realize(&user, made.as_deref())
+    }
+
+    /// The user object is gone without having waited for us (finalizer removed by hand): nothing made for it may stay, except
+    /// what is still `held`.
+    pub(crate) fn clean_up<U: Object, M: Object>(
+        self,
+        world: &World,
+        key: &Key,
+        held: impl Fn(&M) -> bool,
+    ) -> Plan {
+        let mut plan = Plan::none();
+        for made in world.indexed::<M>(self.index, &key.to_string()) {
+            let Some(source) = Origin::of(made.meta(), self.origin) else {
+                continue;
+            };
+            if !object::is_deleting(&*made) && !held(&made) {
+                let target = Target::new::<U>(&source.namespace, &source.name);
+                plan.push(Op::RequireGone {
+                    target,
+                    uid: source.uid,
+                });
+                plan.push(Op::delete(&*made));
+            }
+        }
+        plan
+    }
+}
+
+/// Writes `status` with the conditions that `verdict` leaves of those `shown`; nothing if these stay and the rest `is_same`.
+pub(crate) fn report<U: Object>(
+    user: &U,
+    shown: &[Condition],
+    verdict: Verdict,
+    is_same: bool,
+    now_ms: u64,
+    mut status: Value,
+) -> Option<Op> {
+    let renewed = conditions::renewed(shown, &[verdict], user.meta().generation, now_ms);
+    if renewed.is_none() && is_same {
+        return None;
+    }
+    status["conditions"] = json!(renewed.as_deref().unwrap_or(shown));
+    Some(Op::patch_status(Target::of(user), status))
 }

@@ -3,7 +3,7 @@
 
 use api::{
     apinet,
-    conditions::{self, Verdict},
+    conditions::Verdict,
     meta::{Ip, LocalObjectReference},
     names::{finalizer, manager, origin},
     networking::{NATGateway, Network},
@@ -13,10 +13,14 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{self, Marks},
+    made::{self, Mapping, Marks},
 };
 
-const BY_ORIGIN: &str = "apinetlet-nat-gateway-origin";
+const MAPPING: Mapping = Mapping {
+    origin: origin::NAT_GATEWAY,
+    index: "apinetlet-nat-gateway-origin",
+    finalizer: finalizer::APINETLET_NAT_GATEWAY,
+};
 /// Index of user gateways by the key of their network.
 const BY_NETWORK: &str = "apinetlet-user-nat-gateway-network";
 
@@ -52,23 +56,8 @@ impl Controller for NatGatewayController {
             user = user.namespace(namespace);
             networks = networks.namespace(namespace);
         }
-        let made = Watch::<apinet::NATGateway>::new()
-            .namespace(&self.filter.apinet_namespace)
-            .index(BY_ORIGIN, |made| {
-                made::origin_keys(made, origin::NAT_GATEWAY)
-            })
-            .keys(|made, _| {
-                object::origin_key(made, origin::NAT_GATEWAY)
-                    .into_iter()
-                    .collect()
-            });
-        let scalers = Watch::<apinet::NATGatewayAutoscaler>::new()
-            .namespace(&self.filter.apinet_namespace)
-            .keys(|scaler, _| {
-                object::origin_key(scaler, origin::NAT_GATEWAY)
-                    .into_iter()
-                    .collect()
-            });
+        let made = MAPPING.watch::<apinet::NATGateway>(&self.filter);
+        let scalers = MAPPING.watch_beside::<apinet::NATGatewayAutoscaler>(&self.filter);
         vec![
             user.build(),
             networks.build(),
@@ -78,23 +67,9 @@ impl Controller for NatGatewayController {
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
-        let Some(user) = world.by_key::<NATGateway>(key) else {
-            return made::clean_up::<NATGateway, apinet::NATGateway>(
-                world,
-                BY_ORIGIN,
-                origin::NAT_GATEWAY,
-                key,
-            );
-        };
-        if !self.filter.admits(&*user) {
-            return Plan::none();
-        }
-        let namespace = &self.filter.apinet_namespace;
-        let made = world.get::<apinet::NATGateway>(namespace, object::uid(&*user));
-        if object::is_deleting(&*user) {
-            return made::delete(&*user, finalizer::APINETLET_NAT_GATEWAY, made.as_deref());
-        }
-        self.realize(world, &user, made.as_deref())
+        MAPPING.plan(world, &self.filter, key, |user, made| {
+            self.realize(world, user, made)
+        })
     }
 }
 
@@ -202,12 +177,7 @@ fn report(
         .filter(|made| !object::is_deleting(*made))
         .map(shown_addresses)
         .unwrap_or_default();
-    let generation = user.metadata.generation;
-    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
-    if conditions.is_none() && shown.ips == ips {
-        return None;
-    }
-    let conditions = conditions.unwrap_or(shown.conditions);
-    let status = json!({ "ips": ips, "conditions": conditions });
-    Some(Op::patch_status(Target::of(user), status))
+    let is_same = shown.ips == ips;
+    let status = json!({ "ips": ips });
+    made::report(user, &shown.conditions, verdict, is_same, now_ms, status)
 }

@@ -6,7 +6,7 @@
 
 use api::{
     apinet,
-    conditions::{self, Verdict},
+    conditions::Verdict,
     ids::NetworkProviderId,
     ipam::Prefix,
     meta::UidReference,
@@ -21,12 +21,15 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{self, Marks},
+    made::{self, Mapping, Marks},
     prefixes,
 };
 
-/// Index of OpenKCM-net Networks by the key of the user Network they were made for.
-const BY_ORIGIN: &str = "apinetlet-network-origin";
+const MAPPING: Mapping = Mapping {
+    origin: origin::NETWORK,
+    index: "apinetlet-network-origin",
+    finalizer: finalizer::APINETLET_NETWORK,
+};
 /// Index of user Networks by the uid of the networks they peer with.
 const BY_PEER: &str = "apinetlet-network-peer";
 /// Index of user Networks by the keys of the ipam Prefixes that say what they expose.
@@ -63,9 +66,8 @@ impl Controller for NetworkController {
             user = user.namespace(namespace);
             prefixes = prefixes.namespace(namespace);
         }
-        let made = Watch::<apinet::Network>::new()
-            .namespace(&self.filter.apinet_namespace)
-            .index(BY_ORIGIN, |made| made::origin_keys(made, origin::NETWORK))
+        let made = MAPPING
+            .watch::<apinet::Network>(&self.filter)
             .keys(|made, world| {
                 let mut woken = keys(&world.indexed::<Network>(BY_PEER, object::name(made)));
                 woken.extend(object::origin_key(made, origin::NETWORK));
@@ -75,23 +77,9 @@ impl Controller for NetworkController {
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
-        let Some(user) = world.by_key::<Network>(key) else {
-            return made::clean_up::<Network, apinet::Network>(
-                world,
-                BY_ORIGIN,
-                origin::NETWORK,
-                key,
-            );
-        };
-        if !self.filter.admits(&*user) {
-            return Plan::none();
-        }
-        let namespace = &self.filter.apinet_namespace;
-        let made = world.get::<apinet::Network>(namespace, object::uid(&*user));
-        if object::is_deleting(&*user) {
-            return made::delete(&*user, finalizer::APINETLET_NETWORK, made.as_deref());
-        }
-        self.realize(world, &user, made.as_deref())
+        MAPPING.plan(world, &self.filter, key, |user, made| {
+            self.realize(world, user, made)
+        })
     }
 }
 
@@ -212,22 +200,14 @@ fn status_patch(
     verdict: Verdict,
     now_ms: u64,
 ) -> Option<Op> {
-    let generation = user.metadata.generation;
-    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
-    if conditions.is_none() && *shown == wanted {
-        return None;
-    }
+    let is_same = *shown == wanted;
     let NetworkStatus {
         state,
         peerings,
         conditions: before,
     } = wanted;
-    let status = json!({
-        "state": state,
-        "peerings": peerings,
-        "conditions": conditions.unwrap_or(before),
-    });
-    Some(Op::patch_status(Target::of(user), status))
+    let status = json!({ "state": state, "peerings": peerings });
+    made::report(user, &before, verdict, is_same, now_ms, status)
 }
 
 fn is_usable(made: &apinet::Network) -> bool {

@@ -20,10 +20,14 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{self, Marks},
+    made::{Mapping, Marks},
 };
 
-const BY_ORIGIN: &str = "apinetlet-network-policy-origin";
+const MAPPING: Mapping = Mapping {
+    origin: origin::NETWORK_POLICY,
+    index: "apinetlet-network-policy-origin",
+    finalizer: finalizer::APINETLET_NETWORK_POLICY,
+};
 /// Index of user policies by the key of their network.
 const BY_NETWORK: &str = "apinetlet-user-network-policy-network";
 /// Index of user policies with a peer of kind VirtualIP, by namespace.
@@ -67,16 +71,7 @@ impl Controller for NetworkPolicyController {
             addresses = addresses.namespace(namespace);
         }
         let namespace = &self.filter.apinet_namespace;
-        let made = Watch::<apinet::NetworkPolicy>::new()
-            .namespace(namespace)
-            .index(BY_ORIGIN, |made| {
-                made::origin_keys(made, origin::NETWORK_POLICY)
-            })
-            .keys(|made, _| {
-                object::origin_key(made, origin::NETWORK_POLICY)
-                    .into_iter()
-                    .collect()
-            });
+        let made = MAPPING.watch::<apinet::NetworkPolicy>(&self.filter);
         // A rule has the name of its policy, which is the uid of the user's.
         let rules = Watch::<apinet::NetworkPolicyRule>::new()
             .namespace(namespace)
@@ -98,23 +93,9 @@ impl Controller for NetworkPolicyController {
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
-        let Some(user) = world.by_key::<NetworkPolicy>(key) else {
-            return made::clean_up::<NetworkPolicy, apinet::NetworkPolicy>(
-                world,
-                BY_ORIGIN,
-                origin::NETWORK_POLICY,
-                key,
-            );
-        };
-        if !self.filter.admits(&*user) {
-            return Plan::none();
-        }
-        let namespace = &self.filter.apinet_namespace;
-        let made = world.get::<apinet::NetworkPolicy>(namespace, object::uid(&*user));
-        if object::is_deleting(&*user) {
-            return made::delete(&*user, finalizer::APINETLET_NETWORK_POLICY, made.as_deref());
-        }
-        self.realize(world, &user, made.as_deref())
+        MAPPING.plan(world, &self.filter, key, |user, made| {
+            self.realize(world, user, made)
+        })
     }
 }
 

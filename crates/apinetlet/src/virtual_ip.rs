@@ -5,7 +5,7 @@
 
 use api::{
     apinet,
-    conditions::{self, Verdict},
+    conditions::Verdict,
     meta::Ip,
     names::{finalizer, manager, origin},
     networking::VirtualIP,
@@ -15,10 +15,14 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{self, Marks},
+    made::{self, Mapping, Marks},
 };
 
-const BY_ORIGIN: &str = "apinetlet-ip-origin";
+const MAPPING: Mapping = Mapping {
+    origin: origin::VIRTUAL_IP,
+    index: "apinetlet-ip-origin",
+    finalizer: finalizer::APINETLET_VIRTUAL_IP,
+};
 /// Index of OpenKCM-net interfaces by every public address they list or report.
 const BY_PUBLIC_IP: &str = "apinetlet-nic-public-ip";
 /// Index of OpenKCM-net IPs by their address.
@@ -40,16 +44,10 @@ impl Controller for VirtualIpController {
             None => user,
         };
         let namespace = &self.filter.apinet_namespace;
-        let made = Watch::<apinet::IP>::new()
-            .namespace(namespace)
-            .index(BY_ORIGIN, |ip| made::origin_keys(ip, origin::VIRTUAL_IP))
+        let made = MAPPING
+            .watch::<apinet::IP>(&self.filter)
             .index(BY_ADDRESS, |ip| {
                 ip.spec.ip.iter().map(Ip::to_string).collect()
-            })
-            .keys(|ip, _| {
-                object::origin_key(ip, origin::VIRTUAL_IP)
-                    .into_iter()
-                    .collect()
             });
         let users = Watch::<apinet::NetworkInterface>::new()
             .namespace(namespace)
@@ -67,7 +65,7 @@ impl Controller for VirtualIpController {
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let Some(user) = world.by_key::<VirtualIP>(key) else {
-            return clean_up(world, key);
+            return MAPPING.clean_up::<VirtualIP, _>(world, key, |made| is_in_use(world, made));
         };
         if !self.filter.admits(&*user) {
             return Plan::none();
@@ -110,28 +108,16 @@ fn report(user: &VirtualIP, address: Option<Ip>, now_ms: u64) -> Option<Op> {
         Some(address) => Verdict::ready("AddressReserved", format!("{address} is reserved")),
         None => Verdict::not_ready("AddressPending", "waits for a public address"),
     };
-    let generation = user.metadata.generation;
-    let conditions = conditions::renewed(&shown.conditions, &[verdict], generation, now_ms);
-    if conditions.is_none() && shown.ip == address {
-        return None;
-    }
-    let conditions = conditions.unwrap_or(shown.conditions);
-    let status = json!({ "ip": address, "conditions": conditions });
-    Some(Op::patch_status(Target::of(user), status))
+    let is_same = shown.ip == address;
+    let status = json!({ "ip": address });
+    made::report(user, &shown.conditions, verdict, is_same, now_ms, status)
 }
 
 fn delete(world: &World, user: &VirtualIP, made: Option<&apinet::IP>) -> Plan {
-    let mut plan = Plan::none();
-    match made {
-        Some(made) if object::is_deleting(made) || is_in_use(world, made) => {}
-        Some(made) => {
-            plan.push(Op::delete(made));
-        }
-        None => {
-            plan.extend(Op::remove_finalizer(user, finalizer::APINETLET_VIRTUAL_IP));
-        }
+    if made.is_some_and(|made| is_in_use(world, made)) {
+        return Plan::none();
     }
-    plan
+    Plan::let_go(user, MAPPING.finalizer, made)
 }
 
 fn is_in_use(world: &World, made: &apinet::IP) -> bool {
@@ -140,24 +126,6 @@ fn is_in_use(world: &World, made: &apinet::IP) -> bool {
             .indexed::<apinet::NetworkInterface>(BY_PUBLIC_IP, &ip.to_string())
             .is_empty()
     })
-}
-
-fn clean_up(world: &World, key: &Key) -> Plan {
-    let mut plan = Plan::none();
-    for made in world.indexed::<apinet::IP>(BY_ORIGIN, &key.to_string()) {
-        let Some(source) = api::ids::Origin::of(&made.metadata, origin::VIRTUAL_IP) else {
-            continue;
-        };
-        if !object::is_deleting(&*made) && !is_in_use(world, &made) {
-            let target = Target::new::<VirtualIP>(&source.namespace, &source.name);
-            plan.push(Op::RequireGone {
-                target,
-                uid: source.uid,
-            });
-            plan.push(Op::delete(&*made));
-        }
-    }
-    plan
 }
 
 fn public_ips(nic: &apinet::NetworkInterface) -> Vec<String> {

@@ -127,6 +127,22 @@ impl Plan {
         self
     }
 
+    /// What was made for an object that goes: it goes first, and the object's `finalizer` only when it is gone, because the
+    /// finalizers of what was made speak for the data plane.
+    pub fn let_go<K: Object, M: Object>(object: &K, finalizer: &str, made: Option<&M>) -> Plan {
+        let mut plan = Plan::none();
+        match made {
+            Some(made) if crate::object::is_deleting(made) => {}
+            Some(made) => {
+                plan.push(Op::delete(made));
+            }
+            None => {
+                plan.extend(Op::remove_finalizer(object, finalizer));
+            }
+        }
+        plan
+    }
+
     /// Keeps the earliest of several wishes.
     pub fn requeue_after(&mut self, after: Duration) -> &mut Plan {
         self.requeue = Some(self.requeue.map_or(after, |before| before.min(after)));

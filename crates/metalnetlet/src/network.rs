@@ -93,7 +93,7 @@ impl Controller for NetworkController {
         if used {
             return Plan::none();
         }
-        self.let_go(&network, made.as_deref())
+        Plan::let_go(&*network, &self.partition.finalizer(), made.as_deref())
     }
 }
 
@@ -195,20 +195,6 @@ impl NetworkController {
         };
         let status = json!({ "peerings": { name: entry } });
         Some(Op::patch_status(Target::of(network), status))
-    }
-
-    fn let_go(&self, network: &apinet::Network, made: Option<&metalnet::Network>) -> Plan {
-        let mut plan = Plan::none();
-        match made {
-            Some(made) if object::is_deleting(made) => {}
-            Some(made) => {
-                plan.push(Op::delete(made));
-            }
-            None => {
-                plan.extend(Op::remove_finalizer(network, &self.partition.finalizer()));
-            }
-        }
-        plan
     }
 }
 

@@ -102,13 +102,13 @@ impl Controller for NetworkInterfaceController {
         let namespace = &self.partition.metalnet_namespace;
         let made = world.get::<metalnet::NetworkInterface>(namespace, object::uid(&*nic));
         if object::is_deleting(&*nic) {
-            return self.let_go(&nic, made.as_deref());
+            return Plan::let_go(&*nic, &self.partition.finalizer(), made.as_deref());
         }
         let node_lives = world
             .get::<Node>("", node)
             .is_some_and(|node| !object::is_deleting(&*node));
         if !node_lives {
-            let mut plan = self.let_go(&nic, made.as_deref());
+            let mut plan = Plan::let_go(&*nic, &self.partition.finalizer(), made.as_deref());
             plan.extend(show_pending(&nic));
             return plan;
         }
@@ -196,25 +196,6 @@ impl NetworkInterfaceController {
             plan.push(Op::apply(target, manager::METALNETLET, body));
         }
         plan.extend(made.and_then(|made| report(nic, made, lost)));
-        plan
-    }
-
-    /// The metalnet interface goes first; metalnet's finalizer keeps it until dpservice is clean.
-    fn let_go(
-        &self,
-        nic: &apinet::NetworkInterface,
-        made: Option<&metalnet::NetworkInterface>,
-    ) -> Plan {
-        let mut plan = Plan::none();
-        match made {
-            Some(made) if object::is_deleting(made) => {}
-            Some(made) => {
-                plan.push(Op::delete(made));
-            }
-            None => {
-                plan.extend(Op::remove_finalizer(nic, &self.partition.finalizer()));
-            }
-        }
         plan
     }
 }
