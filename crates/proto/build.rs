@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 2] = ["dpdkironcore/v1/dpdk.proto", "machine/v1alpha1/api.proto"];
+const FILES: [&str; 3] = [
+    "dpdkironcore/v1/dpdk.proto",
+    "machine/v1alpha1/api.proto",
+    "openkcm/dpservice/v1alpha1/inspection.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from("proto");

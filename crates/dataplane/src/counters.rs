@@ -51,6 +51,8 @@ nodes! {
     Dnat = "dnat",
     /// Connections with translated sources.
     Snat = "snat",
+    /// Connections that the packet filter looked at.
+    Firewall = "firewall",
     /// Packets answered in the name of a shared address.
     PacketRelay = "packet_relay",
     /// Packets of virtual services.

@@ -4,6 +4,7 @@
 
 mod balancer;
 mod capture;
+mod explain;
 mod firewall;
 mod inspect;
 mod nat;
@@ -26,6 +27,8 @@ use core::net::{IpAddr, Ipv6Addr};
 use net::{Mac, Prefix, Vni};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use explain::{Explanation, FilterFact, RouteFact, RouteTarget};
 
 /// How often a generated underlay address may collide with a registered one before the request is refused.
 const UNDERLAY_TRIES_MAX: usize = 16;
@@ -113,6 +116,7 @@ impl Engine {
             flow_timeout_s,
             firewall,
             virtual_services,
+            is_rehearsal: false,
         };
         Engine {
             tables: Arc::new(Tables {
@@ -232,6 +236,19 @@ impl Engine {
     pub fn port_by_device(&self, device: &str) -> Option<PortId> {
         let index = self.devices.iter().position(|name| name == device)?;
         Some(PortId(index as u16))
+    }
+
+    /// What a port is attached to.
+    #[must_use]
+    pub fn port_kind(&self, port: PortId) -> Option<PortKind> {
+        self.tables.port(port).map(|port| port.kind)
+    }
+
+    /// The uplink with the lowest number.
+    #[must_use]
+    pub fn first_uplink(&self) -> Option<PortId> {
+        let mut uplinks = self.tables.uplinks.iter().flatten();
+        uplinks.next().map(|uplink| uplink.port)
     }
 
     /// Sets the hardware address behind an uplink, or `None` while it is not known. Ignored for other ports.

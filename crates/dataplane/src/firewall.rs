@@ -131,21 +131,50 @@ impl Firewall {
     /// Decides a packet that goes to (`Ingress`) or comes from (`Egress`) the machine, and counts a hit of the deciding rule.
     #[must_use]
     pub fn decide(&self, direction: RuleDirection, packet: &FilterPacket) -> Filter {
-        let tried = match direction {
+        let (filter, entry) = self.judge(direction, packet);
+        if let Some(entry) = entry {
+            entry.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        filter
+    }
+
+    /// The same without counting, with the rule that decides; there is none if the direction has no rules, or none that matches.
+    #[must_use]
+    pub fn explain(
+        &self,
+        direction: RuleDirection,
+        packet: &FilterPacket,
+    ) -> (Filter, Option<&FirewallRule>) {
+        let (filter, entry) = self.judge(direction, packet);
+        (filter, entry.map(|entry| entry.rule.as_ref()))
+    }
+
+    /// Rules of a direction.
+    #[must_use]
+    pub fn count(&self, direction: RuleDirection) -> usize {
+        self.tried(direction).len()
+    }
+
+    fn tried(&self, direction: RuleDirection) -> &[Entry] {
+        match direction {
             RuleDirection::Ingress => &self.ingress,
             RuleDirection::Egress => &self.egress,
-        };
+        }
+    }
+
+    fn judge(&self, direction: RuleDirection, packet: &FilterPacket) -> (Filter, Option<&Entry>) {
+        let tried = self.tried(direction);
         if tried.is_empty() {
-            return Filter::Accept;
+            return (Filter::Accept, None);
         }
         let Some(entry) = tried.iter().find(|entry| matches(&entry.rule, packet)) else {
-            return Filter::Drop;
+            return (Filter::Drop, None);
         };
-        entry.hits.fetch_add(1, Ordering::Relaxed);
-        match entry.rule.action {
+        let filter = match entry.rule.action {
             FirewallAction::Accept => Filter::Accept,
             FirewallAction::Drop => Filter::Drop,
-        }
+        };
+        (filter, Some(entry))
     }
 }
 

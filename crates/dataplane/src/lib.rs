@@ -64,9 +64,10 @@ pub use config::{
 };
 pub use counters::{Counters, Node, PortCounters};
 pub use engine::Engine;
+pub use engine::{Explanation, FilterFact, RouteFact, RouteTarget};
 pub use error::ConfigError;
 pub use firewall::{FIREWALL_RULES_MAX, Filter, FilterPacket, Filtered, Firewall};
-pub use inspect::{EndpointRow, TableSize};
+pub use inspect::{EndpointRow, FlowOutput, FlowRow, FlowService, FlowTuple, TableSize};
 pub use jhash::jhash;
 pub use lpm::{Lpm, Slot as LpmEntry};
 pub use maglev::{MAGLEV_SLOTS, MAGLEV_TARGETS_MAX, Maglev, TargetError};
@@ -86,7 +87,7 @@ pub use time::Instant;
 pub use underlay::UnderlayKind;
 pub use verdict::{DropReason, PortId, Verdict};
 pub use virtual_service::{Connection, VirtualService};
-pub use worker::{BURST_MAX, Worker};
+pub use worker::{BURST_MAX, KnownConnection, Worker};
 
 /// The IPv4 gateway of every machine (link-local, RFC 3927); only ARP and DHCP ever see it.
 pub const GATEWAY_IPV4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(169, 254, 0, 1);

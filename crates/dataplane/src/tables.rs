@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub flow_timeout_s: u32,
     pub firewall: FirewallMode,
     pub virtual_services: Vec<VirtualServiceSpec>,
+    /// These tables are a copy, to find out what would become of a packet: whatever counts is left alone.
+    pub is_rehearsal: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -139,6 +141,16 @@ impl Learned {
     /// Whether an ARP packet of the machine has told its address since its interface was created.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// Another one that knows the same.
+    pub(crate) fn copied(&self) -> Learned {
+        let copied = |flag: &AtomicBool| AtomicBool::new(flag.load(Ordering::Relaxed));
+        Learned {
+            mac: AtomicU64::new(self.wire_mac()),
+            confirmed: copied(&self.confirmed),
+            disputed: copied(&self.disputed),
+        }
     }
 
     /// For a new interface on the same port: the address stays as a guess.

@@ -31,6 +31,11 @@ use core::net::Ipv6Addr;
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
 use net::protocol;
 
+mod inspect;
+
+pub use inspect::KnownConnection;
+pub(crate) use inspect::shown;
+
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;
 

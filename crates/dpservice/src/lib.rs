@@ -1,7 +1,8 @@
 //! dpservice: carries packets between machines and the underlay, configured over gRPC (`dpdkironcore.v1`).
 //!
 //! A thin shell around the crate `dataplane`: packet threads (one unless told otherwise) move packets ([`worker`]), one asynchronous thread
-//! serves everything else — gRPC ([`grpc`]), the kernel's view of the uplinks ([`uplink`]), metrics ([`metrics`]). What a configuration
+//! serves everything else — gRPC ([`grpc`]), the kernel's view of the uplinks ([`uplink`]), metrics ([`metrics`]), and questions
+//! about all of this ([`inspection`]). What a configuration
 //! request changes reaches each packet thread between two bursts, so a packet sees a request either completely or not at all.
 //! All state is in memory: a client notices a restart by the new UUID (or by `ABORTED: not initialized`) and configures again.
 //!
@@ -13,6 +14,7 @@ pub mod devices;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
 pub mod grpc;
+pub mod inspection;
 pub mod logging;
 pub mod metrics;
 pub mod service;

@@ -3,6 +3,7 @@
 use crate::args::{Args, Firewall, UplinkDriver};
 use crate::devices::{self, Devices, Driver, Taps};
 use crate::grpc::{self, Health, Service, Serving};
+use crate::inspection::Inspector;
 use crate::metrics;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Settings};
@@ -14,6 +15,7 @@ use net::Mac;
 use ports::af_packet::Select;
 use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
+use proto::inspection::inspection_server::InspectionServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -358,6 +360,7 @@ pub fn service(
     Service {
         worker,
         devices,
+        device_names: config.ports.iter().map(|port| port.name.clone()).collect(),
         machine_ports_start: u16::try_from(machine_ports_start).unwrap_or(u16::MAX),
         host: config.host,
         uuid: uuid::Uuid::new_v4().hyphenated().to_string().to_uppercase(),
@@ -425,6 +428,10 @@ pub async fn serve(
             serving.send_replace(Serving::Stopping);
         }
     };
+    let inspector = Inspector {
+        worker: service.worker.clone(),
+        devices: Arc::clone(&service.device_names),
+    };
     let service = Arc::new(service);
     let restoring = {
         let service = Arc::clone(&service);
@@ -448,6 +455,7 @@ pub async fn serve(
             .max_concurrent_streams(STREAMS_MAX)
             .add_service(DpdKironcoreServer::from_arc(Arc::clone(&service)))
             .add_service(HealthServer::new(Health(health)))
+            .add_service(InspectionServer::new(inspector))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping)
             .await
             .context("the gRPC server failed")

@@ -1,4 +1,4 @@
-//! Generated gRPC types, clients and servers: dpservice ([`dpdk`]) and the machine runtime ([`machine`], [`meta`], [`event`]).
+//! Generated gRPC types, clients and servers: dpservice ([`dpdk`], and [`inspection`] for looking into it) and the machine runtime ([`machine`], [`meta`], [`event`]).
 //!
 //! There is no logic here except the table of status codes ([`code`]). The wire format is fixed by other implementations of the same
 //! protocols; the golden-byte tests of this crate hold it in place. Start at the `.proto` files, they carry the comments.
@@ -19,3 +19,4 @@ pub use packages::dpdkironcore::v1 as dpdk;
 pub use packages::event::v1alpha1 as event;
 pub use packages::machine::v1alpha1 as machine;
 pub use packages::meta::v1alpha1 as meta;
+pub use packages::openkcm::dpservice::v1alpha1 as inspection;

@@ -24,6 +24,13 @@ impl Adjacency {
         let octets = self.header.last_chunk::<16>().copied();
         Ipv6Addr::from_octets(octets.unwrap_or_default())
     }
+
+    /// Where it begins.
+    pub(crate) fn source(&self) -> Ipv6Addr {
+        let addresses = self.header.last_chunk::<32>();
+        let source = addresses.and_then(|both| both.first_chunk::<16>());
+        Ipv6Addr::from_octets(source.copied().unwrap_or_default())
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

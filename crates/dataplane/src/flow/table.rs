@@ -190,6 +190,24 @@ impl FlowTable {
         self.entries.get_mut(entry as usize)
     }
 
+    /// Entries of live connections with their numbers, for whoever looks on.
+    pub(crate) fn live(&self) -> impl Iterator<Item = (u32, &Entry)> {
+        let entries = (0..).zip(&self.entries);
+        entries.filter(|(_, entry)| entry.key.first != FlowKey::NONE.first)
+    }
+
+    /// Timeout of a connection in this state, in [`Coarse`] units.
+    pub(crate) fn timeout(&self, state: TcpState) -> u32 {
+        match state {
+            TcpState::Established => self.established,
+            TcpState::None
+            | TcpState::NewSyn
+            | TcpState::NewSynAck
+            | TcpState::FinWait
+            | TcpState::RstFin => self.idle,
+        }
+    }
+
     /// The cold record of the connection that an entry belongs to.
     pub(crate) fn cold(&self, entry: u32) -> Option<&Cold> {
         self.cold.get(entry as usize / 2)
@@ -356,14 +374,7 @@ impl FlowTable {
             };
             let is_forgotten = one.key.first == FlowKey::NONE.first;
             let idle = now.since(one.last_seen).min(now.since(two.last_seen));
-            let timeout = match record.tcp {
-                TcpState::Established => self.established,
-                TcpState::None
-                | TcpState::NewSyn
-                | TcpState::NewSynAck
-                | TcpState::FinWait
-                | TcpState::RstFin => self.idle,
-            };
+            let timeout = self.timeout(record.tcp);
             if idle <= timeout && !is_forgotten {
                 // Long timeouts are looked at once per idle timeout, so that a connection that closes is not kept much longer.
                 let wait = (timeout - idle + 1).min(self.idle);

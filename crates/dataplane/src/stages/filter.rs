@@ -1,5 +1,6 @@
 //! The packet filter (node `firewall`): may the first packet of a connection leave its machine, and may it reach the other?
 
+use crate::counters::Node;
 use crate::firewall::{Filter, FilterPacket, Firewall};
 use crate::flow::key::Tuple;
 use crate::graph::{Context, Output, Source, Walk};
@@ -7,6 +8,7 @@ use crate::objects::{FirewallMode, RuleDirection};
 use crate::verdict::DropReason;
 
 pub(crate) fn process(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
+    cx.counters.count(Node::Firewall);
     // The source as it was sent, the destination as it will be received.
     let packet = FilterPacket::of(&Tuple {
         destination: walk.leaves.destination,
@@ -40,10 +42,13 @@ fn check(
     packet: &FilterPacket,
     reason: DropReason,
 ) -> Result<(), DropReason> {
-    match (
-        firewall.decide(direction, packet),
-        cx.tables.settings.firewall,
-    ) {
+    // A rehearsal leaves no trace, not even a hit of a rule.
+    let decided = if cx.tables.settings.is_rehearsal {
+        firewall.explain(direction, packet).0
+    } else {
+        firewall.decide(direction, packet)
+    };
+    match (decided, cx.tables.settings.firewall) {
         (Filter::Accept, _) => Ok(()),
         (Filter::Drop, FirewallMode::Enforce) => Err(reason),
         (Filter::Drop, FirewallMode::Observe) => {

@@ -3,8 +3,8 @@
 use crate::build;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use dataplane::{
-    Counters, DropReason, Engine, EngineConfig, Instant, InterfaceSpec, Metering, Node, PacketBuf,
-    PortConfig, PortId, PortKind, Verdict, Worker,
+    Counters, DropReason, Engine, EngineConfig, Explanation, Instant, InterfaceSpec, Metering,
+    Node, PacketBuf, PortConfig, PortId, PortKind, Verdict, Worker,
 };
 use net::{Mac, Vni};
 use std::collections::BTreeMap;
@@ -131,10 +131,29 @@ impl Bed {
     pub fn send(&mut self, port: PortId, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut packet = PacketBuf::with_frame_max(9_100);
         assert!(packet.fill(frame));
+        let foretold = self.foretell(port, frame);
         let verdict = self
             .engine
             .process(&mut self.worker, port, &mut packet, self.now);
-        (verdict, packet.frame().to_vec())
+        let bytes = packet.frame().to_vec();
+        check_foretold(&foretold, verdict, &bytes);
+        (verdict, bytes)
+    }
+
+    /// What the engine says would become of a frame. Saying so changes nothing.
+    fn foretell(&self, port: PortId, frame: &[u8]) -> Explanation {
+        let tables = self.engine.tables();
+        let known = self.worker.known_connection(tables, port, frame);
+        let (counted, sizes) = (
+            self.worker.counters().clone(),
+            self.worker.flow_saturation(),
+        );
+        let mac = self.engine.machine_mac(port);
+        let foretold = self.engine.explain(port, frame, known.as_ref(), self.now);
+        assert_eq!(*self.worker.counters(), counted);
+        assert_eq!(self.worker.flow_saturation(), sizes);
+        assert_eq!(self.engine.machine_mac(port), mac);
+        foretold
     }
 
     /// Hands a frame to the engine and checks the verdict, the bytes (unless dropped) and exactly which counters moved.
@@ -173,6 +192,11 @@ impl Bed {
                 }
             }
         }
+        // Whatever finds a way from a machine passes the filter next.
+        let is_routed = moved.iter().any(|(name, _)| name.ends_with("_lookup"));
+        if is_routed && !matches!(verdict, Verdict::Drop(_)) {
+            add("firewall".to_owned(), 1);
+        }
         for (name, count) in moved {
             add((*name).to_owned(), *count);
         }
@@ -194,6 +218,37 @@ impl Bed {
         moved: &[(&str, u64)],
     ) {
         self.check(port, frame, Verdict::Drop(reason), &[], moved);
+    }
+}
+
+/// A rehearsal says what then happens, unless it depends on what only the live worker knows: full tables, spent budgets and rates, the
+/// choice of a port.
+#[track_caller]
+fn check_foretold(foretold: &Explanation, verdict: Verdict, bytes: &[u8]) {
+    match verdict {
+        Verdict::Drop(
+            DropReason::FlowTableFull
+            | DropReason::AdjacencyTableFull
+            | DropReason::NatExhausted
+            | DropReason::NatTableFull
+            | DropReason::TotalRate
+            | DropReason::PublicRate
+            | DropReason::PacketTooBig
+            | DropReason::VirtualServiceFull
+            | DropReason::VirtualServiceUnknown,
+        ) => return,
+        Verdict::Drop(_) | Verdict::Transmit(_) | Verdict::Reply(_) => {}
+    }
+    let chooses_port = foretold
+        .stages
+        .iter()
+        .any(|node| matches!(node, Node::Snat | Node::Virtsvc));
+    if foretold.stages.contains(&Node::Virtsvc) {
+        return;
+    }
+    assert_eq!(foretold.verdict, verdict, "foretold: {foretold:?}");
+    if !matches!(verdict, Verdict::Drop(_)) && !chooses_port {
+        assert_eq!(hex(&foretold.frame), hex(bytes));
     }
 }
 

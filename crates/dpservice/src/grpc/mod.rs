@@ -39,6 +39,8 @@ pub struct Service {
     pub worker: Handle,
     /// Opens machine devices.
     pub devices: Arc<dyn Devices>,
+    /// Names of the engine's ports, in their order.
+    pub device_names: Arc<[String]>,
     /// Port number of the first machine port; the ports before it are uplinks.
     pub machine_ports_start: u16,
     /// This host's underlay address.

@@ -16,5 +16,6 @@ mod dpdk;
 mod harness;
 mod health;
 mod hosts;
+mod inspection;
 mod lifecycle;
 mod services;

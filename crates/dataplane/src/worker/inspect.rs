@@ -1,0 +1,186 @@
+//! Looking at a worker from outside: its connections as rows, and one of them as a copy for a rehearsal. Nothing here is called per packet.
+
+use super::Worker;
+use crate::cls::{self, FromMachine, L4, Overlay};
+use crate::config::{Limits, PortKind};
+use crate::conntrack::TcpState;
+use crate::flow::adjacency::Adjacency;
+use crate::flow::key::{Scope, Tuple};
+use crate::flow::{Action, Coarse, Cold, Entry};
+use crate::inspect::{FlowOutput, FlowRow};
+use crate::ipip;
+use crate::tables::Tables;
+use crate::time::Instant;
+use crate::verdict::PortId;
+
+/// Room of a worker that sees one packet: the connection it belongs to, the one it begins, and what ICMP errors need.
+const REHEARSAL: Limits = Limits {
+    flows_max: 8,
+    adjacencies_max: 16,
+    underlay_max: 0,
+    vnis_max: 0,
+    routes_per_vni_max: 0,
+    nat_max: 8,
+    load_balancers_max: 0,
+    neighbor_nats_max: 0,
+};
+
+/// A copy of a tracked connection, to be tried elsewhere.
+#[derive(Clone, Debug)]
+pub struct KnownConnection {
+    entries: [Entry; 2],
+    /// The tunnels that the entries use.
+    tunnels: [Option<Adjacency>; 2],
+    record: Cold,
+}
+
+impl Worker {
+    /// Both directions of every connection, in no particular order.
+    pub fn flows<'a>(
+        &'a self,
+        tables: &'a Tables,
+        now: Instant,
+    ) -> impl Iterator<Item = FlowRow> + 'a {
+        let live = self.flows.live();
+        live.filter_map(move |(number, entry)| self.row(tables, number, entry, Coarse::of(now)))
+    }
+
+    fn row(&self, tables: &Tables, number: u32, entry: &Entry, now: Coarse) -> Option<FlowRow> {
+        let other = self.flows.entry(number ^ 1)?;
+        let record = self.flows.cold(number)?;
+        let output = match entry.action {
+            Action::Undecided => FlowOutput::Undecided,
+            Action::Deliver => FlowOutput::Deliver(PortId(entry.target as u16)),
+            Action::Encap => {
+                let tunnel = self.adjacencies.get(entry.target)?;
+                FlowOutput::Encap {
+                    port: tunnel.port,
+                    source: tunnel.source(),
+                    destination: tunnel.destination(),
+                }
+            }
+        };
+        let idle = now.since(entry.last_seen).min(now.since(other.last_seen));
+        let epoch = tables.epoch;
+        Some(FlowRow {
+            vni: entry.key.scope().vni(),
+            shows: entry.key.tuple().into(),
+            leaves: other.key.tuple().inverted().into(),
+            is_reply: number & 1 == 1,
+            service: record.service.into(),
+            output,
+            state: state_name(record.tcp),
+            owner: (record.owner != 0).then_some(record.owner_port),
+            idle_s: seconds(idle),
+            timeout_s: seconds(self.flows.timeout(record.tcp)),
+            is_current: entry.action != Action::Undecided && entry.epoch << 1 == epoch << 1,
+        })
+    }
+
+    /// The connection to which a frame from `port` belongs, if this worker tracks it.
+    #[must_use]
+    pub fn known_connection(
+        &self,
+        tables: &Tables,
+        port: PortId,
+        frame: &[u8],
+    ) -> Option<KnownConnection> {
+        let (scope, tuple) = tracked_tuple(tables, port, frame)?;
+        let keyed = self.flows.keyed(scope, &tuple)?;
+        let number = self.flows.find(&keyed)? & !1;
+        let entries = [*self.flows.entry(number)?, *self.flows.entry(number | 1)?];
+        let tunnels = entries.map(|entry| match entry.action {
+            Action::Encap => self.adjacencies.get(entry.target).copied(),
+            Action::Undecided | Action::Deliver => None,
+        });
+        Some(KnownConnection {
+            entries,
+            tunnels,
+            record: *self.flows.cold(number)?,
+        })
+    }
+
+    /// A worker that tracks nothing but this connection.
+    pub(crate) fn rehearsing(tables: &Tables, known: Option<&KnownConnection>) -> Worker {
+        let settings = &tables.settings;
+        let mut worker = Worker::new(tables.ports.len(), &REHEARSAL, settings, 0);
+        if let Some(known) = known {
+            // A connection that cannot be copied is treated as a new one.
+            let _ = worker.adopt(known);
+        }
+        worker
+    }
+
+    fn adopt(&mut self, known: &KnownConnection) -> Option<()> {
+        let KnownConnection {
+            entries,
+            tunnels,
+            record,
+        } = known;
+        let [Some(forward), Some(backward)] = entries.map(|entry| {
+            let tuple = entry.key.tuple();
+            self.flows.keyed(entry.key.scope(), &tuple)
+        }) else {
+            return None;
+        };
+        let now = entries.first()?.last_seen;
+        let owner = (record.owner_port, record.owner);
+        let number = self
+            .flows
+            .insert([&forward, &backward], owner, record.service, now)?;
+        for ((side, entry), tunnel) in (0..).zip(entries).zip(tunnels) {
+            let target = match tunnel {
+                Some(tunnel) => self.adjacencies.acquire(tunnel)?,
+                None => entry.target,
+            };
+            *self.flows.entry_mut(number | side)? = Entry { target, ..*entry };
+        }
+        let place = self.flows.cold_mut(number)?;
+        (place.tcp, place.syn_side) = (record.tcp, record.syn_side);
+        Some(())
+    }
+}
+
+/// What connection tracking looks a frame up by.
+fn tracked_tuple(tables: &Tables, port: PortId, frame: &[u8]) -> Option<(Scope, Tuple)> {
+    let found = tables.port(port)?;
+    let (scope, overlay) = match found.kind {
+        PortKind::Machine => {
+            let vni = found.interface.as_ref()?.interface.spec.vni;
+            let FromMachine::Overlay(overlay) = cls::from_machine(frame).ok()? else {
+                return None;
+            };
+            (Scope::plain(vni), overlay)
+        }
+        PortKind::Uplink(_) => {
+            let tunnelled = ipip::decap(tables, frame).ok()?;
+            let overlay = cls::from_tunnel(tunnelled.protocol, tunnelled.inner).ok()?;
+            (tunnelled.endpoint.scope, overlay)
+        }
+    };
+    shown(&overlay).map(|tuple| (scope, tuple))
+}
+
+/// The tuple of a packet, or of the packets that travel like this ICMP error.
+pub(crate) fn shown(overlay: &Overlay) -> Option<Tuple> {
+    match overlay.l4.ok()? {
+        L4::Flow { tuple, .. } => Some(tuple),
+        L4::Error { quoted } => Some(quoted.inverted()),
+    }
+}
+
+/// Whole seconds of coarse time.
+fn seconds(units: u32) -> u32 {
+    ((u64::from(units) << 24) / 1_000_000_000) as u32
+}
+
+fn state_name(state: TcpState) -> &'static str {
+    match state {
+        TcpState::None => "none",
+        TcpState::NewSyn => "syn",
+        TcpState::NewSynAck => "synack",
+        TcpState::Established => "est",
+        TcpState::FinWait => "finwait",
+        TcpState::RstFin => "rstfin",
+    }
+}
