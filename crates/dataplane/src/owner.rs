@@ -4,12 +4,13 @@
 //! translation of this host touches is the far end: a machine's peer behind the uplink. So a packet to or from the underlay belongs to
 //! the worker that the *remote* address (and port, if it is TCP) hashes to; it also follows that all uses of a shared NAT port
 //! towards one destination meet in one worker. Between two machines of this host both ends are known, and a symmetric hash of both
-//! is taken. Fragments and other protocols count without ports, so that all of a flow's packets agree. ICMP errors belong to the flow they
-//! quote.
+//! is taken, with the machine's own address in place of a virtual one. Fragments and other protocols count without ports, so that all of
+//! a flow's packets agree. ICMP errors belong to the flow they quote. A virtual service counts as the far end under its real address.
 
 use crate::config::PortKind;
 use crate::ipip::TUNNEL_LEN;
-use crate::tables::{Tables, Target};
+use crate::objects::VirtualServiceSpec;
+use crate::tables::{Attached, Tables, Target};
 use crate::verdict::PortId;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
@@ -34,16 +35,21 @@ pub fn owner(tables: &Tables, port: PortId, frame: &[u8], workers: usize) -> usi
     let Some(configured) = tables.port(port) else {
         return by_port();
     };
-    let ends = match configured.kind {
-        PortKind::Uplink(_) => tunnelled(frame).map(|(source, _)| (source, None)),
-        PortKind::Machine => plain(frame).map(|(source, destination)| {
-            let local = configured.interface.as_ref().is_some_and(|attached| {
-                let routes = tables.routes(attached.vni_slot);
-                let found = routes.and_then(|routes| routes.lookup(destination.0));
-                matches!(found, Some((_, Target::Own(_) | Target::Alias(_))))
-            });
-            (destination, local.then_some(source))
-        }),
+    let is_uplink = matches!(configured.kind, PortKind::Uplink(_));
+    if let Some(service) = virtual_service(tables, is_uplink, frame) {
+        return spread(mix(service), workers);
+    }
+    let ends = if is_uplink {
+        tunnelled(frame).map(|(source, _)| (source, None))
+    } else {
+        plain(frame).map(|(source, destination)| {
+            let attached = configured.interface.as_ref();
+            let local = attached.and_then(|attached| local_end(tables, attached, destination));
+            match local {
+                Some(end) => (end, Some(source)),
+                None => (destination, None),
+            }
+        })
     };
     match ends {
         Some((end, None)) => spread(mix(end), workers),
@@ -57,6 +63,52 @@ pub fn owner(tables: &Tables, port: PortId, frame: &[u8], workers: usize) -> usi
 pub fn flow_hash(one: (IpAddr, u16), other: (IpAddr, u16)) -> u64 {
     // Addition makes it symmetric.
     mix(one).wrapping_add(mix(other))
+}
+
+/// The machine of this host that an address of the network stands for, with the port unchanged.
+fn local_end(tables: &Tables, attached: &Attached, (address, port): End) -> Option<End> {
+    let routes = tables.routes(attached.vni_slot)?;
+    if let Some((_, Target::Own(_) | Target::Alias(_))) = routes.lookup(address) {
+        return Some((address, port));
+    }
+    let IpAddr::V4(address) = address else {
+        return None;
+    };
+    let translated = tables.services.translated(routes.vni, address)?;
+    let (_, machine) = translated.vip?;
+    Some((IpAddr::V4(machine), port))
+}
+
+/// The real end of the virtual service that a frame is for or, on an uplink, from. Its connections share one range of ports, which one
+/// worker hands out.
+fn virtual_service(tables: &Tables, is_uplink: bool, frame: &[u8]) -> Option<End> {
+    let specs = &tables.settings.virtual_services;
+    if specs.is_empty() {
+        return None;
+    }
+    let (header, ip) = frame.split_first_chunk::<ETHERNET_LEN>()?;
+    let spec = match (u16::from_be_bytes([header[12], header[13]]), is_uplink) {
+        (TYPE_IPV4, false) => {
+            let head = ip.first_chunk::<20>()?;
+            let address = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
+            let (_, port) = ports(ip.get(usize::from(head[0] & 0x0f) * 4..)?);
+            let is_it = |spec: &&VirtualServiceSpec| {
+                (spec.protocol, spec.address, spec.port) == (head[9], address, port)
+            };
+            specs.iter().find(is_it)
+        }
+        (TYPE_IPV6, true) => {
+            let head = ip.first_chunk::<40>()?;
+            let address = Ipv6Addr::from(*head.get(8..)?.first_chunk::<16>()?);
+            let (port, _) = ports(ip.get(40..)?);
+            let is_it = |spec: &&VirtualServiceSpec| {
+                (spec.protocol, spec.service, spec.service_port) == (head[6], address, port)
+            };
+            specs.iter().find(is_it)
+        }
+        _ => None,
+    }?;
+    Some((IpAddr::V6(spec.service), spec.service_port))
 }
 
 /// Maps a hash to a worker by its upper bits.

@@ -31,6 +31,7 @@ mod provoke_services;
 mod random;
 mod scene;
 mod services;
+mod threads;
 mod translate;
 mod uplinks;
 mod virtual_packets;
