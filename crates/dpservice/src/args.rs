@@ -6,7 +6,9 @@
 
 use crate::worker::WORKERS_MAX;
 use anyhow::{Context, bail, ensure};
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum};
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use dataplane::{EngineConfig, VirtualServiceSpec};
+use net::protocol;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -135,9 +137,6 @@ pub struct Args {
     #[arg(short = 'v', long)]
     pub version: bool,
 
-    /// Accepted for compatibility, without effect.
-    #[arg(long, value_enum, default_value_t = NicType::Tap, hide = true)]
-    pub nic_type: NicType,
     /// With DPDK: a port whose device name contains this, and is not an uplink, belongs to a machine.
     #[arg(long, value_name = "STR", value_parser = device_name)]
     pub vf_pattern: Option<String>,
@@ -151,23 +150,64 @@ pub struct Args {
     #[arg(long)]
     pub poll: bool,
 
+    /// Virtual services of both protocols in the order in which they were given.
+    #[arg(skip)]
+    pub virtual_services: Vec<VirtualServiceSpec>,
+
     /// EAL arguments: what stands before "--".
     #[arg(skip)]
     pub eal: Vec<String>,
 
-    /// Accepted for compatibility, without effect: there is no periodic output of statistics.
-    #[arg(long, hide = true)]
-    pub no_stats: bool,
-    /// Accepted for compatibility, without effect: nothing is offloaded.
-    #[arg(long, hide = true)]
-    pub no_offload: bool,
-    /// Accepted for compatibility, without effect.
-    #[arg(long, hide = true)]
+    /// A UDP service of the infrastructure for machines: those that send to the IPv4 address and port reach the IPv6 address and port, without
+    /// tunnel. May be given up to 256 times, together with --tcp-virtsvc.
+    #[arg(long, value_name = "ADDR4,PORT,ADDR6,PORT", action = ArgAction::Append, value_parser = virtual_service)]
+    pub udp_virtsvc: Vec<VirtualServiceSpec>,
+
+    /// The same for TCP.
+    #[arg(long, value_name = "ADDR4,PORT,ADDR6,PORT", action = ArgAction::Append, value_parser = virtual_service)]
+    pub tcp_virtsvc: Vec<VirtualServiceSpec>,
+
+    /// Stand by until this file can be locked: requests are served, packets are discarded. The instance that holds the lock works; it
+    /// gives it back when it is told to stop, or ends in any other way. At most 255 characters.
+    #[arg(long, value_name = "PATH", value_parser = lock_path)]
+    pub active_lockfile: Option<PathBuf>,
+
+    /// Let core dumps contain all memory, hugepages and shared mappings included.
+    #[arg(long)]
     pub debug_coredumps: bool,
-    /// Accepted for compatibility, without effect.
-    #[arg(long, hide = true, value_parser = clap::value_parser!(u8).range(0..=2))]
-    pub graphtrace_loglevel: Option<u8>,
+
+    /// Family of the NICs. tap: uplinks without a router that the kernel knows take every frame. Otherwise without effect.
+    #[arg(long, value_enum, default_value_t = NicType::Mellanox, help_heading = COMPATIBILITY)]
+    pub nic_type: NicType,
+
+    /// No effect: there is no periodic output of statistics. See --metrics-bind-address.
+    #[arg(long, help_heading = COMPATIBILITY)]
+    pub no_stats: bool,
+
+    /// No effect: every packet is handled in software.
+    #[arg(long, help_heading = COMPATIBILITY)]
+    pub no_offload: bool,
+
+    /// No effect: no rules are installed in NICs, so their switches need no other ones. Requires --no-offload.
+    #[arg(long, help_heading = COMPATIBILITY)]
+    pub multiport_eswitch: bool,
+
+    /// No effect: instances do not tell each other about connections. After a change of the active one, connections with network NAT or
+    /// to virtual services begin anew.
+    #[arg(long, value_name = "IF", value_parser = device_name, help_heading = COMPATIBILITY)]
+    pub sync_tap: Option<String>,
+
+    /// No effect: packets are traced on demand, see `dpservice-cli inspect trace`. 0 to 2.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = COMPATIBILITY,
+          value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub graphtrace_loglevel: u8,
 }
+
+/// Heading of options that exist for the sake of scripts.
+const COMPATIBILITY: &str = "Accepted for compatibility";
+
+/// Longest path of the lock file.
+pub const LOCK_PATH_LEN_MAX: usize = 255;
 
 /// Drivers of uplinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -248,6 +288,53 @@ fn tap_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn lock_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.len() > LOCK_PATH_LEN_MAX {
+        return Err(format!("a path has 1 to {LOCK_PATH_LEN_MAX} characters"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// A service without its protocol, which is the option's.
+fn virtual_service(text: &str) -> Result<VirtualServiceSpec, String> {
+    let fields: Vec<&str> = text.split(',').collect();
+    let [address, port, service, service_port] = fields[..] else {
+        return Err("four fields are needed: ADDR4,PORT,ADDR6,PORT".to_owned());
+    };
+    let port_of = |text: &str| match text.parse() {
+        Ok(0) | Err(_) => Err(format!("\"{text}\" is not a port from 1 to 65535")),
+        Ok(port) => Ok(port),
+    };
+    Ok(VirtualServiceSpec {
+        protocol: 0,
+        address: address
+            .parse()
+            .map_err(|_| format!("\"{address}\" is not an IPv4 address"))?,
+        port: port_of(port)?,
+        service: service
+            .parse()
+            .map_err(|_| format!("\"{service}\" is not an IPv6 address"))?,
+        service_port: port_of(service_port)?,
+    })
+}
+
+/// Virtual services of both protocols in the order in which they were given, which is their number.
+fn virtual_services(matches: &ArgMatches) -> Vec<VirtualServiceSpec> {
+    let mut found = Vec::new();
+    for (option, protocol) in [
+        ("udp_virtsvc", protocol::UDP),
+        ("tcp_virtsvc", protocol::TCP),
+    ] {
+        let places = matches.indices_of(option).into_iter().flatten();
+        let given = matches.get_many::<VirtualServiceSpec>(option);
+        for (place, spec) in places.zip(given.into_iter().flatten()) {
+            found.push((place, VirtualServiceSpec { protocol, ..*spec }));
+        }
+    }
+    found.sort_by_key(|(place, _)| *place);
+    found.into_iter().map(|(_, spec)| spec).collect()
+}
+
 fn bracketed_address(text: &str) -> Result<IpAddr, String> {
     let inner = text
         .strip_prefix('[')
@@ -271,9 +358,11 @@ impl Args {
             eal.extend(devices);
         }
         merged.extend(options);
+        let matches = Args::command().try_get_matches_from(merged)?;
         Ok(Args {
             eal,
-            ..Args::try_parse_from(merged)?
+            virtual_services: virtual_services(&matches),
+            ..Args::from_arg_matches(&matches)?
         })
     }
 
@@ -304,7 +393,70 @@ impl Args {
             self.dhcpv6_dns.len() <= 15,
             "--dhcpv6-dns: at most 15 addresses are possible"
         );
+        ensure!(
+            !self.multiport_eswitch || self.no_offload,
+            "--multiport-eswitch needs --no-offload"
+        );
+        self.check_virtual_services()
+    }
+
+    fn check_virtual_services(&self) -> anyhow::Result<()> {
+        let max = EngineConfig::VIRTUAL_SERVICES_MAX;
+        ensure!(
+            self.virtual_services.len() <= max,
+            "more than {max} virtual services"
+        );
+        for (number, one) in self.virtual_services.iter().enumerate() {
+            let option = match one.protocol {
+                protocol::UDP => "--udp-virtsvc",
+                _ => "--tcp-virtsvc",
+            };
+            let others = self.virtual_services.iter().skip(number + 1);
+            for other in others.filter(|other| other.protocol == one.protocol) {
+                ensure!(
+                    (one.address, one.port) != (other.address, other.port),
+                    "{option}: {}:{} is given twice",
+                    one.address,
+                    one.port
+                );
+                ensure!(
+                    (one.service, one.service_port) != (other.service, other.service_port),
+                    "{option}: [{}]:{} is given twice",
+                    one.service,
+                    one.service_port
+                );
+            }
+        }
         Ok(())
+    }
+
+    /// Options that were given and do nothing, with the reason.
+    #[must_use]
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        let options = [
+            (
+                "--sync-tap",
+                self.sync_tap.is_some(),
+                "instances do not tell each other about connections",
+            ),
+            (
+                "--multiport-eswitch",
+                self.multiport_eswitch,
+                "no rules are installed in NICs",
+            ),
+            (
+                "--graphtrace-loglevel",
+                self.graphtrace_loglevel > 0,
+                "packets are traced by dpservice-cli inspect trace",
+            ),
+            (
+                "--vf-pattern",
+                self.vf_pattern.is_some() && self.eal.is_empty(),
+                "without EAL arguments machine ports are TAP devices, see --tap-prefix",
+            ),
+        ];
+        let given = options.into_iter().filter(|(_, given, _)| *given);
+        given.map(|(option, _, reason)| (option, reason)).collect()
     }
 }
 

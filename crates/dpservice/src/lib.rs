@@ -18,6 +18,7 @@ pub mod inspection;
 pub mod logging;
 pub mod metrics;
 pub mod service;
+pub mod standby;
 pub mod uplink;
 pub mod worker;
 

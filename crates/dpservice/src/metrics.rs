@@ -227,6 +227,11 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
             thread.hand_over_full,
         ),
         (
+            "standby",
+            "Packets discarded while another instance works",
+            thread.standby,
+        ),
+        (
             "mirrored",
             "Frames sent to the receiver of a capture",
             thread.mirrored,

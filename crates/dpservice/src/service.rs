@@ -5,6 +5,7 @@ use crate::devices::{self, Devices, Driver, Taps};
 use crate::grpc::{self, Health, Service, Serving};
 use crate::inspection::Inspector;
 use crate::metrics;
+use crate::standby;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Settings};
 use anyhow::Context;
@@ -60,6 +61,7 @@ struct Parts {
 /// A bad combination of options, an uplink that cannot be opened, an address that cannot be listened on.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     args.validate()?;
+    prepare_process(&args);
     let listener = TcpListener::bind(SocketAddr::new(args.grpc_bind, args.grpc_port))
         .await
         .with_context(|| {
@@ -76,6 +78,19 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     }
     let parts = native_parts(&args)?;
     serve_parts::<Frame>(args, parts, listener, shutdown).await
+}
+
+/// What concerns the process as a whole.
+fn prepare_process(args: &Args) {
+    for (option, reason) in args.without_effect() {
+        tracing::warn!(name = option, value = reason, "Option has no effect");
+    }
+    // Bits of core(5): every kind of mapping.
+    if args.debug_coredumps
+        && let Err(error) = std::fs::write("/proc/self/coredump_filter", "0x7f")
+    {
+        tracing::warn!(%error, "Cannot let core dumps contain all memory");
+    }
 }
 
 fn native_parts(args: &Args) -> anyhow::Result<Parts> {
@@ -197,6 +212,11 @@ async fn serve_parts<P: devices::Kind>(
     let settings = Settings {
         workers: usize::from(args.workers),
         poll: args.poll,
+        standby: args.active_lockfile.is_some(),
+    };
+    let lock = match &args.active_lockfile {
+        Some(path) => Some(standby::request(path)?),
+        None => None,
     };
     let (handle, threads, lost) = start_threads::<P>(&engine, uplinks, settings).await?;
     handle
@@ -208,6 +228,9 @@ async fn serve_parts<P: devices::Kind>(
         })
         .await?;
     let mut tasks = JoinSet::new();
+    if let Some(lock) = lock {
+        tasks.spawn(standby::hold(lock, handle.clone(), shutdown.clone()));
+    }
     watch_uplinks(
         &args,
         watched,
@@ -314,6 +337,7 @@ fn engine_config(args: &Args, ports: Vec<PortConfig>) -> EngineConfig {
         flow_timeout_s: args.flow_timeout,
         underlay_seed: UnderlaySeed::Random(seed),
         hash_seed,
+        virtual_services: args.virtual_services.clone(),
         firewall: match args.firewall {
             Firewall::Enforce => FirewallMode::Enforce,
             Firewall::Observe => FirewallMode::Observe,

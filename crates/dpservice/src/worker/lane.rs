@@ -37,6 +37,8 @@ pub(super) struct Setup {
     pub settings: Settings,
     pub origin: std::time::Instant,
     pub attached: Arc<[AtomicBool]>,
+    /// Packets are to be handled, not discarded.
+    pub active: Arc<AtomicBool>,
     pub lost: mpsc::Sender<PortId>,
 }
 
@@ -104,6 +106,7 @@ pub(super) struct Lane<P> {
     counters: Counters,
     settings: Settings,
     attached: Arc<[AtomicBool]>,
+    active: Arc<AtomicBool>,
     lost: mpsc::Sender<PortId>,
     origin: std::time::Instant,
 }
@@ -142,6 +145,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             counters: Counters::default(),
             settings: setup.settings,
             attached: Arc::clone(&setup.attached),
+            active: Arc::clone(&setup.active),
             lost: setup.lost.clone(),
             origin: setup.origin,
         };
@@ -250,6 +254,10 @@ impl<P: Kind> Lane<P> {
         };
         if count == 0 {
             return 0;
+        }
+        if !self.active.load(Ordering::Relaxed) {
+            self.counters.standby += count as u64;
+            return count;
         }
         if self.tables.is_capturing(port) {
             self.mirror(port, count);

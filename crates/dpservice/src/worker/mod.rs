@@ -46,6 +46,8 @@ pub struct Counters {
     pub handed_over: u64,
     /// Packets dropped because the ring to that thread was full.
     pub hand_over_full: u64,
+    /// Packets discarded while another instance works.
+    pub standby: u64,
     /// Frames mirrored by a capture.
     pub mirrored: u64,
     /// Frames of a capture that were not mirrored: no uplink to send from, too long, or no buffer.
@@ -61,6 +63,7 @@ impl Counters {
             sleeps,
             handed_over,
             hand_over_full,
+            standby,
             mirrored,
             mirror_failed,
         } = other;
@@ -69,6 +72,7 @@ impl Counters {
         self.sleeps += sleeps;
         self.handed_over += handed_over;
         self.hand_over_full += hand_over_full;
+        self.standby += standby;
         self.mirrored += mirrored;
         self.mirror_failed += mirror_failed;
     }
@@ -241,6 +245,7 @@ impl Plane {
 
 struct Shared {
     plane: Mutex<Plane>,
+    active: Arc<AtomicBool>,
     lanes: Box<dyn Lanes>,
 }
 
@@ -295,6 +300,11 @@ impl Handle {
             flag.store(true, Ordering::Release);
         }
         Ok(attached.map(|()| true))
+    }
+
+    /// Lets packets pass, if the threads were started in standby.
+    pub fn activate(&self) {
+        self.shared.active.store(true, Ordering::Release);
     }
 
     /// Shows every packet thread to `look`, one after the other, between two of their bursts.
@@ -381,6 +391,8 @@ pub struct Settings {
     pub workers: usize,
     /// Never sleep.
     pub poll: bool,
+    /// Discard packets until [`Handle::activate`].
+    pub standby: bool,
 }
 
 impl Default for Settings {
@@ -388,6 +400,7 @@ impl Default for Settings {
         Settings {
             workers: 1,
             poll: false,
+            standby: false,
         }
     }
 }
@@ -405,7 +418,9 @@ pub fn start<P: Kind>(
 ) -> anyhow::Result<(Handle, Threads)> {
     let origin = std::time::Instant::now();
     let attached: Arc<[AtomicBool]> = (0..ports).map(|_| AtomicBool::new(false)).collect();
+    let active = Arc::new(AtomicBool::new(!settings.standby));
     let setup = Setup {
+        active: Arc::clone(&active),
         ports,
         settings,
         origin,
@@ -436,6 +451,7 @@ pub fn start<P: Kind>(
     };
     let shared = Shared {
         plane: Mutex::new(plane),
+        active,
         lanes: Box::new(links),
     };
     let handle = Handle {

@@ -128,6 +128,7 @@ fn syn(source: u8, destination: u8, ports: [u16; 2]) -> Vec<u8> {
 #[tokio::test]
 async fn packet_threads_share_the_flows_and_take_every_change() {
     let settings = Settings {
+        standby: false,
         workers: 3,
         poll: false,
     };

@@ -18,4 +18,5 @@ mod health;
 mod hosts;
 mod inspection;
 mod lifecycle;
+mod options;
 mod services;
