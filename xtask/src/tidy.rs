@@ -28,6 +28,7 @@ const TIERS: &[(&str, u8)] = &[
     ("metalnet", 3),
     ("machine", 3),
     ("edge", 4),
+    ("path", 5),
     ("lab", 5),
     ("openkcm", 6),
     ("xtask", 6),

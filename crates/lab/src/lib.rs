@@ -9,6 +9,7 @@ pub mod bench;
 pub mod client;
 pub mod commands;
 pub mod demo;
+pub mod endpoints;
 pub mod internet;
 pub mod machines;
 pub mod network;

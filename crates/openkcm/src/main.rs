@@ -3,6 +3,7 @@
 //! A link named like a part (`metalnet`, `metalbond`, `apinetlet` …) runs that part without naming it.
 
 mod bond;
+mod get;
 mod outside;
 mod pki;
 
@@ -58,6 +59,8 @@ enum Part {
     /// Serve a machine runtime.
     #[command(subcommand)]
     MachineProvider(Provider),
+    /// Explain the region: why a packet would arrive or not.
+    Get(get::Args),
     /// Issue certificates and kubeconfigs from the region CA.
     Pki(pki::Args),
     /// Print a completion script: source <(openkcm completion bash)
@@ -111,6 +114,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     set_up_logging(&cli)?;
     match cli.part {
         Part::Lab(args) => return lab::main(args),
+        Part::Get(args) => return Ok(get::main(args)),
         Part::Completion { shell } => {
             clap_complete::generate(
                 shell,
@@ -149,7 +153,7 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
             machine::provider::run(args, shutdown).await
         }
         Part::Pki(args) => pki::run(args),
-        Part::Lab(_) | Part::Completion { .. } => Ok(()),
+        Part::Lab(_) | Part::Get(_) | Part::Completion { .. } => Ok(()),
     }
 }
 

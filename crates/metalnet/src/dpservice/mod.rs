@@ -20,7 +20,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::agent::Input;
 use crate::model::Uid;
-use crate::plan::observed::Hop;
+use crate::plan::observed::{Hop, Observed};
 use crate::plan::ops::{DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code};
 use wire::{address, id, to_address, to_prefix};
 
@@ -106,6 +106,15 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(2))
         .keep_alive_while_idle(true))
+}
+
+/// Everything that the instance behind `channel` holds, for those who only look.
+///
+/// # Errors
+/// The instance cannot be reached, waits for Initialize, or answers what cannot be read.
+pub async fn inventory(channel: Channel) -> Result<Observed, DpError> {
+    let client = DpdKironcoreClient::new(channel).max_decoding_message_size(REPLY_MAX);
+    list::list(client).await
 }
 
 struct Supervisor {
