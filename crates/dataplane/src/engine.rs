@@ -261,6 +261,13 @@ impl Engine {
         self.edit_uplink(port, |uplink| uplink.link = up);
     }
 
+    /// Link state of an uplink; false for other ports.
+    #[must_use]
+    pub fn has_link(&self, port: PortId) -> bool {
+        let mut uplinks = self.tables.uplinks.iter().flatten();
+        uplinks.any(|uplink| uplink.port == port && uplink.link)
+    }
+
     /// Sets the largest packet that an uplink carries, its own IPv6 header included (at start there is no limit). Larger ones are answered with an ICMP error
     /// that tells the machine what fits. Ignored for other ports.
     pub fn set_uplink_mtu(&mut self, port: PortId, mtu: u16) {

@@ -86,8 +86,8 @@ pub use tables::Tables;
 pub use time::Instant;
 pub use underlay::UnderlayKind;
 pub use verdict::{DropReason, PortId, Verdict};
-pub use virtual_service::{Connection, VirtualService};
-pub use worker::{BURST_MAX, KnownConnection, Worker};
+pub use virtual_service::{Connection, VIRTUAL_CONNECTIONS_MAX, VirtualService};
+pub use worker::{BURST_MAX, FLOW_PAGE_MAX, KnownConnection, Worker};
 
 /// The IPv4 gateway of every machine (link-local, RFC 3927); only ARP and DHCP ever see it.
 pub const GATEWAY_IPV4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(169, 254, 0, 1);

@@ -33,8 +33,8 @@ use net::protocol;
 
 mod inspect;
 
-pub use inspect::KnownConnection;
 pub(crate) use inspect::shown;
+pub use inspect::{FLOW_PAGE_MAX, KnownConnection};
 
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;

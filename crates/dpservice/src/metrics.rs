@@ -1,8 +1,12 @@
-//! Prometheus metrics over HTTP: every counter of the engine, the drivers and the packet thread.
+//! Monitoring over HTTP: Prometheus metrics at `/metrics`, telemetry commands at their own paths, both made from [`Facts`].
+//!
+//! Metrics named `dps_…` and `dpdk_…` have the names, labels and types that existing dashboards query (all of them gauges); what the process
+//! counts beyond them is named `dpservice_…`.
 
-use crate::worker::{self, Handle, Stopped};
+use crate::telemetry::{Facts, commands};
+use crate::worker::Handle;
 use anyhow::Context;
-use dataplane::{Counters, DropReason, Node, PortId};
+use dataplane::{DropReason, Node};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -13,7 +17,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -24,62 +30,29 @@ const CONNECTIONS_MAX: usize = 16;
 /// How long a client may keep a connection.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PortLabels {
-    device: String,
-    counter: &'static str,
+macro_rules! labels {
+    ($($name:ident { $($label:ident: $kind:ty),+ })*) => {
+        $(#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $name { $($label: $kind),+ })*
+    };
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NodeLabels {
-    graph_node: &'static str,
+labels! {
+    PortLabels { device: String, counter: &'static str }
+    NodeLabels { graph_node: &'static str }
+    ReasonLabels { reason: &'static str }
+    StatLabels { name: String, stat: String }
+    DeviceLabels { name: String }
+    HostNodeLabels { node: String, graph_node: String }
+    InterfaceLabels { interface_id: String }
+    ServiceLabels { address: String }
+    TableLabels { table: String, stat: &'static str }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
+/// A gauge of counts.
+type Count = Gauge<u64, AtomicU64>;
 
-/// All counters, of each packet thread at a moment of its own.
-struct Snapshot {
-    engines: Vec<Counters>,
-    thread: worker::Counters,
-    drivers: Vec<(PortId, ports::Counters)>,
-    interfaces: usize,
-}
-
-impl Snapshot {
-    async fn take(worker: &Handle) -> Result<Snapshot, Stopped> {
-        let interfaces = worker
-            .call(|plane| plane.engine.interfaces().count())
-            .await?;
-        let threads = worker.inspect(|inspection| {
-            (
-                inspection.worker.counters().clone(),
-                inspection.counters,
-                inspection.drivers,
-            )
-        });
-        let mut snapshot = Snapshot {
-            engines: Vec::new(),
-            thread: worker::Counters::default(),
-            drivers: Vec::new(),
-            interfaces,
-        };
-        for (engine, thread, drivers) in threads.await? {
-            snapshot.engines.push(engine);
-            snapshot.thread.add(thread);
-            snapshot.drivers.extend(drivers);
-        }
-        Ok(snapshot)
-    }
-
-    fn sum(&self, value: impl Fn(&Counters) -> u64) -> u64 {
-        self.engines.iter().map(value).sum()
-    }
-}
-
-/// Serves `/metrics` on `listener` until `shutdown`. `devices` are the names of the engine's ports.
+/// Serves metrics and telemetry on `listener` until `shutdown`. `devices` are the names of the engine's ports.
 ///
 /// # Errors
 /// None after the start; failing connections are their clients' concern.
@@ -124,52 +97,163 @@ async fn respond(
     devices: &[String],
     worker: &Handle,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
-    if request.method() != Method::GET || request.uri().path() != "/metrics" {
-        return Response::builder()
-            .status(StatusCode::NOT_FOUND)
-            .body(Full::default());
+    let path = request.uri().path();
+    if request.method() != Method::GET {
+        return plain(StatusCode::METHOD_NOT_ALLOWED);
     }
-    let text = match Snapshot::take(worker).await {
-        Ok(snapshot) => render(&snapshot, devices),
-        Err(_) => Err(std::fmt::Error),
+    let Ok(facts) = Facts::gather(worker, devices).await else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE);
     };
-    match text {
+    if path != "/metrics" {
+        return match commands::answer(&facts, path) {
+            Some(answer) => Response::builder()
+                .header("content-type", "application/json")
+                .body(Full::from(answer.to_string())),
+            None => plain(StatusCode::NOT_FOUND),
+        };
+    }
+    match render(&facts, &host_name()) {
         Ok(text) => Response::builder()
             .header(
                 "content-type",
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
             )
             .body(Full::from(text)),
-        Err(_) => Response::builder()
-            .status(StatusCode::SERVICE_UNAVAILABLE)
-            .body(Full::default()),
+        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 
-fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::Error> {
-    let mut registry = Registry::with_prefix("dpservice");
-    let Snapshot {
-        engines: _,
-        thread,
-        drivers,
-        interfaces,
-    } = snapshot;
+fn plain(status: StatusCode) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
+    Response::builder().status(status).body(Full::default())
+}
+
+/// Name of this host as dashboards know it: `NODE_NAME`, else what the kernel says.
+fn host_name() -> String {
+    std::env::var("NODE_NAME").unwrap_or_else(|_| {
+        let name = nix::unistd::gethostname().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    })
+}
+
+/// All metrics as text. `host` is the value of the label `node`.
+///
+/// # Errors
+/// Never in practice: writing text to memory does not fail.
+pub fn render(facts: &Facts, host: &str) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    let mut known = Registry::default();
+    register_known(&mut known, facts, host);
+    register_ports(&mut known, facts);
+    let own = known.sub_registry_with_prefix("dpservice");
+    register_own(own, facts);
+    encode(&mut text, &known)?;
+    Ok(text)
+}
+
+fn gauge<L: Clone + std::hash::Hash + Eq>(family: &Family<L, Count>, labels: &L, value: u64) {
+    family.get_or_create(labels).set(value);
+}
+
+fn register_known(registry: &mut Registry, facts: &Facts, host: &str) {
+    let by_interface = |counts: &BTreeMap<String, u64>| {
+        let family = Family::<InterfaceLabels, Count>::default();
+        for (id, count) in counts {
+            let interface_id = id.clone();
+            gauge(&family, &InterfaceLabels { interface_id }, *count);
+        }
+        family
+    };
+    registry.register(
+        "dps_nat_used_ports_count",
+        "Live connections with network NAT",
+        by_interface(&facts.nat_ports),
+    );
+    registry.register(
+        "dps_firewall_rules_count",
+        "Firewall rules",
+        by_interface(&facts.firewall_rules),
+    );
+    let services = Family::<ServiceLabels, Count>::default();
+    for (address, live) in &facts.virtual_services {
+        let address = address.clone();
+        gauge(&services, &ServiceLabels { address }, *live);
+    }
+    registry.register(
+        "dps_virtsvc_used_ports_count",
+        "Live connections of virtual services",
+        services,
+    );
+    let stages = Family::<HostNodeLabels, Count>::default();
+    for (stage, count) in &facts.stages {
+        let labels = HostNodeLabels {
+            node: host.to_owned(),
+            graph_node: stage.clone(),
+        };
+        gauge(&stages, &labels, *count);
+    }
+    registry.register("dps_graph_call_count", "Calls of a stage", stages);
+    let tables = Family::<TableLabels, Count>::default();
+    for table in &facts.tables {
+        for (stat, value) in [("capacity", table.capacity), ("entries", table.entries)] {
+            let table = table.name.clone();
+            gauge(&tables, &TableLabels { table, stat }, value);
+        }
+    }
+    registry.register(
+        "dps_hash_table_saturation",
+        "Capacity and entries of tables",
+        tables,
+    );
+}
+
+/// What drivers count, sorted by name into bytes, packets, errors and the rest, in this order of tests.
+fn register_ports(registry: &mut Registry, facts: &Facts) {
+    let [bytes, packets, errors, rest] = [(); 4].map(|()| Family::<StatLabels, Count>::default());
+    let links = Family::<DeviceLabels, Count>::default();
+    for port in &facts.ports {
+        let name = port.name.clone();
+        if !name.contains("representor") {
+            gauge(&links, &DeviceLabels { name }, u64::from(port.link));
+        }
+        for (stat, value) in &port.statistics {
+            let family = match stat {
+                stat if stat.contains("bytes") => &bytes,
+                stat if stat.contains("packets") => &packets,
+                stat if stat.contains("errors") => &errors,
+                _ => &rest,
+            };
+            let (name, stat) = (port.name.clone(), stat.clone());
+            gauge(family, &StatLabels { name, stat }, *value);
+        }
+    }
+    for (name, help, family) in [
+        ("dpdk_ethdev_bytes_total", "Bytes of a port", bytes),
+        ("dpdk_ethdev_packets_total", "Packets of a port", packets),
+        ("dpdk_ethdev_errors_total", "Errors of a port", errors),
+        ("dpdk_ethdev_misc", "Other statistics of a port", rest),
+    ] {
+        registry.register(name, help, family);
+    }
+    registry.register("dpdk_ethdev_link_status", "1 up, 0 down", links);
+}
+
+fn register_own(registry: &mut Registry, facts: &Facts) {
     let nodes = Family::<NodeLabels, Counter>::default();
     for node in Node::ALL {
-        nodes
-            .get_or_create(&NodeLabels {
-                graph_node: node.name(),
-            })
-            .inc_by(snapshot.sum(|engine| engine.node(*node)));
+        let labels = NodeLabels {
+            graph_node: node.name(),
+        };
+        let packets = facts.sum(|engine| engine.node(*node));
+        nodes.get_or_create(&labels).inc_by(packets);
     }
     registry.register("graph_packets", "Packets that passed a stage", nodes);
     let drops = Family::<ReasonLabels, Counter>::default();
     for reason in DropReason::ALL {
-        drops
-            .get_or_create(&ReasonLabels {
-                reason: reason.name(),
-            })
-            .inc_by(snapshot.sum(|engine| engine.drops(*reason)));
+        let labels = ReasonLabels {
+            reason: reason.name(),
+        };
+        let packets = facts.sum(|engine| engine.drops(*reason));
+        drops.get_or_create(&labels).inc_by(packets);
     }
     registry.register(
         "dropped_packets",
@@ -177,33 +261,32 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
         drops,
     );
     let ports = Family::<PortLabels, Counter>::default();
-    for (port, counters) in drivers {
-        let device = devices.get(port.index()).cloned().unwrap_or_default();
+    for (port, _, counters) in &facts.drivers {
+        let port = facts.ports.get(port.index());
         for (counter, value) in counters.entries() {
+            let device = port.map(|port| port.name.clone()).unwrap_or_default();
             ports
-                .get_or_create(&PortLabels {
-                    device: device.clone(),
-                    counter,
-                })
+                .get_or_create(&PortLabels { device, counter })
                 .inc_by(value);
         }
     }
     registry.register("port", "What the driver of a port counted", ports);
+    let thread = &facts.threads;
     let single = [
         (
             "flows_created",
             "Flows created",
-            snapshot.sum(|engine| engine.flows_created),
+            facts.sum(|engine| engine.flows_created),
         ),
         (
             "flows_expired",
             "Flows forgotten after their timeout",
-            snapshot.sum(|engine| engine.flows_expired),
+            facts.sum(|engine| engine.flows_expired),
         ),
         (
             "flows_redecided",
             "Flows decided again after a change",
-            snapshot.sum(|engine| engine.flows_redecided),
+            facts.sum(|engine| engine.flows_redecided),
         ),
         (
             "no_device",
@@ -247,10 +330,7 @@ fn render(snapshot: &Snapshot, devices: &[String]) -> Result<String, std::fmt::E
         counter.inc_by(value);
         registry.register(name, help, counter);
     }
-    let gauge: Gauge = Gauge::default();
-    gauge.set(i64::try_from(*interfaces).unwrap_or(i64::MAX));
-    registry.register("interfaces", "Attached interfaces", gauge);
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+    let interfaces = Count::default();
+    interfaces.set(facts.interfaces() as u64);
+    registry.register("interfaces", "Attached interfaces", interfaces);
 }

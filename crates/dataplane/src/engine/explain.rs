@@ -163,7 +163,11 @@ impl Engine {
             && let Some(tuple) = subject.tuple
         {
             let shows = FlowTuple::from(tuple);
-            explanation.flow = worker.flows(&tables, now).find(|row| row.shows == shows);
+            worker.visit_flows(&tables, now, 0, |row| {
+                if row.shows == shows {
+                    explanation.flow = Some(row);
+                }
+            });
             add_facts(&tables, port, &subject, tuple, &mut explanation);
         }
         explanation

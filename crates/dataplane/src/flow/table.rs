@@ -190,10 +190,16 @@ impl FlowTable {
         self.entries.get_mut(entry as usize)
     }
 
-    /// Entries of live connections with their numbers, for whoever looks on.
-    pub(crate) fn live(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        let entries = (0..).zip(&self.entries);
-        entries.filter(|(_, entry)| entry.key.first != FlowKey::NONE.first)
+    /// Entries of live connections with their numbers, for whoever looks on: among `count` entries from number `from` on.
+    pub(crate) fn live(&self, from: u32, count: usize) -> impl Iterator<Item = (u32, &Entry)> {
+        let entries = self.entries.iter().skip(from as usize).take(count);
+        let numbered = (from..).zip(entries);
+        numbered.filter(|(_, entry)| entry.key.first != FlowKey::NONE.first)
+    }
+
+    /// One past the highest number that an entry has had.
+    pub(crate) fn numbers_end(&self) -> usize {
+        self.entries.len()
     }
 
     /// Timeout of a connection in this state, in [`Coarse`] units.

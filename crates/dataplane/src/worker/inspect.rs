@@ -34,15 +34,26 @@ pub struct KnownConnection {
     record: Cold,
 }
 
+/// Places in the flow table that one call of [`Worker::visit_flows`] looks at: some ten microseconds.
+pub const FLOW_PAGE_MAX: usize = 4_096;
+
 impl Worker {
-    /// Both directions of every connection, in no particular order.
-    pub fn flows<'a>(
-        &'a self,
-        tables: &'a Tables,
+    /// Shows both directions of the connections at [`FLOW_PAGE_MAX`] places of the table, from place `from` on, in no particular order; returns
+    /// the place to go on from, `None` at the end. Packets can be handled in between; a connection that comes or goes then may be missed.
+    pub fn visit_flows(
+        &self,
+        tables: &Tables,
         now: Instant,
-    ) -> impl Iterator<Item = FlowRow> + 'a {
-        let live = self.flows.live();
-        live.filter_map(move |(number, entry)| self.row(tables, number, entry, Coarse::of(now)))
+        from: u32,
+        mut visit: impl FnMut(FlowRow),
+    ) -> Option<u32> {
+        for (number, entry) in self.flows.live(from, FLOW_PAGE_MAX) {
+            if let Some(row) = self.row(tables, number, entry, Coarse::of(now)) {
+                visit(row);
+            }
+        }
+        let next = from as usize + FLOW_PAGE_MAX;
+        (next < self.flows.numbers_end()).then_some(next as u32)
     }
 
     fn row(&self, tables: &Tables, number: u32, entry: &Entry, now: Coarse) -> Option<FlowRow> {

@@ -230,7 +230,9 @@ impl<P: Kind> Lane<P> {
             .collect();
         Inspection {
             thread: self.number,
+            now: Instant::from_duration(self.origin.elapsed()),
             worker: &mut self.worker,
+            tables: &self.tables,
             counters: self.counters,
             drivers,
         }

@@ -10,9 +10,10 @@
 pub mod lane;
 
 use crate::devices::{Driver, Kind};
-use dataplane::{Engine, Instant, PacketBuf, PortId, Tables, Worker};
+use dataplane::{Engine, FlowRow, Instant, PacketBuf, PortId, Tables, Worker};
 use futures::future::BoxFuture;
 use lane::{Lane, LaneLink, Setup};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +85,10 @@ pub struct Inspection<'a> {
     pub thread: usize,
     /// Flows and packet counters.
     pub worker: &'a mut Worker,
+    /// What it decides by.
+    pub tables: &'a Tables,
+    /// Time of the thread.
+    pub now: Instant,
     /// What the thread counted.
     pub counters: Counters,
     /// What each driver counted, with its port.
@@ -195,6 +200,8 @@ pub struct Plane {
     attached: Arc<[AtomicBool]>,
     effects: Vec<Effect>,
     published: u32,
+    /// Periodic packets so far.
+    periodic: u64,
     origin: std::time::Instant,
 }
 
@@ -224,6 +231,12 @@ impl Plane {
         Instant::from_duration(self.origin.elapsed())
     }
 
+    /// Periodic packets so far.
+    #[must_use]
+    pub fn periodic_packets(&self) -> u64 {
+        self.periodic
+    }
+
     /// Sends the periodic packets that are due.
     pub fn tick(&mut self) {
         let now = self.now();
@@ -232,6 +245,7 @@ impl Plane {
             let Some(port) = self.engine.tick(now, &mut packet) else {
                 break;
             };
+            self.periodic += 1;
             let frame = packet.frame().to_vec();
             match self.effects.last_mut() {
                 Some(Effect::Send(last, frames)) if *last == port => frames.push(frame),
@@ -326,6 +340,47 @@ impl Handle {
         self.shared.lanes.inspect(inspector).await?;
         let mut results = results.lock().map_err(|_| Stopped)?;
         Ok(std::mem::take(&mut *results))
+    }
+
+    /// Visits the flows of all packet threads, a bounded number between two bursts, and collects what `look` makes of them until there are
+    /// `max` of it. False if there is more.
+    ///
+    /// # Errors
+    /// If the threads have ended.
+    pub async fn collect_flows<R: Send + 'static>(
+        &self,
+        max: usize,
+        look: impl Fn(FlowRow) -> Option<R> + Send + Sync + 'static,
+    ) -> Result<(Vec<R>, bool), Stopped> {
+        let look = Arc::new(look);
+        let mut cursors: BTreeMap<usize, Option<u32>> = BTreeMap::new();
+        let mut found = Vec::new();
+        loop {
+            let (look, places) = (Arc::clone(&look), cursors.clone());
+            let pages = self.inspect(move |inspection| {
+                let place = places.get(&inspection.thread).copied().unwrap_or(Some(0));
+                let mut rows = Vec::new();
+                let next = place.and_then(|place| {
+                    let Inspection {
+                        worker,
+                        tables,
+                        now,
+                        ..
+                    } = inspection;
+                    worker.visit_flows(tables, now, place, |row| rows.extend(look(row)))
+                });
+                (inspection.thread, rows, next)
+            });
+            for (thread, rows, next) in pages.await? {
+                cursors.insert(thread, next);
+                found.extend(rows);
+            }
+            let is_complete = found.len() <= max;
+            found.truncate(max);
+            if !is_complete || cursors.values().all(Option::is_none) {
+                return Ok((found, is_complete));
+            }
+        }
     }
 
     /// What all packet threads counted together.
@@ -447,6 +502,7 @@ pub fn start<P: Kind>(
         engine,
         attached,
         effects: Vec::new(),
+        periodic: 0,
         origin,
     };
     let shared = Shared {

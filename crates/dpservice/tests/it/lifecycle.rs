@@ -114,9 +114,14 @@ async fn packets_flow_and_a_lost_device_is_made_anew() {
 
 /// TCP SYN between two machines of this host.
 fn syn(source: u8, destination: u8, ports: [u16; 2]) -> Vec<u8> {
-    let mut frame = vec![0x06, 0, 0, 0, 0, 1, 0x66, 0, 0, 0, 0, source, 8, 0];
+    syn_between([10, 0, 0, source], [10, 0, 0, destination], ports)
+}
+
+/// TCP SYN as a machine sends it to its gateway.
+pub fn syn_between(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Vec<u8> {
+    let mut frame = vec![0x06, 0, 0, 0, 0, 1, 0x66, 0, 0, 0, 0, source[3], 8, 0];
     let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
-    ip.extend([10, 0, 0, source, 10, 0, 0, destination]);
+    ip.extend([source, destination].concat());
     let sum = net::checksum::checksum(&ip).to_be_bytes();
     ip[10..12].copy_from_slice(&sum);
     frame.extend(ip);

@@ -20,3 +20,4 @@ mod inspection;
 mod lifecycle;
 mod options;
 mod services;
+mod telemetry;
