@@ -65,7 +65,7 @@ pub async fn serve(
     let address = listener
         .local_addr()
         .context("cannot tell the listening address")?;
-    tracing::info!(%address, "Metrics are served");
+    tracing::info!(path = %address, "Metrics are served");
     let devices: Arc<[String]> = devices.into();
     let mut connections = JoinSet::new();
     loop {

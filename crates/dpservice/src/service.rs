@@ -82,6 +82,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
 /// What concerns the process as a whole.
 fn prepare_process(args: &Args) {
+    tracing::info!(value = crate::VERSION, ipv6 = %args.ipv6, "Starting DP service");
     for (option, reason) in args.without_effect() {
         tracing::warn!(name = option, value = reason, "Option has no effect");
     }
@@ -437,13 +438,7 @@ pub async fn serve(
         .context("cannot tell the listening address")?;
     // The socket listens already: whoever connects from here on is answered.
     let (serving, health) = watch::channel(Serving::Listening);
-    tracing::info!(
-        grpc_server_address = %address,
-        ipv6 = %service.host,
-        uuid = service.uuid,
-        version = crate::VERSION,
-        "Server started and listening"
-    );
+    grpc::log_ready(address, &service.uuid);
     let stopping = {
         let shutdown = shutdown.clone();
         async move {

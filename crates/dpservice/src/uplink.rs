@@ -362,7 +362,7 @@ async fn verify(netlink: &rtnetlink::Handle, index: u32, gateway: Ipv6Addr) {
         .replace()
         .execute();
     if let Err(error) = request.await {
-        tracing::debug!(%gateway, %error, "Cannot verify neighbour");
+        tracing::debug!(dst_ip = %gateway, %error, "Cannot verify neighbour");
     }
 }
 

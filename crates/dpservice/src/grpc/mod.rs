@@ -84,6 +84,12 @@ impl From<Stopped> for Failure {
     }
 }
 
+/// Tells that requests are answered from now on; start scripts wait for this line.
+pub fn log_ready(address: std::net::SocketAddr, uuid: &str) {
+    tracing::debug!(value = uuid, "Identity of this process");
+    tracing::info!(grpc_server_address = %address, "Server started and listening");
+}
+
 fn success() -> Status {
     Status {
         code: code::OK,
@@ -152,6 +158,7 @@ async fn get_version(
         }
     }
     tracing::info!(
+        proto_ver = client_protocol,
         client_name,
         client_ver = client_version,
         "Client identified itself"

@@ -18,6 +18,7 @@ mod health;
 mod hosts;
 mod inspection;
 mod lifecycle;
+mod logging;
 mod options;
 mod services;
 mod telemetry;
