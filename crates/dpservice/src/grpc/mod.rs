@@ -6,6 +6,7 @@
 
 mod balancers;
 mod capture;
+pub mod errors;
 mod firewall;
 mod health;
 mod interfaces;

@@ -1,8 +1,8 @@
 //! The generated service trait, filled in: one line per RPC. What every RPC has in common is in [`answer`].
 
 use super::{
-    Failure, Service, balancers, capture, check_initialized, firewall, get_version, initialize,
-    interfaces, nat, prefixes, refusal, routes, success,
+    Failure, Service, balancers, capture, check_initialized, errors, firewall, get_version,
+    initialize, interfaces, nat, prefixes, refusal, routes, success,
 };
 use proto::dpdk::dpd_kironcore_server::DpdKironcore;
 use proto::dpdk::{self, Status};
@@ -26,6 +26,10 @@ fn answer<R: Reply>(
         }
         Err(failure) => failure,
     };
+    if !errors::is_listed(rpc, &failure) {
+        tracing::error!(grpc_request = rpc, "Failure is not in the table of errors");
+        debug_assert!(false, "{rpc} may not answer {failure:?}");
+    }
     let (code, message) = match failure {
         Failure::Refused(value) => {
             let status = refusal(value);
@@ -39,8 +43,8 @@ fn answer<R: Reply>(
             return Ok(Response::new(R::default().with_status(status)));
         }
         Failure::Invalid(text) => (Code::InvalidArgument, text),
-        Failure::NotInitialized => (Code::Aborted, "not initialized".to_owned()),
-        Failure::Stopped => (Code::Internal, "ipc write failed".to_owned()),
+        Failure::NotInitialized => (Code::Aborted, errors::NOT_INITIALIZED.to_owned()),
+        Failure::Stopped => (Code::Internal, errors::STOPPED.to_owned()),
     };
     tracing::warn!(
         grpc_request = rpc,

@@ -14,7 +14,7 @@ fn captured(kind: dpdk::CaptureInterfaceType, spec: Option<Spec>) -> dpdk::Captu
 }
 
 #[tokio::test]
-async fn captures() {
+pub async fn captures() {
     use dpdk::CaptureInterfaceType::{SinglePf, SingleVf};
     let server = Server::start().await;
     let mut client = machines(&server).await;
@@ -94,7 +94,7 @@ async fn captures() {
 }
 
 #[tokio::test]
-async fn captured_frames_reach_the_receiver() {
+pub async fn captured_frames_reach_the_receiver() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     let start = dpdk::CaptureStartRequest {

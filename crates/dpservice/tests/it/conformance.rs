@@ -15,7 +15,7 @@ fn invalid(what: &str) -> String {
 }
 
 #[tokio::test]
-async fn nothing_works_before_initialize() {
+pub async fn nothing_works_before_initialize() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let aborted = "Aborted not initialized";
@@ -54,7 +54,7 @@ async fn nothing_works_before_initialize() {
 }
 
 #[tokio::test]
-async fn initialize_again_clears_routes_and_keeps_interfaces() {
+pub async fn initialize_again_clears_routes_and_keeps_interfaces() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     assert_eq!(
@@ -97,7 +97,7 @@ async fn initialize_again_clears_routes_and_keeps_interfaces() {
 }
 
 #[tokio::test]
-async fn interface_input() {
+pub async fn interface_input() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let good = || interface("vm-1_A", "net_tap2", "10.0.0.1", "fd00::1");
@@ -218,7 +218,7 @@ fn pxe(server: &str, file: &str) -> Option<dpdk::PxeConfig> {
 }
 
 #[tokio::test]
-async fn interface_life() {
+pub async fn interface_life() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let mut request = interface("vm1", "net_tap2", "10.0.0.1", "fd00::1");
@@ -316,7 +316,7 @@ async fn interface_life() {
 }
 
 #[tokio::test]
-async fn a_device_that_cannot_be_opened_leaves_no_interface() {
+pub async fn a_device_that_cannot_be_opened_leaves_no_interface() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     server.devices.broken.store(true, Ordering::Relaxed);
@@ -336,7 +336,7 @@ async fn a_device_that_cannot_be_opened_leaves_no_interface() {
 }
 
 #[tokio::test]
-async fn prefixes() {
+pub async fn prefixes() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     assert_eq!(
@@ -436,7 +436,7 @@ async fn prefixes() {
 }
 
 #[tokio::test]
-async fn routes() {
+pub async fn routes() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let hop = "fc00:2::1";
@@ -532,7 +532,7 @@ async fn routes() {
 }
 
 #[tokio::test]
-async fn a_route_changes_its_next_hop_in_one_step() {
+pub async fn a_route_changes_its_next_hop_in_one_step() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
@@ -567,7 +567,7 @@ async fn a_route_changes_its_next_hop_in_one_step() {
 }
 
 #[tokio::test]
-async fn routes_of_ipv6_can_be_hidden() {
+pub async fn routes_of_ipv6_can_be_hidden() {
     let server = Server::start_with(false, Settings::default()).await;
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "fd00::1");
@@ -592,7 +592,7 @@ async fn routes_of_ipv6_can_be_hidden() {
 }
 
 #[tokio::test]
-async fn networks() {
+pub async fn networks() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "::");
@@ -651,7 +651,7 @@ async fn networks() {
 }
 
 #[tokio::test]
-async fn versions() {
+pub async fn versions() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let good = || dpdk::GetVersionRequest {
@@ -677,7 +677,7 @@ async fn versions() {
 }
 
 #[tokio::test]
-async fn many_routes_are_listed_whole() {
+pub async fn many_routes_are_listed_whole() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let request = interface("a", "net_tap2", "10.0.0.1", "::");

@@ -13,6 +13,8 @@ mod config;
 mod conformance;
 #[cfg(feature = "dpdk")]
 mod dpdk;
+mod errors;
+mod errors_rest;
 mod harness;
 mod health;
 mod hosts;

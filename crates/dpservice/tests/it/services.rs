@@ -32,7 +32,7 @@ fn vip(id: &str, address: &str) -> dpdk::CreateVipRequest {
 }
 
 #[tokio::test]
-async fn vips() {
+pub async fn vips() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     let bad = |id: &str, address: &str, underlay: &str| dpdk::CreateVipRequest {
@@ -102,7 +102,7 @@ fn nat(id: &str, address: &str, min_port: u32, max_port: u32) -> dpdk::CreateNat
 }
 
 #[tokio::test]
-async fn nats() {
+pub async fn nats() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     for (request, expected) in [
@@ -179,7 +179,7 @@ async fn nats() {
 }
 
 #[tokio::test]
-async fn neighbor_nats() {
+pub async fn neighbor_nats() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let create =
@@ -280,7 +280,7 @@ fn balancer(
 }
 
 #[tokio::test]
-async fn load_balancers() {
+pub async fn load_balancers() {
     let server = Server::start().await;
     let mut client = server.initialized().await;
     let sixteen: Vec<_> = (1..=16).map(|port| (6, port)).collect();
@@ -449,7 +449,7 @@ async fn load_balancers() {
 }
 
 #[tokio::test]
-async fn load_balancer_prefixes() {
+pub async fn load_balancer_prefixes() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     let create = |id: &str, text: &str| dpdk::CreateLoadBalancerPrefixRequest {
@@ -539,7 +539,7 @@ fn rule(id: &str) -> dpdk::FirewallRule {
 }
 
 #[tokio::test]
-async fn firewall_input() {
+pub async fn firewall_input() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     type Spoil = fn(&mut dpdk::FirewallRule);
@@ -614,7 +614,7 @@ async fn firewall_input() {
 }
 
 #[tokio::test]
-async fn firewall_rules() {
+pub async fn firewall_rules() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
     let create = |id: &str, rule| dpdk::CreateFirewallRuleRequest {

@@ -289,7 +289,8 @@ async fn one_listener_serves_both() {
     let address = listener.local_addr().unwrap();
     let worker = server.worker.clone();
     let shutdown = server.shutdown.clone();
-    let serving = tokio::spawn(metrics::serve(listener, names(), worker, shutdown));
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(metrics::serve(listener, names(), worker, shutdown));
     let (status, body) = get(address, "/dp_service/nat/used_port_count").await;
     assert_eq!(status, "HTTP/1.1 200 OK");
     assert_eq!(
@@ -307,7 +308,7 @@ async fn one_listener_serves_both() {
         "HTTP/1.1 404 Not Found"
     );
     server.shutdown.cancel();
-    serving.await.unwrap().unwrap();
+    serving.join_next().await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
