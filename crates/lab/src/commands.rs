@@ -1,4 +1,4 @@
-//! What an operator types about a lab that is up: status, exec, capture, logs, kill, down.
+//! What an operator types about a lab that is up: status, exec, capture, logs, kill, disconnect, connect, down.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
@@ -197,6 +197,32 @@ pub fn kill(name: &str, part: &str, signal: &str) -> Result<()> {
     send(Pid::from_raw(pid), signal)
         .with_context(|| format!("cannot signal {part} (pid {pid})"))?;
     say(&format!("sent {signal} to {part} (pid {pid})"));
+    Ok(())
+}
+
+/// Pulls the plugs of a hypervisor, or puts them in again.
+///
+/// # Errors
+/// No such lab or hypervisor.
+pub fn plug(name: &str, hypervisor: &str, connected: bool) -> Result<()> {
+    let topology = state::find(name)?.topology()?;
+    let number = (1..=topology.hypervisors).find(|i| format!("hv{i}") == hypervisor);
+    let Some(number) = number else {
+        let names: Vec<String> = topology.hypervisor_names().collect();
+        bail!(
+            "lab {name} has no hypervisor {hypervisor:?}; it has: {}",
+            names.join(", ")
+        )
+    };
+    if connected {
+        network::connect(&topology, number)?;
+        say(&format!("{hypervisor} is on its networks again"));
+    } else {
+        network::disconnect(&topology, number)?;
+        say(&format!(
+            "{hypervisor} is off every network; put it back with: openkcm lab connect --name {name} {hypervisor}"
+        ));
+    }
     Ok(())
 }
 

@@ -114,6 +114,20 @@ enum Command {
         #[arg(short, long, default_value = "KILL")]
         signal: String,
     },
+    /// Take a hypervisor off every network, which to all others looks like a power cut.
+    Disconnect {
+        #[command(flatten)]
+        name: Name,
+        /// The hypervisor, such as hv2.
+        hypervisor: String,
+    },
+    /// Put a hypervisor back on its networks.
+    Connect {
+        #[command(flatten)]
+        name: Name,
+        /// The hypervisor, such as hv2.
+        hypervisor: String,
+    },
     /// Stop a lab and remove everything it made.
     Down {
         #[command(flatten)]
@@ -176,6 +190,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
         } => commands::capture(&name.name, &target, &tcpdump),
         Command::Logs { name, part, follow } => commands::logs(&name.name, &part, follow),
         Command::Kill { name, part, signal } => ok(commands::kill(&name.name, &part, &signal)),
+        Command::Disconnect { name, hypervisor } => {
+            ok(commands::plug(&name.name, &hypervisor, false))
+        }
+        Command::Connect { name, hypervisor } => ok(commands::plug(&name.name, &hypervisor, true)),
         Command::Down { name, keep_state } => ok(commands::down(&name.name, keep_state)),
         Command::Demo(args) => runtime.block_on(demo::demo(&args)),
         Command::Bench(args) => ok(runtime.block_on(bench::bench(&args))),

@@ -91,6 +91,28 @@ fn create_link(link: &Link) -> Result<()> {
     Ok(())
 }
 
+/// Takes a hypervisor off every network: to all others this looks like a power cut. It sees its links without a carrier.
+///
+/// # Errors
+/// iproute2 refuses; the lab is not up.
+pub fn disconnect(topology: &Topology, hypervisor: u8) -> Result<()> {
+    for plug in topology.plugs(hypervisor) {
+        batch(Some(&plug.netns), &plug.out)?;
+    }
+    Ok(())
+}
+
+/// The reverse of [`disconnect`]. Idempotent.
+///
+/// # Errors
+/// iproute2 refuses; the lab is not up.
+pub fn connect(topology: &Topology, hypervisor: u8) -> Result<()> {
+    for plug in topology.plugs(hypervisor) {
+        batch(Some(&plug.netns), &plug.back)?;
+    }
+    Ok(())
+}
+
 /// Kills what still runs in the lab's namespaces and deletes them, machines included. Idempotent.
 ///
 /// # Errors

@@ -58,6 +58,16 @@ pub struct End {
     pub bridge: Option<&'static str>,
 }
 
+/// One link of a hypervisor, at its far end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plug {
+    pub netns: String,
+    /// Pulls it.
+    pub out: Vec<String>,
+    /// Puts it in again.
+    pub back: Vec<String>,
+}
+
 impl Topology {
     /// # Errors
     /// The name is not a DNS label of at most [`NAME_LEN_MAX`] characters, or a size is out of range.
@@ -268,20 +278,46 @@ impl Topology {
                 self.router_address(j)
             )];
             for i in 1..=self.hypervisors {
-                lines.push(format!(
-                    "neigh replace fe80::{i:x} lladdr {} dev hv{i} nud permanent",
-                    self.mac(2, i, j)
-                ));
-                lines.push(format!(
-                    "route add fd4c:{:x}:{i:x}::/64 via fe80::{i:x} dev hv{i} src {}",
-                    self.id,
-                    self.router_address(j)
-                ));
+                lines.extend(self.way_to_hypervisor(i, j));
             }
             batches.push((self.netns(&format!("r{j}")), lines));
         }
         batches.extend(outside::batches(self));
         batches
+    }
+
+    /// What router `j` needs to reach hypervisor `i`.
+    fn way_to_hypervisor(&self, i: u8, j: u8) -> [String; 2] {
+        [
+            format!(
+                "neigh replace fe80::{i:x} lladdr {} dev hv{i} nud permanent",
+                self.mac(2, i, j)
+            ),
+            format!(
+                "route replace fd4c:{:x}:{i:x}::/64 via fe80::{i:x} dev hv{i} src {}",
+                self.id,
+                self.router_address(j)
+            ),
+        ]
+    }
+
+    /// The far ends of a hypervisor's links, with the lines for `ip -batch` that pull its plugs there and put them in again.
+    /// The kernel forgets a device's IPv6 addresses, neighbours and routes while it is down.
+    pub fn plugs(&self, hypervisor: u8) -> Vec<Plug> {
+        let device = format!("hv{hypervisor}");
+        let plug = |role: &str, rest: Vec<String>| Plug {
+            netns: self.netns(role),
+            out: vec![format!("link set {device} down")],
+            back: [vec![format!("link set {device} up")], rest].concat(),
+        };
+        let routers = (1..=self.routers).map(|j| {
+            let mut rest = vec![format!("addr replace fe80::ff:{j:x}/64 dev {device} nodad")];
+            rest.extend(self.way_to_hypervisor(hypervisor, j));
+            plug(&format!("r{j}"), rest)
+        });
+        routers
+            .chain(std::iter::once(plug("mgmt", Vec::new())))
+            .collect()
     }
 
     pub fn api_address_line(&self) -> String {
@@ -333,6 +369,23 @@ mod tests {
         macs.sort();
         macs.dedup();
         assert_eq!(macs.len(), ends.len());
+    }
+
+    #[test]
+    fn what_a_router_forgets_with_a_link_is_told_again() {
+        let t = Topology::new("x", 2, 2).unwrap();
+        let told = t.underlay_batches();
+        for plug in t.plugs(2) {
+            let lost = told
+                .iter()
+                .filter(|(netns, _)| *netns == plug.netns)
+                .flat_map(|(_, lines)| lines)
+                .filter(|line| line.contains("dev hv2"));
+            for line in lost {
+                assert!(plug.back.contains(line), "{line}");
+            }
+        }
+        assert_eq!(t.plugs(2).len(), 3);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::client::{
 use crate::demo::report::Report;
 use crate::demo::{Region, faults};
 use crate::outside::{self, SERVER_V4};
-use crate::{machines, probe};
+use crate::{machines, network, probe};
 
 /// The manifest of this part, as a user applies it.
 const EXAMPLE: &str = include_str!("../../../../examples/services.yaml");
@@ -33,6 +33,8 @@ const CROWD: u16 = 40;
 const CROWD_PORTS: u16 = 2048;
 /// First port of an address that a NAT gateway hands out.
 const NAT_PORTS_FIRST: u16 = 1024;
+/// Number of the hypervisor that is cut off: the one with web-2.
+const LOST_HYPERVISOR: u8 = 2;
 /// Most remains that a message lists.
 const REMAINS_SHOWN: usize = 10;
 
@@ -75,6 +77,9 @@ pub(super) async fn services(region: &Region, report: &mut Report) -> Result<()>
     report.check("peering", peering(region, &shop).await);
     report.chapter("40 machines behind two addresses");
     report.check("crowd", crowd(region).await);
+    report.chapter("A hypervisor goes: openkcm lab disconnect hv2");
+    report.check("lost hypervisor", lost_hypervisor(region, &shop).await);
+    report.check("hypervisor back", hypervisor_back(region, &shop).await);
     report.chapter("A target goes");
     report.check("lost target", lost_target(region, &shop).await);
     report.chapter("Clean-up: everything deleted at once, owners first");
@@ -277,24 +282,61 @@ async fn lost_target(region: &Region, shop: &Shop) -> Result<String> {
     client::api(&region.client, MACHINE, "default")
         .delete("web-2", &kube::api::DeleteParams::default())
         .await?;
+    let took = web_1_alone(region, shop, begun).await?;
+    Ok(format!(
+        "web-1 answers everything {} ms after web-2 was deleted",
+        took.as_millis()
+    ))
+}
+
+/// The second hypervisor is cut off together with a target and one of the places where the balancer is: nobody says goodbye.
+async fn lost_hypervisor(region: &Region, shop: &Shop) -> Result<String> {
+    let begun = Instant::now();
+    network::disconnect(&region.topology, LOST_HYPERVISOR)?;
+    let took = web_1_alone(region, shop, begun).await?;
+    let bastion = machines::netns(&region.record, "bastion")?;
+    let internal = balanced(&bastion, INTERNAL_BALANCER, 1).await?;
+    Ok(format!(
+        "web-1 answers everything {} ms after hv2 was cut off; inside, {internal}",
+        took.as_millis()
+    ))
+}
+
+/// The load comes back to it by itself.
+async fn hypervisor_back(region: &Region, shop: &Shop) -> Result<String> {
+    let begun = Instant::now();
+    network::connect(&region.topology, LOST_HYPERVISOR)?;
+    let internet = region.topology.netns(outside::ROLE);
+    loop {
+        match balanced(&internet, &shop.balancer, 2).await {
+            Ok(seen) => {
+                let took = begun.elapsed().as_millis();
+                return Ok(format!("{seen}; {took} ms after hv2 was connected"));
+            }
+            Err(err) if begun.elapsed() > OBJECTS_TIMEOUT => return Err(err),
+            Err(_) => {}
+        }
+    }
+}
+
+/// How long it takes until [`REQUESTS`] in a row are answered by web-1.
+async fn web_1_alone(region: &Region, shop: &Shop, begun: Instant) -> Result<Duration> {
     let internet = region.topology.netns(outside::ROLE);
     let url = format!("http://{}/", shop.balancer);
     let mut in_a_row = 0;
+    let mut settled = begun.elapsed();
     while in_a_row < REQUESTS {
         ensure!(
             begun.elapsed() < OBJECTS_TIMEOUT,
-            "requests still fail {} s after web-2 was deleted",
+            "requests still fail or go astray after {} s",
             begun.elapsed().as_secs()
         );
         match probe::fetch(&internet, &url).await {
             Ok(page) if page.contains("web-1") => in_a_row += 1,
-            Ok(_) | Err(_) => in_a_row = 0,
+            Ok(_) | Err(_) => (in_a_row, settled) = (0, begun.elapsed()),
         }
     }
-    Ok(format!(
-        "web-1 answers everything {} ms after web-2 was deleted",
-        begun.elapsed().as_millis()
-    ))
+    Ok(settled)
 }
 
 // ---- policies and peering --------------------------------------------------------------------------------------------------
