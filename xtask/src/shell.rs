@@ -43,8 +43,22 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// Cargo failed; it has said why.
 pub fn cargo(args: &[&str]) -> Result<()> {
+    run(cargo_command().args(args))
+}
+
+/// Cargo as a person would start it: what it told this program about the package `xtask` would make build scripts that look
+/// at such variables (that of `ring`) run again, and all that depends on them be built again.
+fn cargo_command() -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run(Command::new(program).args(args).current_dir(root()))
+    let mut command = Command::new(program);
+    command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if told.starts_with("CARGO_PKG_") || told.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// Standard output of a program that must succeed.
@@ -67,12 +81,7 @@ pub fn output(command: &mut Command) -> Result<String> {
 /// # Errors
 /// Cargo cannot read the workspace.
 pub fn metadata() -> Result<serde_json::Value> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let text = output(
-        Command::new(program)
-            .args(["metadata", "--format-version", "1", "--no-deps"])
-            .current_dir(root()),
-    )?;
+    let text = output(cargo_command().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     Ok(serde_json::from_str(&text)?)
 }
 

@@ -33,7 +33,7 @@ pub struct BenchArgs {
 /// # Errors
 /// The region did not come up or an object did not become ready.
 pub async fn bench(args: &BenchArgs) -> Result<()> {
-    let region = demo::start(&args.name).await?;
+    let region = demo::start(&args.name, 2).await?;
     let result = measure(&region, args).await;
     if !args.keep {
         commands::down(&args.name, false)?;
@@ -208,7 +208,7 @@ fn cpu_seconds(pid: i32) -> Result<f64> {
     Ok(ticks / 100.0)
 }
 
-fn memory(region: &Region) -> Result<()> {
+pub(crate) fn memory(region: &Region) -> Result<()> {
     let resident = resident(region)?;
     say(&format!("{:<22} {:>10} {:>12}", "PART", "RSS MiB", "CPU s"));
     for part in state::read_status(&region.record.state)?.parts.values() {

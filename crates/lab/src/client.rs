@@ -10,8 +10,10 @@ use kube::{Client, Config};
 use serde_json::Value;
 use tokio::time::sleep;
 
-/// Between two looks at an object whose state is awaited.
+/// Between two looks at an object whose state is awaited, at least.
 const POLL: Duration = Duration::from_millis(20);
+/// Looking takes at most one part in so many of the time, so that it does not become the load.
+const POLL_SHARE: u32 = 8;
 
 /// A kind as the lab addresses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +82,7 @@ pub const NAT_GATEWAY: Kind = kind(
     "natgateways",
     true,
 );
-const NETWORK_POLICY: Kind = kind(
+pub const NETWORK_POLICY: Kind = kind(
     "networking.openkcm.dev/v1alpha1",
     "NetworkPolicy",
     "networkpolicies",
@@ -323,6 +325,7 @@ pub async fn wait(
 ) -> Result<Vec<Value>> {
     let deadline = Instant::now() + limit;
     loop {
+        let begun = Instant::now();
         let (good, last) = match api(client, kind, namespace)
             .list(&ListParams::default())
             .await
@@ -358,12 +361,21 @@ pub async fn wait(
                 limit.as_secs()
             );
         }
-        sleep(POLL).await;
+        sleep(POLL.max(begun.elapsed() * POLL_SHARE)).await;
     }
 }
 
 pub fn has_state(object: &Value, state: &str) -> bool {
     object["status"]["state"] == state
+}
+
+pub fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
+    conditions.is_some_and(|conditions| {
+        conditions
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The region on one machine: `openkcm lab …`.
 //!
 //! [`topology`] computes names and addresses, [`network`] makes them real, [`parts`] lists the processes, [`supervisor`] keeps
-//! them running. [`commands`] is what an operator types; [`demo`] shows a region working and failing, [`bench`] measures it,
-//! [`storm`] torments it.
+//! them running. [`commands`] is what an operator types; [`demo`] shows a region working and failing, [`bench`] and [`scale`]
+//! measure it, [`storm`] torments it.
 //! What runs here is what runs in a data centre: the same executables with the same flags.
 
 pub mod bench;
@@ -16,6 +16,7 @@ pub mod network;
 pub mod outside;
 pub mod parts;
 pub mod probe;
+pub mod scale;
 pub mod state;
 pub mod storm;
 pub mod supervisor;
@@ -140,6 +141,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Measure a region: apply to first ping, many interfaces at once, memory per process.
     Bench(bench::BenchArgs),
+    /// Fill a region: many hypervisors, interfaces, load balancers and policies; what they cost, and that idling costs nothing.
+    Scale(scale::ScaleArgs),
     /// Torment a region: hostile frames into machine ports and uplinks, hostile bytes into every listening port.
     Storm(storm::StormArgs),
     /// Send hostile frames from this namespace; started by `storm`.
@@ -197,6 +200,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         Command::Down { name, keep_state } => ok(commands::down(&name.name, keep_state)),
         Command::Demo(args) => runtime.block_on(demo::demo(&args)),
         Command::Bench(args) => ok(runtime.block_on(bench::bench(&args))),
+        Command::Scale(args) => ok(runtime.block_on(scale::scale(&args))),
         Command::Storm(args) => runtime.block_on(storm::storm(&args)),
         Command::InjectFrames(args) => ok(runtime.block_on(storm::inject::frames(&args))),
         Command::InjectBytes(args) => ok(runtime.block_on(storm::inject::bytes(&args))),

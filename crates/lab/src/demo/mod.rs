@@ -67,7 +67,7 @@ pub(crate) async fn in_a_region(
 ) -> Result<ExitCode> {
     let mut report = Report::start();
     report.chapter("A region on this machine");
-    let region = start(name).await?;
+    let region = start(name, 2).await?;
     report.pass(
         "region up",
         "2 hypervisors, 2 routers, every part a process of its own",
@@ -89,13 +89,13 @@ pub(crate) async fn in_a_region(
     Ok(report.finish())
 }
 
-/// Brings a lab of two hypervisors and two routers up and gathers what the steps need.
-pub(crate) async fn start(name: &str) -> Result<Region> {
+/// Brings a lab with two routers up and gathers what the steps need.
+pub(crate) async fn start(name: &str, hypervisors: u8) -> Result<Region> {
     let args = UpArgs {
         name: Name {
             name: name.to_owned(),
         },
-        hypervisors: 2,
+        hypervisors,
         routers: 2,
         state: None,
     };

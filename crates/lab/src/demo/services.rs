@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use crate::client::{
     self, LOAD_BALANCER, MACHINE, NAT_GATEWAY, NETWORK, NETWORK_INTERFACE, VIRTUAL_IP, has_state,
+    is_ready,
 };
 use crate::demo::report::Report;
 use crate::demo::{Region, faults};
@@ -165,15 +166,6 @@ fn serve(region: &Region, balancer: &str) -> Result<Vec<Child>> {
         servers.push(probe::serve(&netns, &region.layout.openkcm, machine, port)?);
     }
     Ok(servers)
-}
-
-fn is_ready(object: &Value) -> bool {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.is_some_and(|conditions| {
-        conditions
-            .iter()
-            .any(|c| c["type"] == "Ready" && c["status"] == "True")
-    })
 }
 
 fn owner(object: &Value) -> String {

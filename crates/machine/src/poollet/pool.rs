@@ -186,7 +186,7 @@ fn status(
         } else {
             MachinePoolState::Error
         }),
-        conditions: vec![ready(world, settings, runtime, pool, old)],
+        conditions: vec![ready(world, runtime, pool, old)],
         available_machine_classes: available,
         capacity,
         allocatable,
@@ -197,7 +197,6 @@ fn status(
 
 fn ready(
     world: &World,
-    settings: &Settings,
     runtime: &Snapshot,
     pool: Option<&MachinePool>,
     old: &MachinePoolStatus,
@@ -217,23 +216,22 @@ fn ready(
         .iter()
         .find(|condition| condition.type_ == "Ready");
     let same = before.filter(|condition| condition.status == status && condition.reason == reason);
-    let recent = same
-        .and_then(|condition| condition.last_update_time.clone())
-        .filter(|time| {
-            let age = now.0.duration_since(time.0);
-            age.as_millis() < i128::try_from(settings.heartbeat.as_millis()).unwrap_or(i128::MAX)
-        });
-    MachinePoolCondition {
+    let mut condition = MachinePoolCondition {
         type_: "Ready".to_owned(),
         status: status.to_owned(),
         reason: reason.to_owned(),
         message: message.to_owned(),
         observed_generation: pool.and_then(|pool| pool.metadata.generation),
-        last_update_time: Some(recent.unwrap_or_else(|| now.clone())),
+        last_update_time: before.and_then(|condition| condition.last_update_time.clone()),
         last_transition_time: same
             .and_then(|condition| condition.last_transition_time.clone())
-            .or(Some(now)),
+            .or_else(|| Some(now.clone())),
+    };
+    // The lease is the sign of life: a status that says the same as before is not written again.
+    if before != Some(&condition) {
+        condition.last_update_time = Some(now);
     }
+    condition
 }
 
 /// Renews the lease when it is due, and asks to be planned again when it will be.

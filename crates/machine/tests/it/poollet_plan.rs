@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::compute::{Machine, MachineClass};
+use api::compute::{Machine, MachineClass, MachinePool};
 use api::names::{annotation, finalizer, label};
 use api::networking::{Network, NetworkInterface};
 use controller::sim::Sim;
@@ -359,4 +359,24 @@ async fn the_pool_says_what_it_can_run_and_beats() {
         panic!()
     };
     assert_eq!(body["status"]["conditions"][0]["status"], "False");
+}
+
+#[tokio::test]
+async fn a_pool_that_says_the_same_writes_its_lease_only() {
+    let (mut sim, runtime) = region();
+    let plan = pool::plan(&sim.world(), &settings(), &runtime);
+    let (Op::Apply { body: made, .. }, Op::Patch { body: told, .. }) = (&plan.ops[0], &plan.ops[1])
+    else {
+        panic!("{plan:?}")
+    };
+    sim.put::<MachinePool>(&object(json!({"metadata": {"name": "n1"},
+        "spec": made["spec"], "status": told["status"]})));
+    let settled = pool::plan(&sim.world(), &settings(), &runtime);
+    assert_eq!(settled.ops.len(), 1, "{settled:?}");
+    sim.now_ms += 3_600_000;
+    let later = pool::plan(&sim.world(), &settings(), &runtime);
+    let [Op::Apply { target, .. }] = later.ops.as_slice() else {
+        panic!("{later:?}")
+    };
+    assert_eq!(target.key.to_string(), "openkcm-machinepool-lease/n1");
 }
