@@ -365,6 +365,29 @@ impl Fast {
     };
 }
 
+impl Fast {
+    /// The same as the complete parser would put it.
+    pub(crate) fn overlay(&self) -> Overlay {
+        let tuple = self.key.tuple();
+        let is_tcp = tuple.transport == Transport::Tcp;
+        let layout = if self.key.is_v6() {
+            Layout::PLAIN_V6
+        } else {
+            Layout::PLAIN_V4
+        };
+        Overlay {
+            source: tuple.source,
+            destination: tuple.destination,
+            length: self.length,
+            layout,
+            l4: Ok(L4::Flow {
+                tuple,
+                tcp_flags: is_tcp.then_some(self.tcp_flags),
+            }),
+        }
+    }
+}
+
 /// The fields of an IPv4 packet without options that the fast parser looks at, each read as one little-endian word.
 #[derive(Clone, Copy, Debug)]
 struct Head {

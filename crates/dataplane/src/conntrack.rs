@@ -82,6 +82,14 @@ pub(crate) fn advance(flows: &mut FlowTable, entry: u32, flags: u8) {
     }
 }
 
+/// What is known about the place of a packet's connection in the table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lookup {
+    pub keyed: Keyed,
+    /// There is no such connection yet.
+    pub is_unknown: bool,
+}
+
 /// Finds or begins the connection of a packet, decides it, and sends the packet accordingly.
 ///
 /// Nothing is remembered of packets that no stage lets pass, so refused traffic cannot fill the table.
@@ -89,12 +97,12 @@ pub(crate) fn track(
     cx: &mut Context<'_>,
     packet: &mut dyn Packet,
     overlay: &Overlay,
-    ip_offset: usize,
+    (ip_offset, lookup): (usize, Option<Lookup>),
 ) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Conntrack);
     match overlay.l4? {
         L4::Flow { tuple, tcp_flags } => {
-            let number = connection(cx, &tuple)?;
+            let number = connection(cx, &tuple, lookup)?;
             if let Some(flags) = tcp_flags {
                 advance(cx.flows, number, flags);
             }
@@ -163,12 +171,32 @@ fn send(
 }
 
 /// The decided entry for a tuple that just came in.
-fn connection(cx: &mut Context<'_>, tuple: &Tuple) -> Result<u32, DropReason> {
-    let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
-    if let Some(entry) = cx.flows.find(&keyed) {
+fn connection(
+    cx: &mut Context<'_>,
+    tuple: &Tuple,
+    lookup: Option<Lookup>,
+) -> Result<u32, DropReason> {
+    let (keyed, found) = match lookup {
+        Some(Lookup { keyed, is_unknown }) => (
+            keyed,
+            if is_unknown {
+                None
+            } else {
+                cx.flows.find(&keyed)
+            },
+        ),
+        None => {
+            let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
+            (keyed, cx.flows.find(&keyed))
+        }
+    };
+    if let Some(entry) = found {
         let is_live = is_owner_attached(cx.tables, cx.flows, entry);
         let found = cx.flows.entry(entry).ok_or(DropReason::Bug)?;
-        let is_current = slow::is_current(cx, found) && found.ingress == ingress(cx);
+        let is_here = found.ingress == ingress(cx);
+        // The entry of a plain packet has been tried already.
+        let may_keep = lookup.is_none();
+        let is_current = is_here && (slow::is_current(cx, found) || may_keep && cx.keeps(entry));
         if is_live && (is_current || redecide(cx, entry, tuple)?) {
             return Ok(entry);
         }
@@ -192,17 +220,22 @@ fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, Dro
 fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, DropReason> {
     let output = walk.output.ok_or(DropReason::Bug)?;
     let (from, to) = (walk.tuple, walk.leaves);
-    let back = cx
-        .flows
-        .keyed(answer_scope(cx, &output), &to.inverted())
-        .ok_or(DropReason::Bug)?;
+    let scope = answer_scope(cx, &output);
+    let is_same = from == to;
+    let back = if is_same && scope == cx.scope() {
+        Some(cx.flows.hasher().inverted(&keyed.key))
+    } else {
+        cx.flows.keyed(scope, &to.inverted())
+    };
+    let back = back.ok_or(DropReason::Bug)?;
     if let Some(other) = cx.flows.find(&back) {
         // Both cannot be told apart by their answers: the newer one gets them.
         end(cx, other);
     }
     let [mut forward, mut backward] = [Entry::FREE; 2];
     let changes_family = from.source.is_ipv4() != to.source.is_ipv4();
-    let is_possible = changes_family
+    let is_possible = is_same
+        || changes_family
         || flow::rewrite::prescribe(&mut forward, &from, &to)
             && flow::rewrite::prescribe(&mut backward, &to.inverted(), &from.inverted());
     if !is_possible {
@@ -265,7 +298,7 @@ fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, Dr
 }
 
 /// What a connection was decided to be before.
-fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
+pub(crate) fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
     let (entry, other) = (cx.flows.entry(number)?, cx.flows.entry(number ^ 1)?);
     let service = cx.flows.cold(number)?.service;
     let target = match (service, entry.action) {

@@ -93,6 +93,8 @@ pub struct Counters {
     pub flows_expired: u64,
     /// Flows whose decision was taken again after a configuration change.
     pub flows_redecided: u64,
+    /// Flows whose decision was kept because no configuration change concerned it, or what it concerned came out the same.
+    pub flows_kept: u64,
     /// Connections that the packet filter would have dropped, had it been told to.
     pub firewall_observed: u64,
 }
@@ -106,6 +108,7 @@ impl Counters {
             flows_created: 0,
             flows_expired: 0,
             flows_redecided: 0,
+            flows_kept: 0,
             firewall_observed: 0,
         }
     }

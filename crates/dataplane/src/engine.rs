@@ -11,10 +11,12 @@ mod nat;
 
 use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
 use crate::error::ConfigError;
+use crate::history::{Change, History};
 use crate::meter::TokenBucket;
 use crate::objects::NeighborNat;
 use crate::packet::Packet;
 use crate::periodic::Periodic;
+use crate::route_lookup::WCMP_SLOTS;
 use crate::services::{PortServices, Services};
 use crate::tables::{
     Attached, Learned, Port, Settings, Tables, Target, UPLINKS, Uplink, VniRoutes,
@@ -30,6 +32,8 @@ use std::sync::Arc;
 
 pub use explain::{Explanation, FilterFact, RouteFact, RouteTarget};
 
+/// Epochs leave the highest bit to entries, see `stages::slow`.
+const EPOCH_BITS: u32 = u32::MAX >> 1;
 /// How often a generated underlay address may collide with a registered one before the request is refused.
 const UNDERLAY_TRIES_MAX: usize = 16;
 
@@ -121,6 +125,7 @@ impl Engine {
         Engine {
             tables: Arc::new(Tables {
                 epoch: 1,
+                history: History::new(),
                 settings: Arc::new(settings),
                 ports: Arc::new(table),
                 uplinks,
@@ -192,14 +197,18 @@ impl Engine {
         self.periodic.due()
     }
 
-    fn edit(&mut self) -> &mut Tables {
+    /// Begins an edit of the tables, which concerns no more than it says.
+    pub(crate) fn edit(&mut self, change: Change) -> &mut Tables {
         let tables = Arc::make_mut(&mut self.tables);
-        tables.epoch = tables.epoch.wrapping_add(1);
+        tables.epoch = tables.epoch.wrapping_add(1) & EPOCH_BITS;
+        tables.history.record(tables.epoch, change);
         tables
     }
 
-    fn edit_routes(&mut self, slot: u16) -> Option<&mut VniRoutes> {
-        let vnis = Arc::make_mut(&mut self.edit().vnis);
+    /// Begins an edit of what a network's routes say about a prefix, or about everything.
+    fn edit_routes(&mut self, slot: u16, prefix: Option<Prefix>) -> Option<&mut VniRoutes> {
+        let vni = self.tables.routes(slot)?.vni;
+        let vnis = Arc::make_mut(&mut self.edit(Change::Routes { vni, prefix }).vnis);
         vnis.get_mut(usize::from(slot))?.as_mut().map(Arc::make_mut)
     }
 
@@ -284,8 +293,16 @@ impl Engine {
         };
         let before = uplink;
         change(&mut uplink);
-        if before != uplink
-            && let Some(place) = self.edit().uplinks.get_mut(index)
+        if before == uplink {
+            return;
+        }
+        // Whether an uplink can be used decides about other connections only if they could have taken it.
+        let shares_load = self.tables.settings.wcmp_slots < WCMP_SLOTS;
+        let moves = before.is_usable() != uplink.is_usable() && (shares_load || index == 0);
+        if let Some(place) = self
+            .edit(Change::Uplink { port, moves })
+            .uplinks
+            .get_mut(index)
         {
             *place = Some(uplink);
         }
@@ -355,7 +372,8 @@ impl Engine {
             public_meter: TokenBucket::new(metering.public_rate).map(Arc::new),
             ..PortServices::default()
         };
-        let tables = self.edit();
+        // Whatever was decided about an interface on this port ended with that interface.
+        let tables = self.edit(Change::Nothing);
         tables
             .underlay
             .insert(HostPart::of(interface.underlay), endpoint);
@@ -369,8 +387,8 @@ impl Engine {
                 services: Arc::new(services),
             });
         }
-        if let Some(routes) = self.edit_routes(slot) {
-            for prefix in own.into_iter().flatten() {
+        for prefix in own.into_iter().flatten() {
+            if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
                 routes.insert(prefix, Target::Own(port_id));
             }
         }
@@ -384,7 +402,7 @@ impl Engine {
         self.interfaces.remove(id);
         self.forget_captured(id, port_id);
         let aliases = self.prefixes.remove(&port_id).unwrap_or_default();
-        let tables = self.edit();
+        let tables = self.edit(Change::Everything);
         tables
             .underlay
             .remove(HostPart::of(attached.interface.underlay));
@@ -395,7 +413,7 @@ impl Engine {
         if let Some(port) = Arc::make_mut(&mut tables.ports).get_mut(port_id.index()) {
             port.interface = None;
         }
-        if let Some(routes) = self.edit_routes(attached.vni_slot) {
+        if let Some(routes) = self.edit_routes(attached.vni_slot, None) {
             let own = own_prefixes(&attached.interface.spec).into_iter().flatten();
             for prefix in own.chain(aliases.into_iter().map(|(prefix, _)| prefix)) {
                 routes.remove(prefix);
@@ -449,10 +467,10 @@ impl Engine {
         self.check_free(routes, prefix)?;
         let underlay = self.choose_underlay(preferred_underlay, UnderlayKind::AliasPrefix)?;
         let endpoint = Endpoint::machine(port, vni, UnderlayKind::AliasPrefix, Some(prefix));
-        self.edit()
+        self.edit(Change::Nothing)
             .underlay
             .insert(HostPart::of(underlay), endpoint);
-        if let Some(routes) = self.edit_routes(slot) {
+        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.insert(prefix, Target::Alias(port));
         }
         self.prefixes
@@ -478,13 +496,15 @@ impl Engine {
                 return Err(ConfigError::RouteBadPort);
             }
         }
-        if let Some(routes) = self.edit_routes(slot) {
+        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.remove(prefix);
         }
         let aliases = self.prefixes.entry(port).or_default();
         if let Some(index) = aliases.iter().position(|(alias, _)| *alias == prefix) {
             let (_, underlay) = aliases.remove(index);
-            self.edit().underlay.remove(HostPart::of(underlay));
+            self.edit(Change::Endpoints)
+                .underlay
+                .remove(HostPart::of(underlay));
         }
         Ok(())
     }
@@ -517,7 +537,7 @@ impl Engine {
         let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
         let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
         self.check_free(routes, prefix)?;
-        if let Some(routes) = self.edit_routes(slot) {
+        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.insert(
                 prefix,
                 Target::Remote {
@@ -553,7 +573,7 @@ impl Engine {
             underlay,
             vni: next_hop_vni,
         };
-        if let Some(routes) = self.edit_routes(slot) {
+        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.insert(prefix, target);
         }
         Ok(())
@@ -573,7 +593,7 @@ impl Engine {
             Target::Remote { .. } => {}
             Target::Own(_) | Target::Alias(_) => return Err(ConfigError::RouteBadPort),
         }
-        if let Some(routes) = self.edit_routes(slot) {
+        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.remove(prefix);
         }
         Ok(())
@@ -644,7 +664,7 @@ impl Engine {
     }
 
     fn clear_remote_routes(&mut self, slot: u16) {
-        let Some(routes) = self.edit_routes(slot) else {
+        let Some(routes) = self.edit_routes(slot, None) else {
             return;
         };
         let mut kept = VniRoutes::new(routes.vni);
@@ -672,7 +692,7 @@ impl Engine {
         let used = self.vnis.entry(vni).or_insert(VniUse { slot, users: 0 });
         used.users += 1;
         if used.users == 1 {
-            let vnis = Arc::make_mut(&mut self.edit().vnis);
+            let vnis = Arc::make_mut(&mut self.edit(Change::Nothing).vnis);
             let index = usize::from(slot);
             vnis.resize(vnis.len().max(index + 1), None);
             if let Some(place) = vnis.get_mut(index) {
@@ -689,7 +709,8 @@ impl Engine {
         if used.users == 0 {
             let slot = usize::from(used.slot);
             self.vnis.remove(&vni);
-            if let Some(place) = Arc::make_mut(&mut self.edit().vnis).get_mut(slot) {
+            let tables = self.edit(Change::Everything);
+            if let Some(place) = Arc::make_mut(&mut tables.vnis).get_mut(slot) {
                 *place = None;
             }
             self.clear_neighbors(Some(vni));
@@ -702,7 +723,16 @@ impl Engine {
     }
 
     fn edit_port_services(&mut self, port: PortId, change: impl FnOnce(&mut PortServices)) {
-        let ports = Arc::make_mut(&mut self.edit().ports);
+        self.edit_port(port, Change::Services(port), change);
+    }
+
+    fn edit_port(
+        &mut self,
+        port: PortId,
+        concerns: Change,
+        change: impl FnOnce(&mut PortServices),
+    ) {
+        let ports = Arc::make_mut(&mut self.edit(concerns).ports);
         let attached = ports
             .get_mut(port.index())
             .and_then(|port| port.interface.as_mut());

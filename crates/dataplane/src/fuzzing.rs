@@ -6,6 +6,7 @@
 use crate::cls::{self, Fast, FromMachine, L4};
 use crate::flow::key::{FlowKey, Hasher, Scope, Transport, Tuple};
 use crate::flow::{Entry, rewrite};
+use crate::history::Change;
 use crate::{
     Counters, DropReason, Engine, EngineConfig, Instant, InterfaceSpec, Metering, Node, PacketBuf,
     PortConfig, PortId, PortKind, Pxe, UnderlaySeed, Verdict, Worker,
@@ -187,6 +188,7 @@ impl Host {
             return;
         };
         assert_eq!(fast.length, overlay.length);
+        assert_eq!(fast.overlay().layout, overlay.layout);
         let flow = match overlay.l4 {
             Ok(L4::Flow { tuple, tcp_flags }) => self
                 .hasher
@@ -448,4 +450,9 @@ pub fn dhcp6_seeds() -> Vec<Vec<u8>> {
         message(4, &[]),
         message(5, &[0, 15, 0, 6, 0, 4, b'i', b'P', b'X', b'E']),
     ]
+}
+
+/// Makes all decisions be taken anew, as if everything had been changed: the reference for keeping decisions.
+pub fn forget_decisions(engine: &mut Engine) {
+    engine.edit(Change::Everything);
 }

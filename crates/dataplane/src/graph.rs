@@ -16,13 +16,13 @@
 //! A stage reads the [`Context`], refines the [`Walk`] or refuses it with a reason. [`crate::stages`] has their order. What the walk ends
 //! with is remembered by [`conntrack`], so that the next packet of either direction needs none of this.
 
-use crate::cls::{self, FromMachine};
-use crate::conntrack;
+use crate::cls::{self, Fast, FromMachine, L4};
+use crate::conntrack::{self, Lookup};
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{Scope, Tuple};
+use crate::flow::key::{Keyed, Scope, Transport, Tuple};
 use crate::flow::table::FlowTable;
-use crate::flow::{Coarse, Service};
+use crate::flow::{Coarse, Ingress, Service};
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
@@ -32,7 +32,7 @@ use crate::time::Instant;
 use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::virtual_service::VirtualService;
-use crate::{PortKind, arp, dhcp, dhcpv6, ipip, ipv6_nd};
+use crate::{PortKind, arp, dhcp, dhcpv6, ipip, ipv6_nd, keep};
 use core::net::Ipv6Addr;
 use net::Vni;
 use net::ethernet::HEADER_LEN as ETHERNET_LEN;
@@ -139,6 +139,18 @@ impl Walk {
 }
 
 impl Context<'_> {
+    /// Whether the decision of an entry still holds, see [`keep`].
+    pub(crate) fn keeps(&mut self, number: u32) -> bool {
+        let view = keep::View {
+            tables: self.tables,
+            flows: self.flows,
+            adjacencies: self.adjacencies,
+            source: self.source,
+        };
+        let doubt = keep::doubt(&view, number);
+        keep::confirm(self, number, doubt)
+    }
+
     /// How tuples of packets that come in where this one did are meant.
     pub(crate) fn scope(&self) -> Scope {
         match self.source {
@@ -148,13 +160,124 @@ impl Context<'_> {
     }
 }
 
+/// A packet that the fast parser understood.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plain<'a> {
+    pub fast: &'a Fast,
+    pub ingress: Ingress,
+    /// No entry can be for it.
+    pub is_unknown: bool,
+}
+
+/// Decides a packet that is parsed already; `None` leaves it to [`walk`], untouched: what is not tracked, and what was not understood.
+pub(crate) fn walk_plain(
+    parts: &mut Parts<'_>,
+    tables: &Tables,
+    (port, now): (PortId, Coarse),
+    packet: &mut dyn Packet,
+    plain: Plain<'_>,
+) -> Option<Result<Verdict, DropReason>> {
+    let Plain {
+        fast,
+        ingress,
+        is_unknown,
+    } = plain;
+    if ingress == Ingress::NOWHERE || !parts.virtual_services.is_empty() {
+        return None;
+    }
+    let overlay = fast.overlay();
+    let Ok(L4::Flow { tuple, .. }) = overlay.l4 else {
+        return None;
+    };
+    let source = source(tables, ingress)?;
+    let (machine, ip_offset) = match source {
+        Source::Machine => (port, ETHERNET_LEN),
+        Source::Tunnel { endpoint, .. } => (endpoint.port, ipip::TUNNEL_LEN),
+    };
+    if is_for_us(&source, &tuple) {
+        return None;
+    }
+    let is_tunnel = u64::from(matches!(source, Source::Tunnel { .. }));
+    parts.counters.count_many(Node::IpipDecap, is_tunnel);
+    let mut cx = match context(parts, tables, (port, machine), now, source) {
+        Ok(cx) => cx,
+        Err(reason) => return Some(Err(reason)),
+    };
+    let keyed = Keyed {
+        key: fast.key.clean(),
+        place: fast.place,
+    };
+    let found = Lookup { keyed, is_unknown };
+    let place = (ip_offset, Some(found));
+    Some(conntrack::track(&mut cx, packet, &overlay, place))
+}
+
+/// Whether a plain packet may be one that this host answers itself.
+fn is_for_us(source: &Source<'_>, tuple: &Tuple) -> bool {
+    match source {
+        Source::Machine => {
+            tuple.transport == Transport::Udp
+                && matches!(
+                    tuple.destination_port,
+                    cls::DHCP_SERVER | cls::DHCPV6_SERVER
+                )
+        }
+        Source::Tunnel { endpoint, .. } => {
+            let is_shared = matches!(
+                endpoint.kind,
+                UnderlayKind::LoadBalancer | UnderlayKind::Nat
+            );
+            is_shared && tuple.transport == Transport::Echo { request: true }
+        }
+    }
+}
+
+fn source(tables: &Tables, ingress: Ingress) -> Option<Source<'_>> {
+    Some(match ingress.underlay_slot() {
+        None => Source::Machine,
+        Some(slot) => {
+            let endpoint = tables.underlay.at(slot)?;
+            Source::Tunnel { slot, endpoint }
+        }
+    })
+}
+
+/// Whether the decision of an entry still holds for packets that come in on `port` at `ingress`, see [`keep`].
+pub(crate) fn keep(
+    parts: &mut Parts<'_>,
+    tables: &Tables,
+    (port, now): (PortId, Coarse),
+    ingress: Ingress,
+    number: u32,
+) -> bool {
+    let Some(source) = source(tables, ingress) else {
+        return false;
+    };
+    let view = keep::View {
+        tables,
+        flows: parts.flows,
+        adjacencies: parts.adjacencies,
+        source,
+    };
+    let doubt = keep::doubt(&view, number);
+    if doubt == keep::Doubt::NONE {
+        keep::declare(parts.flows, parts.counters, number, tables.epoch);
+        return true;
+    }
+    let machine = match source {
+        Source::Machine => port,
+        Source::Tunnel { endpoint, .. } => endpoint.port,
+    };
+    let cx = context(parts, tables, (port, machine), now, source);
+    cx.is_ok_and(|mut cx| keep::confirm(&mut cx, number, doubt))
+}
+
 /// Decides one packet that came in on `port`.
 pub(crate) fn walk(
     parts: &mut Parts<'_>,
     tables: &Tables,
-    port: PortId,
+    (port, now): (PortId, Coarse),
     packet: &mut dyn Packet,
-    now: Coarse,
 ) -> Result<Verdict, DropReason> {
     match tables.port(port).ok_or(DropReason::UnknownPort)?.kind {
         PortKind::Machine => {
@@ -173,7 +296,7 @@ fn from_machine(cx: &mut Context<'_>, packet: &mut dyn Packet) -> Result<Verdict
         FromMachine::Dhcpv6 => dhcpv6::process(cx, packet),
         FromMachine::Overlay(overlay) => match virtual_services::outgoing(cx, packet, &overlay)? {
             Some(verdict) => Ok(verdict),
-            None => conntrack::track(cx, packet, &overlay, ETHERNET_LEN),
+            None => conntrack::track(cx, packet, &overlay, (ETHERNET_LEN, None)),
         },
     }
 }
@@ -197,7 +320,7 @@ fn from_uplink(
     let mut cx = context(parts, tables, (port, endpoint.port), now, source)?;
     match relay::process(&mut cx, packet, &overlay)? {
         Some(verdict) => Ok(verdict),
-        None => conntrack::track(&mut cx, packet, &overlay, ipip::TUNNEL_LEN),
+        None => conntrack::track(&mut cx, packet, &overlay, (ipip::TUNNEL_LEN, None)),
     }
 }
 

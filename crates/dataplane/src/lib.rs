@@ -32,11 +32,13 @@ mod flow;
 #[doc(hidden)]
 pub mod fuzzing;
 mod graph;
+mod history;
 pub mod icmp_error;
 mod inspect;
 mod ipip;
 mod ipv6_nd;
 mod jhash;
+mod keep;
 mod lpm;
 mod maglev;
 mod meter;

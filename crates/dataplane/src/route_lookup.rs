@@ -12,8 +12,22 @@ use crate::verdict::PortId;
 use core::net::IpAddr;
 use net::{Prefix, icmp, protocol};
 
+/// Shares into which the load of both uplinks is divided.
+pub(crate) const WCMP_SLOTS: u8 = 10;
+
 /// Checks addresses and finds the way of a packet, unless an earlier stage has steered it.
 pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
+    if walk.output.is_none() && matches!(cx.source, Source::Machine) {
+        cx.counters.count(match walk.leaves.destination {
+            IpAddr::V4(_) => Node::Ipv4Lookup,
+            IpAddr::V6(_) => Node::Ipv6Lookup,
+        });
+    }
+    decide(cx, walk)
+}
+
+/// The same for a connection that is looked at again, which does not count as passing the stage.
+pub(crate) fn decide(cx: &Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
     let (source, destination) = (walk.tuple.source, walk.leaves.destination);
     check_forwardable(source, destination)?;
     if walk.output.is_none() {
@@ -26,15 +40,11 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
 }
 
 fn from_machine(
-    cx: &mut Context<'_>,
+    cx: &Context<'_>,
     source: IpAddr,
     destination: IpAddr,
     walk: &mut Walk,
 ) -> Result<Output, DropReason> {
-    cx.counters.count(match destination {
-        IpAddr::V4(_) => Node::Ipv4Lookup,
-        IpAddr::V6(_) => Node::Ipv6Lookup,
-    });
     let tables = cx.tables;
     let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
     let services = cx.services();
@@ -143,11 +153,10 @@ pub(crate) fn choose_uplink(
     tables: &Tables,
     hash: impl Fn() -> u32,
 ) -> Result<&Uplink, DropReason> {
-    let usable =
-        |uplink: &'_ Option<Uplink>| uplink.is_some_and(|u| u.link && u.next_hop.is_some());
+    let usable = |uplink: &'_ Option<Uplink>| uplink.is_some_and(|uplink| uplink.is_usable());
     let [first, second] = &tables.uplinks;
-    let slots = u32::from(tables.settings.wcmp_slots);
-    let prefers_first = slots >= 10 || hash() % 10 < slots;
+    let slots = tables.settings.wcmp_slots;
+    let prefers_first = slots >= WCMP_SLOTS || hash() % u32::from(WCMP_SLOTS) < u32::from(slots);
     let chosen = match (usable(first), usable(second)) {
         (true, true) => {
             if prefers_first {

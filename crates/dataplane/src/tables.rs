@@ -2,6 +2,7 @@
 
 use crate::capture::Capture;
 use crate::config::{Dhcp, Interface, PortKind};
+use crate::history::History;
 use crate::lpm::Lpm;
 use crate::objects::{FirewallMode, VirtualServiceSpec};
 use crate::services::{PortServices, Services};
@@ -20,8 +21,10 @@ pub(crate) const UPLINKS: usize = 2;
 /// hardware address ([`Learned`]).
 #[derive(Clone, Debug)]
 pub struct Tables {
-    /// Changes with every edit; a flow decided under another epoch is decided again.
+    /// Changes with every edit; a flow decided under another epoch is looked at again.
     pub(crate) epoch: u32,
+    /// The latest edits.
+    pub(crate) history: History,
     pub(crate) settings: Arc<Settings>,
     pub(crate) ports: Arc<Vec<Port>>,
     /// Uplinks in order of preference.
@@ -174,6 +177,13 @@ pub(crate) struct Uplink {
     pub next_hop: Option<Mac>,
     /// Largest packet with its outer IPv6 header, in bytes.
     pub mtu: u16,
+}
+
+impl Uplink {
+    /// Whether packets can leave by it.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.link && self.next_hop.is_some()
+    }
 }
 
 /// Where a route leads.

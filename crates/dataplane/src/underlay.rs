@@ -105,6 +105,11 @@ impl UnderlayTable {
             .map(|endpoint| (slot as u16, endpoint))
     }
 
+    /// The endpoint in a slot.
+    pub(crate) fn at(&self, slot: u16) -> Option<&Endpoint> {
+        self.endpoints.get(usize::from(slot))?.as_ref()
+    }
+
     /// Addresses in use.
     pub(crate) fn len(&self) -> usize {
         self.len

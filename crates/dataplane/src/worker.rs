@@ -15,7 +15,7 @@ use crate::flow::key::{Hasher, Scope};
 use crate::flow::rewrite::Layout;
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, NONE};
-use crate::graph::{self, Parts};
+use crate::graph::{self, Parts, Plain};
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
@@ -84,6 +84,7 @@ struct Burst<'w, 't> {
     now: Coarse,
     ip_offset: usize,
     slow: u64,
+    is_refreshed: bool,
 }
 
 /// A run of packets to the same port, added to its counters once.
@@ -262,8 +263,13 @@ impl Worker {
                 touched ^= flows.touch_bucket(parsed.fast.place);
             }
         }
+        let mut missing = 0_usize;
         for parsed in parsed.iter_mut() {
-            parsed.entry = flows.guess(parsed.fast.place);
+            parsed.entry = flows.guess_first(parsed.fast.place);
+            missing += usize::from(parsed.entry == NONE);
+        }
+        if missing != 0 {
+            find_elsewhere(flows, parsed);
         }
         if is_far {
             for parsed in parsed.iter() {
@@ -311,9 +317,11 @@ impl Worker {
             now,
             ip_offset,
             slow: 0,
+            is_refreshed: false,
         };
         let mut sent = Sent::default();
-        for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(parsed.iter()) {
+        let burst = parsed.get(..packets.len()).unwrap_or_default();
+        for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(burst) {
             match answer_hit(&mut cx, parsed, parsed.entry, packet) {
                 Some(to) => {
                     *verdict = Verdict::Transmit(to);
@@ -324,7 +332,12 @@ impl Worker {
                     sent.packets += 1;
                     sent.bytes += u64::from(parsed.fast.length);
                 }
-                None => *verdict = answer_miss(&mut cx, parsed, packet),
+                None => {
+                    if !core::mem::replace(&mut cx.is_refreshed, true) {
+                        refresh(&mut cx, burst);
+                    }
+                    *verdict = answer_miss(&mut cx, parsed, packet);
+                }
             }
         }
         let hits = packets.len() as u64 - cx.slow;
@@ -450,21 +463,75 @@ fn answer_hit(
     Some(to)
 }
 
+/// Looks in the other buckets. What is not there either is probably new, so that all the buckets it needs are fetched together.
+#[cold]
+#[inline(never)]
+fn find_elsewhere(flows: &FlowTable, parsed: &mut [Parsed]) {
+    let mut touched = 0_u64;
+    if flows.is_far() {
+        for Parsed { fast, entry, .. } in parsed.iter() {
+            if *entry == NONE {
+                touched ^= flows.touch_buckets_of_new(&fast.key, fast.place);
+            }
+        }
+    }
+    black_box(touched);
+    for Parsed { fast, entry, .. } in parsed.iter_mut() {
+        if *entry == NONE {
+            *entry = flows.guess_other(fast.place);
+        }
+    }
+}
+
+/// Declares all entries of the burst current that answer their packets after all, because what has changed since they were decided does not
+/// concern them.
+#[cold]
+#[inline(never)]
+fn refresh(cx: &mut Burst<'_, '_>, burst: &[Parsed]) {
+    let place = (cx.port, cx.now);
+    for parsed in burst {
+        let entry = cx.parts.flows.entry(parsed.entry);
+        let is_stale = entry.is_some_and(|entry| {
+            entry.epoch != cx.epoch
+                && entry.ingress == parsed.ingress
+                && entry.key.is(&parsed.fast.key)
+        });
+        if is_stale {
+            graph::keep(
+                &mut cx.parts,
+                cx.tables,
+                place,
+                parsed.ingress,
+                parsed.entry,
+            );
+        }
+    }
+}
+
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
 #[cold]
 #[inline(never)]
 fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut impl Packet) -> Verdict {
-    // An earlier packet of this burst may have begun the connection.
-    let entry = cx.parts.flows.guess(parsed.fast.place);
-    if entry != parsed.entry
-        && let Some(to) = answer_hit(cx, parsed, entry, packet)
-    {
+    // An earlier packet of this burst may have begun the connection, or the entry has been refreshed.
+    let entry = match parsed.entry {
+        NONE => cx.parts.flows.guess(parsed.fast.place),
+        entry => entry,
+    };
+    if let Some(to) = answer_hit(cx, parsed, entry, packet) {
         let (packets, bytes) = (1, u64::from(parsed.fast.length));
         Sent { to, packets, bytes }.flush(cx.ports, cx.parts.counters);
         return Verdict::Transmit(to);
     }
     cx.slow += 1;
-    match graph::walk(&mut cx.parts, cx.tables, cx.port, packet, cx.now) {
+    let plain = Plain {
+        fast: &parsed.fast,
+        ingress: parsed.ingress,
+        is_unknown: entry == NONE,
+    };
+    let place = (cx.port, cx.now);
+    let walked = graph::walk_plain(&mut cx.parts, cx.tables, place, packet, plain);
+    let walked = walked.unwrap_or_else(|| graph::walk(&mut cx.parts, cx.tables, place, packet));
+    match walked {
         Ok(verdict) => {
             if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
                 cx.parts.counters.count_sent(to, packet.len());

@@ -63,7 +63,13 @@ enum Work {
     Local,
     /// Machine to uplink, every packet the first of its flow.
     Miss,
-    /// Machine to uplink, every packet the first of its flow after a change of configuration.
+    /// Machine to uplink, every packet the first of its flow after a change of configuration that does not concern it.
+    Keep,
+    /// The same after a change of the packet filter.
+    Refilter,
+    /// The same after a change of the route, which leads to the same host as before.
+    Reroute,
+    /// The same after a change that puts everything in doubt.
     Redecide,
     /// Machine to the internet by network NAT.
     NatOut,
@@ -132,6 +138,9 @@ const CASES: &[Case] = &[
     case("hit-vip-out-1k", Work::VipOut, 1_000),
     case("hit-vip-in-1k", Work::VipIn, 1_000),
     case("hit-balance-1k", Work::Balance, 1_000),
+    case("keep-16k", Work::Keep, 16_000),
+    case("refilter-16k", Work::Refilter, 16_000),
+    case("reroute-16k", Work::Reroute, 16_000),
     case("redecide-16k", Work::Redecide, 16_000),
     case("miss", Work::Miss, 1_000_000),
 ];
@@ -141,7 +150,7 @@ struct Bench {
     packets: Vec<PacketBuf>,
     verdicts: Vec<Verdict>,
     burst: usize,
-    redecide: bool,
+    work: Work,
     /// Of the second uplink, which nothing uses: its changes make every decision stale.
     link: bool,
     next: usize,
@@ -234,7 +243,7 @@ fn bench(case: &Case) -> Result<Bench, String> {
         packets: (0..case.burst).map(|_| PacketBuf::new()).collect(),
         verdicts: vec![Verdict::Transmit(UPLINK); case.burst],
         burst: case.burst,
-        redecide: case.work == Work::Redecide,
+        work: case.work,
         link: false,
         next: 0,
         now: Instant::from_secs(10),
@@ -269,10 +278,10 @@ impl Bench {
     }
 
     fn process(&mut self) {
-        if self.redecide && self.next <= self.burst {
+        if self.next <= self.burst {
             // Once per round over all flows: the next packet of each meets another epoch.
             self.link = !self.link;
-            self.scene.engine.set_link(PortId(1), self.link);
+            scene::change(&mut self.scene.engine, self.work, self.link);
         }
         self.scene.engine.process_burst(
             &mut self.scene.worker,

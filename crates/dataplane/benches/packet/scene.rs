@@ -62,13 +62,26 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
         }
         Work::VipOut | Work::VipIn => engine.create_vip("a", IpAddr::V4(PUBLIC), None)?,
         Work::Balance => balancer(&mut engine)?,
-        Work::Encap | Work::Decap | Work::Local | Work::Miss | Work::Redecide => own,
+        Work::Encap
+        | Work::Decap
+        | Work::Local
+        | Work::Miss
+        | Work::Keep
+        | Work::Refilter
+        | Work::Reroute
+        | Work::Redecide => own,
     };
     let port = match case.work {
         Work::Decap | Work::NatIn | Work::VipIn | Work::Balance => UPLINK,
-        Work::Encap | Work::Local | Work::Miss | Work::Redecide | Work::NatOut | Work::VipOut => {
-            MACHINE
-        }
+        Work::Encap
+        | Work::Local
+        | Work::Miss
+        | Work::Keep
+        | Work::Refilter
+        | Work::Reroute
+        | Work::Redecide
+        | Work::NatOut
+        | Work::VipOut => MACHINE,
     };
     let mut worker = engine.worker();
     let frames = (0..case.flows).map(|flow| frame(case, flow, underlay));
@@ -84,6 +97,40 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
         port,
         frames,
     })
+}
+
+/// Changes the configuration as the case says, back and forth.
+pub fn change(engine: &mut Engine, work: Work, back: bool) {
+    let route = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0));
+    // None of these is refused; if it were, nothing would change and the figure would show it.
+    match work {
+        Work::Keep => engine.set_link(PortId(1), back),
+        Work::Refilter => {
+            let rule = rules().pop().filter(|_| back).map(|rule| FirewallRule {
+                id: "extra".to_owned(),
+                direction: RuleDirection::Egress,
+                priority: 2000,
+                ..rule
+            });
+            let _ = match rule {
+                Some(rule) => engine.create_firewall_rule("a", rule),
+                None => engine.delete_firewall_rule("a", "extra"),
+            };
+        }
+        Work::Reroute => {
+            let _ = engine.replace_route(vni(), route, 16, IpAddr::V6(NEIGHBOUR), 100);
+        }
+        Work::Redecide => dataplane::fuzzing::forget_decisions(engine),
+        Work::Encap
+        | Work::Decap
+        | Work::Local
+        | Work::Miss
+        | Work::NatOut
+        | Work::NatIn
+        | Work::VipOut
+        | Work::VipIn
+        | Work::Balance => {}
+    }
 }
 
 fn host(case: &Case) -> Engine {
@@ -224,7 +271,9 @@ fn packet_v4(case: &Case, flow: u32) -> Vec<u8> {
     let inside = Ipv4Addr::new(10, 1, high, number);
     let outside = Ipv4Addr::new(198, 18, high, number);
     let (source, destination) = match case.work {
-        Work::Encap | Work::Miss | Work::Redecide => (NEAR_V4, inside),
+        Work::Encap | Work::Miss | Work::Keep | Work::Refilter | Work::Reroute | Work::Redecide => {
+            (NEAR_V4, inside)
+        }
         Work::Decap => (inside, NEAR_V4),
         Work::Local => (NEAR_V4, Ipv4Addr::new(10, 0, 0, 2)),
         Work::NatOut | Work::NatIn | Work::VipOut | Work::VipIn => (NEAR_V4, outside),

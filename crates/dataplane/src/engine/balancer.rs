@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::error::ConfigError;
 use crate::flow::key::Scope;
+use crate::history::Change;
 use crate::maglev::{Maglev, TargetError};
 use crate::objects::LoadBalancerSpec;
 use crate::services::Balancer;
@@ -51,7 +52,7 @@ impl Engine {
             underlay,
             targets: Maglev::default(),
         });
-        let tables = self.edit();
+        let tables = self.edit(Change::Address { vni, address });
         tables.underlay.insert(HostPart::of(underlay), endpoint);
         tables.services.edit(vni, |network| {
             network.balancers.insert(address, balancer);
@@ -89,8 +90,10 @@ impl Engine {
         let balancer = self.balancer(id).ok_or(ConfigError::NotFound)?;
         let (vni, address, underlay) = (balancer.vni, balancer.address, balancer.underlay);
         self.balancers.remove(id);
-        let tables = self.edit();
-        tables.underlay.remove(HostPart::of(underlay));
+        self.edit(Change::Endpoints)
+            .underlay
+            .remove(HostPart::of(underlay));
+        let tables = self.edit(Change::Address { vni, address });
         tables.services.edit(vni, |network| {
             network.balancers.remove(&address);
         });
@@ -148,7 +151,8 @@ impl Engine {
         let Some((vni, address)) = self.balancers.get(id).copied() else {
             return;
         };
-        self.edit().services.edit(vni, |network| {
+        let tables = self.edit(Change::Targets { vni, address });
+        tables.services.edit(vni, |network| {
             if let Some(balancer) = network.balancers.get_mut(&address) {
                 Arc::make_mut(balancer).targets = targets;
             }
@@ -186,7 +190,7 @@ impl Engine {
         self.edit_port_services(port, |services| {
             services.lb_prefixes.push((prefix, underlay));
         });
-        self.edit()
+        self.edit(Change::Nothing)
             .underlay
             .insert(HostPart::of(underlay), endpoint);
         Ok(underlay)
@@ -207,7 +211,9 @@ impl Engine {
         self.edit_port_services(port, |services| {
             services.lb_prefixes.retain(|(other, _)| *other != prefix);
         });
-        self.edit().underlay.remove(HostPart::of(underlay));
+        self.edit(Change::Endpoints)
+            .underlay
+            .remove(HostPart::of(underlay));
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use super::Engine;
 use crate::capture::Capture;
 use crate::config::PortKind;
 use crate::error::ConfigError;
+use crate::history::Change;
 use crate::objects::{CapturePort, CaptureSpec};
 use crate::verdict::PortId;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ impl Engine {
         found.sort_by_key(|(port, _)| *port);
         let ports;
         (ports, spec.ports) = found.into_iter().unzip();
-        self.edit().capture = Some(Arc::new(Capture { spec, ports }));
+        self.edit(Change::Nothing).capture = Some(Arc::new(Capture { spec, ports }));
         Ok(())
     }
 
@@ -44,7 +45,7 @@ impl Engine {
     pub fn stop_capture(&mut self) -> Result<usize, ConfigError> {
         let capture = self.tables.capture.clone();
         let ports = capture.ok_or(ConfigError::NotActive)?.ports.len();
-        self.edit().capture = None;
+        self.edit(Change::Nothing).capture = None;
         Ok(ports)
     }
 
@@ -66,6 +67,6 @@ impl Engine {
         changed.ports.retain(|other| *other != port);
         let gone = CapturePort::Interface(id.to_owned());
         changed.spec.ports.retain(|other| *other != gone);
-        self.edit().capture = Some(Arc::new(changed));
+        self.edit(Change::Nothing).capture = Some(Arc::new(changed));
     }
 }

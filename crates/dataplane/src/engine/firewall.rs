@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::error::ConfigError;
+use crate::history::Change;
 use crate::objects::FirewallRule;
 
 impl Engine {
@@ -19,7 +20,9 @@ impl Engine {
         if !firewall.add(rule) {
             return Err(ConfigError::OutOfMemory);
         }
-        self.edit_port_services(port, |services| services.firewall = firewall);
+        self.edit_port(port, Change::Filter(port), |services| {
+            services.firewall = firewall;
+        });
         Ok(())
     }
 
@@ -36,7 +39,9 @@ impl Engine {
         if !firewall.remove(rule) {
             return Err(ConfigError::NotFound);
         }
-        self.edit_port_services(port, |services| services.firewall = firewall);
+        self.edit_port(port, Change::Filter(port), |services| {
+            services.firewall = firewall;
+        });
         Ok(())
     }
 

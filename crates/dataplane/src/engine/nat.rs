@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::error::ConfigError;
+use crate::history::Change;
 use crate::jhash::jhash;
 use crate::objects::{LocalNat, Nat, NeighborNat, Vip};
 use crate::services::PortServices;
@@ -36,7 +37,7 @@ impl Engine {
         let machine = attached.interface.spec.ipv4;
         let vip = Vip { address, underlay };
         self.edit_port_services(port, |services| services.vip = Some(vip));
-        let tables = self.edit();
+        let tables = self.edit(changed(vni, address));
         let endpoint = Endpoint::machine(port, vni, UnderlayKind::Vip, None);
         tables.underlay.insert(HostPart::of(underlay), endpoint);
         tables.services.edit_translated(vni, address, |translated| {
@@ -60,9 +61,10 @@ impl Engine {
     }
 
     pub(super) fn forget_vip(&mut self, vni: Vni, vip: Vip) {
-        let tables = self.edit();
-        tables.underlay.remove(HostPart::of(vip.underlay));
-        tables
+        self.edit(Change::Endpoints)
+            .underlay
+            .remove(HostPart::of(vip.underlay));
+        self.edit(changed(vni, vip.address))
             .services
             .edit_translated(vni, vip.address, |translated| translated.vip = None);
     }
@@ -89,7 +91,7 @@ impl Engine {
             underlay,
         };
         self.edit_port_services(port, |services| services.nat = Some(nat));
-        let tables = self.edit();
+        let tables = self.edit(changed(vni, address));
         let endpoint = Endpoint::machine(port, vni, UnderlayKind::Nat, None);
         tables.underlay.insert(HostPart::of(underlay), endpoint);
         tables
@@ -113,9 +115,10 @@ impl Engine {
     }
 
     pub(super) fn forget_nat(&mut self, vni: Vni, nat: Nat) {
-        let tables = self.edit();
-        tables.underlay.remove(HostPart::of(nat.underlay));
-        tables
+        self.edit(Change::Endpoints)
+            .underlay
+            .remove(HostPart::of(nat.underlay));
+        self.edit(changed(vni, nat.address))
             .services
             .edit_translated(vni, nat.address, |translated| {
                 translated.local = translated.local.saturating_sub(1);
@@ -171,7 +174,7 @@ impl Engine {
             ports,
             underlay,
         });
-        let services = &mut self.edit().services;
+        let services = &mut self.edit(changed(vni, address)).services;
         services.edit_translated(vni, address, |translated| {
             let neighbors = &mut translated.neighbors;
             let place = neighbors.partition_point(|(other, _)| other.first() < ports.first());
@@ -198,7 +201,7 @@ impl Engine {
     }
 
     fn unpublish_neighbor(&mut self, vni: Vni, address: Ipv4Addr, ports: PortRange) {
-        let services = &mut self.edit().services;
+        let services = &mut self.edit(changed(vni, address)).services;
         services.edit_translated(vni, address, |translated| {
             translated.neighbors.retain(|(other, _)| *other != ports);
         });
@@ -230,6 +233,12 @@ impl Engine {
         let attached = self.attached(port).ok_or(ConfigError::NoVm)?;
         Ok(&attached.services)
     }
+}
+
+/// That an address stands for something else concerns connections to it.
+fn changed(vni: Vni, address: Ipv4Addr) -> Change {
+    let address = IpAddr::V4(address);
+    Change::Address { vni, address }
 }
 
 /// `None` for `0.0.0.0`, which stands for "any" in lists.

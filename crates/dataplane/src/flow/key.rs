@@ -185,6 +185,38 @@ impl FlowKey {
         same && (!self.is_v6() || (b ^ x) | (c ^ y) | (d ^ z) == 0)
     }
 
+    /// The key of answers, if nothing is translated: both ends exchanged. What an IPv4 key leaves unused is zero.
+    #[inline(always)]
+    pub(crate) const fn inverted(&self) -> FlowKey {
+        let head = self.first as u32;
+        // Of the kinds, only those of echo have the upper of three bits; the lowest one tells requests.
+        let echo = head & (4 << 28) != 0;
+        let head = if echo { head ^ (1 << 28) } else { head };
+        let ports = ((self.first >> 32) as u32).rotate_left(16);
+        let [a, b, c, d] = self.addresses;
+        FlowKey {
+            first: (ports as u64) << 32 | head as u64,
+            addresses: if self.is_v6() {
+                [c, d, a, b]
+            } else {
+                [a.rotate_left(32), 0, 0, 0]
+            },
+        }
+    }
+
+    /// Without what an IPv4 key leaves unused.
+    pub(crate) const fn clean(&self) -> FlowKey {
+        let [a, ..] = self.addresses;
+        if self.is_v6() {
+            *self
+        } else {
+            FlowKey {
+                first: self.first,
+                addresses: [a, 0, 0, 0],
+            }
+        }
+    }
+
     /// The tuple it was made of.
     pub(crate) fn tuple(&self) -> Tuple {
         let [s0, s1, d0, d1] = ((self.first >> 32) as u32).to_le_bytes();
@@ -327,6 +359,14 @@ impl Hasher {
         } else {
             self.v4(key.first, a)
         }
+    }
+
+    /// Key and place of answers, if nothing is translated.
+    #[inline(always)]
+    pub(crate) const fn inverted(&self, key: &FlowKey) -> Keyed {
+        let key = key.inverted();
+        let place = self.place(&key);
+        Keyed { key, place }
     }
 
     /// Key and place of a tuple; `None` if its addresses are of different families.

@@ -60,6 +60,15 @@ impl Ingress {
     pub(crate) const fn tunnel(underlay_slot: u16) -> Ingress {
         Ingress(underlay_slot | Self::TUNNEL)
     }
+
+    /// The slot of a tunnel's underlay address; `None` for machines.
+    pub(crate) const fn underlay_slot(self) -> Option<u16> {
+        if self.0 & Self::TUNNEL == 0 {
+            None
+        } else {
+            Some(self.0 & !Self::TUNNEL)
+        }
+    }
 }
 
 /// What is done with a packet after its addresses and ports were changed.
@@ -105,6 +114,8 @@ impl Entry {
     pub(crate) const METERED: u8 = 8;
     /// Packets count against the limit of traffic to the internet.
     pub(crate) const PUBLIC: u8 = 16;
+    /// The route was a default route.
+    pub(crate) const BY_DEFAULT: u8 = 32;
 
     pub(crate) const FREE: Entry = Entry {
         key: FlowKey::NONE,

@@ -7,10 +7,10 @@
 use super::Entry;
 use super::key::{Transport, Tuple, wire_addresses_v4, wire_ports};
 use core::net::IpAddr;
-use net::ipv4;
+use net::{ipv4, ipv6};
 
 /// Where the parts of an IP packet are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// Bytes from the IP header to the transport header.
     pub transport: usize,
@@ -22,6 +22,11 @@ impl Layout {
     /// Of an IPv4 packet without options.
     pub(crate) const PLAIN_V4: Layout = Layout {
         transport: ipv4::HEADER_LEN,
+        has_ports: true,
+    };
+    /// Of an IPv6 packet without extension headers.
+    pub(crate) const PLAIN_V6: Layout = Layout {
+        transport: ipv6::HEADER_LEN,
         has_ports: true,
     };
 }

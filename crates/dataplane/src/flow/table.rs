@@ -138,24 +138,27 @@ impl FlowTable {
         self.buckets.get(place.bucket as usize)
     }
 
-    /// The most likely entry of a place, unverified: a signature that fits, usually in the first bucket.
-    #[inline(always)]
+    /// The most likely entry of a place, unverified: a signature that fits.
     pub(crate) fn guess(&self, place: Place) -> u32 {
-        let Some(bucket) = self.bucket(place) else {
-            return NONE;
-        };
-        match bucket.position(place.signature) {
-            Some(way) => bucket.entries.get(way).copied().unwrap_or(NONE),
-            None => self.guess_other(place),
+        match self.guess_first(place) {
+            NONE => self.guess_other(place),
+            entry => entry,
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn guess_other(&self, place: Place) -> u32 {
-        let bucket = self.bucket(self.hasher.other(place));
-        let found = bucket.and_then(|bucket| bucket.entries.get(bucket.position(place.signature)?));
+    /// The same in the first bucket, where most entries are.
+    #[inline(always)]
+    pub(crate) fn guess_first(&self, place: Place) -> u32 {
+        let found = self
+            .bucket(place)
+            .and_then(|bucket| bucket.entries.get(bucket.position(place.signature)?));
         found.copied().unwrap_or(NONE)
+    }
+
+    /// The same in the other bucket.
+    #[inline]
+    pub(crate) fn guess_other(&self, place: Place) -> u32 {
+        self.guess_first(self.hasher.other(place))
     }
 
     /// Whether the connections are too many for the nearer caches, so that touching what is needed next pays.
@@ -170,6 +173,15 @@ impl FlowTable {
             Some(bucket) => bucket.signatures[0],
             None => 0,
         }
+    }
+
+    /// Something of all buckets that a new connection is looked for and put in, but for the first one, if nothing is translated.
+    #[inline]
+    pub(crate) fn touch_buckets_of_new(&self, key: &FlowKey, place: Place) -> u64 {
+        let answer = self.hasher.inverted(key).place;
+        self.touch_bucket(self.hasher.other(place))
+            ^ self.touch_bucket(answer)
+            ^ self.touch_bucket(self.hasher.other(answer))
     }
 
     /// Something of an entry, to bring it into the cache.

@@ -9,6 +9,11 @@ use crate::verdict::DropReason;
 
 pub(crate) fn process(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
     cx.counters.count(Node::Firewall);
+    decide(cx, walk)
+}
+
+/// The same for a connection that is looked at again, which does not count as passing the stage.
+pub(crate) fn decide(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
     // The source as it was sent, the destination as it will be received.
     let packet = FilterPacket::of(&Tuple {
         destination: walk.leaves.destination,

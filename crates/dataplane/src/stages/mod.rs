@@ -12,6 +12,7 @@ pub(crate) mod snat;
 pub(crate) mod virtual_services;
 
 pub(crate) use balance::process as balance;
+pub(crate) use filter::decide as decide_filter;
 
 use crate::flow::key::Transport;
 use crate::graph::{Context, Output, Walk};
@@ -47,7 +48,7 @@ impl<'a> Context<'a> {
     pub(crate) fn hairpin(&self, destination: Ipv6Addr) -> Result<Output, DropReason> {
         let mut uplinks = self.tables.uplinks.iter().flatten();
         let uplink = uplinks.find(|uplink| uplink.port == self.from);
-        let usable = uplink.filter(|uplink| uplink.link && uplink.next_hop.is_some());
+        let usable = uplink.filter(|uplink| uplink.is_usable());
         Ok(Output::Encap {
             uplink: *usable.ok_or(DropReason::NoUplink)?,
             source: self.tables.settings.host,

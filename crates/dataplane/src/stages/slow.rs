@@ -17,6 +17,8 @@ use core::ops::Range;
 
 /// Makes an epoch that is never current.
 const SLOW: u32 = 1 << 31;
+/// Flags that a decision sets.
+const DECIDED: u8 = Entry::FAMILY | Entry::PUBLIC | Entry::METERED | Entry::BY_DEFAULT;
 
 /// Notes on an entry that was just decided what its packets need beyond the ordinary.
 pub(crate) fn mark(cx: &Context<'_>, entry: &mut Entry, walk: &Walk) {
@@ -32,15 +34,26 @@ pub(crate) fn mark(cx: &Context<'_>, entry: &mut Entry, walk: &Walk) {
         let metered = public || services.total_meter.is_some();
         flags |= if metered { Entry::METERED } else { 0 };
     }
-    entry.flags = entry.flags & !(Entry::FAMILY | Entry::PUBLIC | Entry::METERED) | flags;
     if flags != 0 {
         entry.epoch = cx.tables.epoch ^ SLOW;
     }
+    flags |= if walk.public { Entry::BY_DEFAULT } else { 0 };
+    entry.flags = entry.flags & !DECIDED | flags;
+}
+
+/// The epoch of the tables that an entry's epoch stands for.
+pub(crate) const fn epoch(entry: u32) -> u32 {
+    entry & !SLOW
+}
+
+/// An entry's epoch, brought up to that of the tables.
+pub(crate) const fn current(entry: u32, tables: u32) -> u32 {
+    tables ^ (entry & SLOW)
 }
 
 /// Whether an entry was decided with the current tables and comes here for another reason.
 pub(crate) fn is_current(cx: &Context<'_>, entry: &Entry) -> bool {
-    entry.epoch == cx.tables.epoch ^ SLOW && entry.action != Action::Undecided
+    epoch(entry.epoch) == cx.tables.epoch && entry.action != Action::Undecided
 }
 
 /// Whether the machine's rate limits let a packet of `bytes` pass.

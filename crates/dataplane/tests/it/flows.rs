@@ -89,8 +89,7 @@ fn run(
             model.retain(|_, known| known.last >= oldest);
         }
         Step::Change => {
-            bed.engine
-                .set_uplink_mtu(PF1, bed.engine.tables().epoch() as u16 | 0x4000);
+            fuzzing::forget_decisions(&mut bed.engine);
             for known in model.values_mut() {
                 known.decided = [false; 2];
             }

@@ -18,6 +18,7 @@ mod drops;
 mod firewall;
 mod flows;
 mod forward;
+mod keep;
 mod lpm;
 mod maglev;
 mod memory;

@@ -1,0 +1,211 @@
+//! Keeping decisions: after a change of configuration, a cached decision that the change does not concern stays, and one that depends on it in
+//! one respect has only that looked at again. What comes out differently is left to the complete decision anew ([`crate::conntrack`]).
+
+use crate::conntrack;
+use crate::counters::Counters;
+use crate::flow::adjacency::AdjacencyTable;
+use crate::flow::table::FlowTable;
+use crate::flow::{Action, Entry, Ingress};
+use crate::graph::{Context, Output, Source, Walk};
+use crate::history::Change;
+use crate::stages::{self, slow};
+use crate::tables::Tables;
+use crate::underlay::UnderlayKind;
+use crate::verdict::PortId;
+use crate::{ipip, route_lookup};
+use net::Prefix;
+
+/// Which parts of a decision changes may concern: a set of bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Doubt(u8);
+
+impl Doubt {
+    pub(crate) const NONE: Doubt = Doubt(0);
+    const ALL: Doubt = Doubt(1);
+    const ROUTE: Doubt = Doubt(2);
+    const FILTER: Doubt = Doubt(4);
+    const TARGET: Doubt = Doubt(8);
+
+    const fn has(self, part: Doubt) -> bool {
+        self.0 & part.0 != 0
+    }
+
+    /// The part, if so.
+    const fn when(self, is_so: bool) -> Doubt {
+        if is_so { self } else { Doubt::NONE }
+    }
+}
+
+/// What it takes to find doubts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    pub tables: &'a Tables,
+    pub flows: &'a FlowTable,
+    pub adjacencies: &'a AdjacencyTable,
+    pub source: Source<'a>,
+}
+
+/// What changed since an entry was decided and may make its decision different. The packet at hand must have come in where the entry says.
+pub(crate) fn doubt(view: &View<'_>, number: u32) -> Doubt {
+    let Some(entry) = view.flows.entry(number) else {
+        return Doubt::ALL;
+    };
+    // A change of the address family is understood by the complete decision only.
+    if entry.action == Action::Undecided || entry.has(Entry::FAMILY) {
+        return Doubt::ALL;
+    }
+    let (then, now) = (slow::epoch(entry.epoch), view.tables.epoch);
+    let Some(changes) = view.tables.history.since(then, now) else {
+        return Doubt::ALL;
+    };
+    changes.fold(Doubt::NONE, |Doubt(bits), change| {
+        Doubt(bits | cast(view, change, (number, entry)).0)
+    })
+}
+
+/// Declares a decision current if what is in doubt about it comes out the same; false leaves it as it is.
+pub(crate) fn confirm(cx: &mut Context<'_>, number: u32, doubt: Doubt) -> bool {
+    let stays = doubt == Doubt::NONE || !doubt.has(Doubt::ALL) && is_confirmed(cx, number, doubt);
+    if stays {
+        declare(cx.flows, cx.counters, number, cx.tables.epoch);
+    }
+    stays
+}
+
+/// Declares a decision current.
+pub(crate) fn declare(flows: &mut FlowTable, counters: &mut Counters, number: u32, epoch: u32) {
+    if let Some(entry) = flows.entry_mut(number) {
+        entry.epoch = slow::current(entry.epoch, epoch);
+        counters.flows_kept += 1;
+    }
+}
+
+/// Looks at what is in doubt.
+fn is_confirmed(cx: &mut Context<'_>, number: u32, doubt: Doubt) -> bool {
+    let Some(entry) = cx.flows.entry(number).copied() else {
+        return false;
+    };
+    let Some(walk) = recall(cx.flows, number, &entry) else {
+        return false;
+    };
+    (!doubt.has(Doubt::TARGET) || is_target_kept(cx, number))
+        && (!doubt.has(Doubt::ROUTE) || is_route_kept(cx, &entry, &walk))
+        && (!doubt.has(Doubt::FILTER) || stages::decide_filter(cx, &walk).is_ok())
+}
+
+/// The walk as it ended when the entry was decided.
+fn recall(flows: &FlowTable, number: u32, entry: &Entry) -> Option<Walk> {
+    let mut walk = Walk::new(entry.key.tuple());
+    if entry.has(Entry::TRANSLATED) {
+        let other = flows.entry(number ^ 1)?;
+        walk.leaves = other.key.tuple().inverted();
+    }
+    walk.output = match entry.action {
+        Action::Undecided => return None,
+        Action::Deliver => Some(Output::Deliver(PortId(entry.target as u16))),
+        Action::Encap => None,
+    };
+    Some(walk)
+}
+
+/// What one change puts in doubt.
+fn cast(view: &View<'_>, change: &Change, (number, entry): (u32, &Entry)) -> Doubt {
+    let is_first_direction = number & 1 == 0;
+    let in_network = |vni| entry.key.scope().vni() == vni;
+    let goes_to = |address| is_first_direction && entry.key.tuple().destination == address;
+    match *change {
+        Change::Everything => Doubt::ALL,
+        Change::Nothing => Doubt::NONE,
+        Change::Endpoints => Doubt::ALL.when(matches!(view.source, Source::Tunnel { .. })),
+        Change::Uplink { port, moves } => {
+            let concerned =
+                entry.action == Action::Encap && (moves || leaves_by(view, entry) == Some(port));
+            let part = if is_steered(view.source, entry) {
+                Doubt::ALL
+            } else {
+                Doubt::ROUTE
+            };
+            part.when(concerned)
+        }
+        Change::Routes { vni, prefix } => Doubt::ROUTE.when(
+            in_network(vni)
+                && !is_steered(view.source, entry)
+                && prefix.is_none_or(|prefix| is_under(view.flows, (number, entry), prefix)),
+        ),
+        Change::Services(port) => Doubt::ALL.when(entry.ingress == Ingress::machine(port)),
+        Change::Filter(port) => Doubt::FILTER.when(
+            is_first_direction
+                && (entry.ingress == Ingress::machine(port) || delivers_to(entry, port)),
+        ),
+        Change::Address { vni, address } => Doubt::ALL.when(in_network(vni) && goes_to(address)),
+        Change::Targets { vni, address } => {
+            let is_it = is_balanced(view.source) && in_network(vni) && goes_to(address);
+            Doubt::TARGET.when(is_it)
+        }
+    }
+}
+
+fn leaves_by(view: &View<'_>, entry: &Entry) -> Option<PortId> {
+    view.adjacencies.get(entry.target).map(|to| to.port)
+}
+
+/// Whether a route to `prefix` may be about the sender of an entry's packets or the receiver.
+fn is_under(flows: &FlowTable, (number, entry): (u32, &Entry), prefix: Prefix) -> bool {
+    recall(flows, number, entry).is_none_or(|walk| {
+        prefix.contains(walk.tuple.source) || prefix.contains(walk.leaves.destination)
+    })
+}
+
+/// Whether a stage before the route lookup found the way: to a load balancer's target, or to the owner of a NAT port.
+fn is_steered(source: Source<'_>, entry: &Entry) -> bool {
+    is_balanced(source) || matches!(source, Source::Tunnel { .. }) && entry.action == Action::Encap
+}
+
+fn is_balanced(source: Source<'_>) -> bool {
+    match source {
+        Source::Tunnel { endpoint, .. } => endpoint.kind == UnderlayKind::LoadBalancer,
+        Source::Machine => false,
+    }
+}
+
+fn delivers_to(entry: &Entry, port: PortId) -> bool {
+    entry.action == Action::Deliver && entry.target == u32::from(port.0)
+}
+
+/// Whether the route lookup still ends with the same tunnel or machine.
+fn is_route_kept(cx: &Context<'_>, entry: &Entry, walk: &Walk) -> bool {
+    let mut again = Walk {
+        output: None,
+        ..*walk
+    };
+    if route_lookup::decide(cx, &mut again).is_err() {
+        return false;
+    }
+    let leads_there = match again.output {
+        Some(Output::Deliver(port)) => delivers_to(entry, port),
+        Some(Output::Encap {
+            uplink,
+            source,
+            destination,
+        }) => {
+            let wanted = ipip::adjacency(&uplink, walk.leaves.destination, source, destination);
+            entry.action == Action::Encap && cx.adjacencies.get(entry.target) == Some(&wanted)
+        }
+        None => false,
+    };
+    leads_there && entry.has(Entry::BY_DEFAULT) == again.public
+}
+
+/// Whether a load-balanced connection's target is still one.
+fn is_target_kept(cx: &Context<'_>, number: u32) -> bool {
+    let Some(entry) = cx.flows.entry(number) else {
+        return false;
+    };
+    let address = entry.key.tuple().destination;
+    let balancer = cx.tables.services.balancer(cx.vni, address);
+    let target = conntrack::previous(cx, number).and_then(|previous| previous.target);
+    match (balancer, target) {
+        (Some(balancer), Some(target)) => balancer.targets.contains(target),
+        (None, _) | (_, None) => false,
+    }
+}
