@@ -63,6 +63,30 @@ nodes! {
     Drop = "drop",
 }
 
+impl Node {
+    /// Every stage in the order in which a packet passes them.
+    pub const IN_ORDER: [Node; NODES] = [
+        Node::Cls,
+        Node::Arp,
+        Node::Ipv6Nd,
+        Node::Dhcp,
+        Node::Dhcpv6,
+        Node::Virtsvc,
+        Node::IpipDecap,
+        Node::FlowCache,
+        Node::PacketRelay,
+        Node::Conntrack,
+        Node::Lb,
+        Node::Dnat,
+        Node::Ipv4Lookup,
+        Node::Ipv6Lookup,
+        Node::Firewall,
+        Node::Snat,
+        Node::IpipEncap,
+        Node::Drop,
+    ];
+}
+
 const NODES: usize = Node::ALL.len();
 const REASONS: usize = DropReason::ALL.len();
 

@@ -1,4 +1,4 @@
-//! The executable `dpservice`. Called `dpservice-cli`, or with `cli` as first argument, it is the client.
+//! The executable `dpservice`. Called `dpservice-cli`, or with `cli` or `inspect` as first argument, it is the client.
 
 use clap::error::ErrorKind;
 use dpservice::{Args, VERSION, cli, logging, run};
@@ -11,6 +11,9 @@ fn main() -> ExitCode {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     if arguments.get(1).is_some_and(|first| first == "cli") {
         arguments.remove(1);
+        return cli::main(arguments);
+    }
+    if arguments.get(1).is_some_and(|first| first == "inspect") {
         return cli::main(arguments);
     }
     let name = arguments

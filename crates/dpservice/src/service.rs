@@ -383,9 +383,9 @@ pub fn service(
     let is_machine = |port: &PortConfig| port.kind == PortKind::Machine;
     let machine_ports_start = config.ports.iter().position(is_machine).unwrap_or(0);
     Service {
+        inspector: Inspector::new(config, worker.clone()),
         worker,
         devices,
-        device_names: config.ports.iter().map(|port| port.name.clone()).collect(),
         machine_ports_start: u16::try_from(machine_ports_start).unwrap_or(u16::MAX),
         host: config.host,
         uuid: uuid::Uuid::new_v4().hyphenated().to_string().to_uppercase(),
@@ -447,10 +447,7 @@ pub async fn serve(
             serving.send_replace(Serving::Stopping);
         }
     };
-    let inspector = Inspector {
-        worker: service.worker.clone(),
-        devices: Arc::clone(&service.device_names),
-    };
+    let inspector = service.inspector.clone();
     let service = Arc::new(service);
     let restoring = {
         let service = Arc::clone(&service);

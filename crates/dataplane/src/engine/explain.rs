@@ -25,28 +25,6 @@ use std::sync::Arc;
 /// Longest frame that can be explained.
 const FRAME_MAX: usize = 9_216;
 
-/// The stages in the order in which a packet passes them.
-const ORDER: [Node; Node::ALL.len()] = [
-    Node::Cls,
-    Node::Arp,
-    Node::Ipv6Nd,
-    Node::Dhcp,
-    Node::Dhcpv6,
-    Node::Virtsvc,
-    Node::IpipDecap,
-    Node::FlowCache,
-    Node::PacketRelay,
-    Node::Conntrack,
-    Node::Lb,
-    Node::Dnat,
-    Node::Ipv4Lookup,
-    Node::Ipv6Lookup,
-    Node::Firewall,
-    Node::Snat,
-    Node::IpipEncap,
-    Node::Drop,
-];
-
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteTarget {
@@ -147,7 +125,7 @@ impl Engine {
                 .and_then(|subject| subject.tuple)
                 .map(FlowTuple::from),
             is_known: known.is_some(),
-            stages: ORDER.into_iter().filter(passed).collect(),
+            stages: Node::IN_ORDER.into_iter().filter(passed).collect(),
             route: None,
             egress: None,
             ingress: None,

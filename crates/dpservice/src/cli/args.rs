@@ -84,6 +84,9 @@ pub(crate) enum Command {
     /// Mirror packets to a receiver.
     #[command(subcommand)]
     Capture(Capture),
+    /// Look into the running service: tables, what would become of a packet, live trace.
+    #[command(subcommand)]
+    Inspect(super::inspect::Inspect),
     /// Print the completion script of a shell.
     Completion { shell: clap_complete::Shell },
 }

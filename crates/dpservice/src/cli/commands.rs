@@ -1,12 +1,12 @@
 //! One function per command: makes its calls and turns the replies into objects.
 
 use super::args::{
-    Cli, Command, Create, CreateInterface, CreatePrefix, CreateRoute, Delete, Get, List, Prefix,
-    Reset, target,
+    Cli, Command, Create, CreateInterface, CreatePrefix, CreateRoute, Delete, Format, Get, List,
+    Prefix, Reset, target,
 };
 use super::output::{Object, Printed, Tree, sort};
 use super::values::VniKind;
-use super::{CliError, manifest, services};
+use super::{CliError, inspect, manifest, services};
 use proto::dpdk::dpd_kironcore_client::DpdKironcoreClient;
 use proto::{code, dpdk};
 use std::net::IpAddr;
@@ -18,9 +18,12 @@ pub(super) type Client = DpdKironcoreClient<Channel>;
 /// Name under which the service logs this client.
 const CLIENT_NAME: &str = "dpservice-cli";
 
-pub(super) async fn run(cli: &Cli) -> Result<Vec<Printed>, CliError> {
-    let mut client = connect(cli).await?;
-    let client = &mut client;
+pub(super) async fn run(cli: &Cli, format: Format) -> Result<Vec<Printed>, CliError> {
+    let channel = connect(cli).await?;
+    if let Command::Inspect(what) = &cli.command {
+        return Ok(vec![inspect::run(channel, what, cli, format).await?]);
+    }
+    let client = &mut Client::new(channel);
     let one = match &cli.command {
         Command::Create(args) => match &args.object {
             Some(object) => create(client, object.clone()).await?,
@@ -35,19 +38,19 @@ pub(super) async fn run(cli: &Cli) -> Result<Vec<Printed>, CliError> {
         Command::Capture(what) => services::capture(client, what).await?,
         Command::Reset(Reset::Vni { vni, vni_type }) => reset(client, *vni, *vni_type).await?,
         Command::Init => initialize(client).await?,
-        Command::Completion { .. } => return Ok(Vec::new()),
+        Command::Completion { .. } | Command::Inspect(_) => return Ok(Vec::new()),
     };
     Ok(vec![one])
 }
 
-async fn connect(cli: &Cli) -> Result<Client, CliError> {
+async fn connect(cli: &Cli) -> Result<Channel, CliError> {
     let address = target(cli.address.as_deref(), std::env::var_os("DP_GRPC_PORT"));
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| CliError::client(format!("\"{address}\" is not an address host:port")))?
         .connect_timeout(cli.connect_timeout);
     let connecting = tokio::time::timeout(cli.connect_timeout, endpoint.connect());
     match connecting.await {
-        Ok(Ok(channel)) => Ok(Client::new(channel)),
+        Ok(Ok(channel)) => Ok(channel),
         Ok(Err(error)) => Err(CliError::client(format!(
             "cannot connect to {address}: {}",
             root_cause(&error)

@@ -5,8 +5,10 @@
 
 mod args;
 mod commands;
+mod inspect;
 mod manifest;
 mod output;
+mod pcap;
 mod services;
 mod show_services;
 mod values;
@@ -117,7 +119,7 @@ fn execute(cli: &Cli) -> (String, u8) {
         .enable_all()
         .build()
         .map_err(|error| CliError::client(error.to_string()))
-        .and_then(|runtime| runtime.block_on(commands::run(cli)));
+        .and_then(|runtime| runtime.block_on(commands::run(cli, format)));
     let mut text = String::new();
     let mut code = 0;
     match outcome {
@@ -147,6 +149,7 @@ impl args::Command {
             | args::Command::List(_)
             | args::Command::Init
             | args::Command::Capture(_)
+            | args::Command::Inspect(_)
             | args::Command::Completion { .. } => Format::Table,
         }
     }

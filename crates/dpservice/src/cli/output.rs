@@ -114,6 +114,8 @@ pub(crate) enum Printed {
         metadata: Vec<(&'static str, Tree)>,
         objects: Vec<Object>,
     },
+    /// Text that needs no further form.
+    Text(String),
     /// One of several objects of a file that failed.
     Failed {
         kind: &'static str,
@@ -156,6 +158,7 @@ pub(crate) fn sort(objects: &mut [Object], column: &str) -> Result<(), CliError>
 /// The text of one printed item, line ends included.
 pub(crate) fn render(item: &Printed, format: Format, pretty: bool, wide: bool) -> String {
     match (item, format) {
+        (Printed::Text(text), _) => text.clone(),
         (Printed::One { object, .. }, Format::Json | Format::Yaml) => {
             encode(&object.tree(), format, pretty)
         }
@@ -250,6 +253,11 @@ fn table(objects: &[Object], wide: bool) -> String {
                 .map(|row| row.into_iter().map(|(_, text)| text).collect()),
         )
         .collect();
+    text_table(&lines)
+}
+
+/// Lines of cells, padded to the widest cell of their column and separated by two spaces.
+pub(crate) fn text_table(lines: &[Vec<String>]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column| {
         lines
@@ -262,7 +270,7 @@ fn table(objects: &[Object], wide: bool) -> String {
         .map(|column| width(column).unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for line in &lines {
+    for line in lines {
         let mut padded = String::new();
         for (cell, width) in line.iter().zip(&widths) {
             // Writing to a string cannot fail.

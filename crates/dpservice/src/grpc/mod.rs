@@ -20,6 +20,7 @@ pub use health::{Health, Serving};
 pub use interfaces::restore;
 
 use crate::devices::Devices;
+use crate::inspection::Inspector;
 use crate::worker::{Handle, Stopped};
 use dataplane::ConfigError;
 use proto::code;
@@ -40,8 +41,8 @@ pub struct Service {
     pub worker: Handle,
     /// Opens machine devices.
     pub devices: Arc<dyn Devices>,
-    /// Names of the engine's ports, in their order.
-    pub device_names: Arc<[String]>,
+    /// Answers questions about all of this.
+    pub inspector: Inspector,
     /// Port number of the first machine port; the ports before it are uplinks.
     pub machine_ports_start: u16,
     /// This host's underlay address.

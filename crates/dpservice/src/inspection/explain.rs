@@ -1,7 +1,7 @@
 //! What would become of a packet: finds where it comes in, lets the packet threads look for its connection and the engine rehearse it, and words
 //! the result.
 
-use super::{Inspector, frame, stopping};
+use super::{Inspector, frame, invalid, stopping};
 use crate::worker::{Inspection, Plane};
 use dataplane::{
     Explanation, FilterFact, FlowOutput, FlowService, FlowTuple, KnownConnection, Node, PortId,
@@ -51,10 +51,6 @@ pub(super) async fn explain(
     explained.await.map_err(stopping)
 }
 
-fn invalid(what: &str) -> Status {
-    Status::invalid_argument(format!("Invalid {what}"))
-}
-
 /// Where a request's packet comes in, and its bytes.
 fn arrive(plane: &Plane, request: ExplainRequest) -> Result<Arrival, Status> {
     let ExplainRequest {
@@ -101,7 +97,7 @@ fn arrive(plane: &Plane, request: ExplainRequest) -> Result<Arrival, Status> {
     }
 }
 
-fn interface_id(plane: &Plane, port: PortId) -> String {
+pub(super) fn interface_id(plane: &Plane, port: PortId) -> String {
     let interface = plane.engine.interface_at(port);
     interface.map_or_else(String::new, |interface| interface.spec.id.clone())
 }

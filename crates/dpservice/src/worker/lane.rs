@@ -4,6 +4,7 @@
 //! An idle thread costs one wake-up per second. Drivers without readiness are looked at again and again, with growing pauses.
 
 use crate::devices::Kind;
+use crate::worker::trace::Tracer;
 use crate::worker::{Counters, Inspection, ORDERS_MAX, Settings, Stopped};
 use arrayvec::ArrayVec;
 use dataplane::{BURST_MAX, DropReason, Engine, Instant, PortId, Tables, Verdict, Worker};
@@ -107,6 +108,7 @@ pub(super) struct Lane<P> {
     settings: Settings,
     attached: Arc<[AtomicBool]>,
     active: Arc<AtomicBool>,
+    tracer: Option<Arc<Tracer>>,
     lost: mpsc::Sender<PortId>,
     origin: std::time::Instant,
 }
@@ -146,6 +148,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             settings: setup.settings,
             attached: Arc::clone(&setup.attached),
             active: Arc::clone(&setup.active),
+            tracer: None,
             lost: setup.lost.clone(),
             origin: setup.origin,
         };
@@ -317,9 +320,48 @@ impl<P: Kind> Lane<P> {
         let mut verdicts = [Verdict::Drop(DropReason::Bug); BURST_MAX];
         let now = self.now();
         let packets = self.packets.get_mut(..count).unwrap_or_default();
-        self.worker
-            .process_burst(&self.tables, port, packets, &mut verdicts, now);
+        if self.tracer.is_some() {
+            self.process_traced(port, count, &mut verdicts, now);
+        } else {
+            self.worker
+                .process_burst(&self.tables, port, packets, &mut verdicts, now);
+        }
         self.transmit(&verdicts, count);
+    }
+
+    pub(super) fn trace(&mut self, tracer: Arc<Tracer>) {
+        self.tracer = Some(tracer);
+    }
+
+    /// Decides packets one by one and tells the tracer about each.
+    #[cold]
+    #[inline(never)]
+    fn process_traced(
+        &mut self,
+        port: PortId,
+        count: usize,
+        verdicts: &mut [Verdict; BURST_MAX],
+        now: Instant,
+    ) {
+        let Lane {
+            tables,
+            worker,
+            packets,
+            tracer,
+            ..
+        } = self;
+        for (packet, verdict) in packets.iter_mut().take(count).zip(verdicts.iter_mut()) {
+            let seen = tracer
+                .as_deref()
+                .and_then(|tracer| tracer.before(port, packet.frame(), worker.counters()));
+            *verdict = worker.process(tables, port, packet, now);
+            if let (Some(tracer), Some(seen)) = (tracer.as_deref(), seen) {
+                tracer.after(seen, *verdict, packet.frame(), worker.counters());
+            }
+        }
+        if tracer.as_ref().is_some_and(|tracer| tracer.is_over()) {
+            *tracer = None;
+        }
     }
 
     /// Gives away packets of flows that belong to other threads and moves the rest to the front; returns how many those are.

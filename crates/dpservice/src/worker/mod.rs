@@ -8,6 +8,7 @@
 //! the bounded rings in which they hand packets to each other.
 
 pub mod lane;
+pub mod trace;
 
 use crate::devices::{Driver, Kind};
 use dataplane::{Engine, FlowRow, Instant, PacketBuf, PortId, Tables, Worker};
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::{Mutex, mpsc};
+use trace::Tracer;
 
 /// Packet threads at most.
 pub const WORKERS_MAX: usize = 16;
@@ -108,6 +110,7 @@ trait Lanes: Send + Sync {
     fn detach(&self, port: PortId) -> BoxFuture<'_, Result<(), Stopped>>;
     fn send(&self, port: PortId, frames: Vec<Vec<u8>>) -> BoxFuture<'_, Result<(), Stopped>>;
     fn inspect(&self, inspector: Inspector) -> BoxFuture<'_, Result<(), Stopped>>;
+    fn trace(&self, tracer: Arc<Tracer>) -> BoxFuture<'_, Result<(), Stopped>>;
 }
 
 impl<P: Kind> Lanes for Vec<LaneLink<P>> {
@@ -180,6 +183,17 @@ impl<P: Kind> Lanes for Vec<LaneLink<P>> {
             for lane in self {
                 let inspector = Arc::clone(&inspector);
                 let answer = lane.order(move |lane| inspector(lane.inspect())).await?;
+                answer.await.map_err(|_| Stopped)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn trace(&self, tracer: Arc<Tracer>) -> BoxFuture<'_, Result<(), Stopped>> {
+        Box::pin(async move {
+            for lane in self {
+                let tracer = Arc::clone(&tracer);
+                let answer = lane.order(move |lane| lane.trace(tracer)).await?;
                 answer.await.map_err(|_| Stopped)?;
             }
             Ok(())
@@ -319,6 +333,14 @@ impl Handle {
     /// Lets packets pass, if the threads were started in standby.
     pub fn activate(&self) {
         self.shared.active.store(true, Ordering::Release);
+    }
+
+    /// Lets every packet thread tell `tracer` about its packets, in place of the tracer before, until that one's receiver is gone.
+    ///
+    /// # Errors
+    /// If the threads have ended.
+    pub async fn trace(&self, tracer: Arc<Tracer>) -> Result<(), Stopped> {
+        self.shared.lanes.trace(tracer).await
     }
 
     /// Shows every packet thread to `look`, one after the other, between two of their bursts.

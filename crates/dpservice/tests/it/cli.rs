@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use std::process::Command;
 
 /// Runs the client and compares standard output and exit code.
-async fn check(server: &Server, arguments: &str, code: i32, expected: Expect) {
+pub async fn check(server: &Server, arguments: &str, code: i32, expected: Expect) {
     let address = server.address.to_string();
     let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
     let output = tokio::task::spawn_blocking(move || {

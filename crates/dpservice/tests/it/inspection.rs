@@ -36,7 +36,7 @@ fn stages(response: &ExplainResponse) -> Vec<(&str, &str)> {
 }
 
 /// vm1 and vm2 in network 100 with a route each way; vm2 lets nobody in but by port 443.
-async fn set_up(server: &Server) -> (String, String) {
+pub async fn set_up(server: &Server) -> (String, String) {
     let mut client = server.initialized().await;
     let mut underlay = Vec::new();
     for (id, device, ipv4) in [

@@ -18,6 +18,7 @@ mod errors_rest;
 mod harness;
 mod health;
 mod hosts;
+mod inspect;
 mod inspection;
 mod lifecycle;
 mod logging;
