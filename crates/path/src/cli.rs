@@ -12,7 +12,11 @@ use net::Vni;
 use crate::gather::{self, Endpoint, Endpoints, Region};
 use crate::model::{Path, Protocol, Verdict};
 use crate::query::{End, Query};
-use crate::{explain, render};
+use crate::snapshot::Snapshot;
+use crate::{explain_and_ask, render};
+
+/// How often data planes are asked: an answer can lead to another hypervisor, such as that of a load balancer's target.
+const ROUNDS_MAX: usize = 4;
 
 /// Exit code if what decides could not be found out, or the question was wrong.
 pub const EXIT_UNKNOWN: u8 = 2;
@@ -28,9 +32,9 @@ Ends:
 
 Without --port it is a ping; with --port, TCP; to a load balancer, its first port.
 
-Data planes: in a lab, all of its parts are found and asked by themselves. Elsewhere name those that can be reached with --dataplane,
---metalbond and --edge, for instance through forwarded ports (ssh -L 13371:localhost:1337 hv1); without them the objects alone are explained,
-and the answer says so.
+Data planes: in a lab, all of its parts are found and asked by themselves. Elsewhere name
+those that can be reached with --dataplane, --metalbond and --edge, for instance through forwarded
+ports (ssh -L 13371:localhost:1337 hv1). Without them the objects alone decide, and the answer says so.
 
 Exit code: 0 the packet and its answer arrive, 1 one of them does not, 2 unknown or a wrong question.
 
@@ -119,10 +123,10 @@ pub async fn run(args: Args, regions: &[Region]) -> Result<ExitCode> {
     let (client, endpoints) = connect(&args, regions).await?;
     let vni = Vni::new(args.public_vni)
         .with_context(|| format!("--public-vni {}: a VNI has 24 bits", args.public_vni))?;
-    let snapshot = gather::snapshot(&client, &endpoints, Some(vni)).await?;
-    let mut paths = vec![explain(&snapshot, &query)];
+    let mut snapshot = gather::snapshot(&client, &endpoints, Some(vni)).await?;
+    let mut paths = vec![follow(&endpoints, &mut snapshot, &query).await];
     if args.both_ways {
-        paths.push(explain(&snapshot, &query.reversed()));
+        paths.push(follow(&endpoints, &mut snapshot, &query.reversed()).await);
     }
     let text = match args.output {
         Output::Table => render::table(&paths),
@@ -131,6 +135,19 @@ pub async fn run(args: Args, regions: &[Region]) -> Result<ExitCode> {
     use std::io::Write as _;
     writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(ExitCode::from(exit_code(&paths)))
+}
+
+/// Explains, asks the data planes what the explanation would like to know, and explains again.
+async fn follow(endpoints: &Endpoints, snapshot: &mut Snapshot, query: &Query) -> Path {
+    let (mut path, mut questions) = explain_and_ask(snapshot, query);
+    for _ in 0..ROUNDS_MAX {
+        if questions.is_empty() {
+            break;
+        }
+        gather::rehearse(endpoints, snapshot, questions).await;
+        (path, questions) = explain_and_ask(snapshot, query);
+    }
+    path
 }
 
 /// The worst of all directions.

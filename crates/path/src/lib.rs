@@ -14,5 +14,5 @@ mod render;
 pub mod snapshot;
 
 pub use cli::{Args, ENDPOINTS_HELP, EXIT_UNKNOWN, run};
-pub use explain::explain;
+pub use explain::{explain, explain_and_ask};
 pub use render::{json, table};

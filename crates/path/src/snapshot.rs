@@ -9,6 +9,8 @@ use kube::Resource;
 use metalnet::plan::observed::Observed;
 use net::{PortRange, Prefix, Vni};
 
+use crate::model::Packet;
+
 /// The objects of a region.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
@@ -45,6 +47,65 @@ pub struct Dataplane {
     /// Where it was asked.
     pub endpoint: String,
     pub inventory: Heard<Observed>,
+    /// What it said about packets that it was asked to rehearse.
+    pub rehearsals: Vec<(Question, Heard<Rehearsal>)>,
+}
+
+/// What a data plane is asked: what would become of the first packet of this connection?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// As in [`Dataplane::node`].
+    pub node: String,
+    pub entrance: Entrance,
+    pub packet: Packet,
+}
+
+/// Where a packet comes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// From the machine of this interface (its id in dpservice).
+    Interface(String),
+    /// Through a tunnel to this underlay address.
+    Underlay(Ipv6Addr),
+}
+
+/// What a data plane would do with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rehearsal {
+    pub action: Action,
+    /// What changes the packet: `vip`, `nat`, `nat64`, `neighbor_nat`, `load_balancer`; empty for nothing.
+    pub service: String,
+}
+
+/// The end of a rehearsal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Drop it for this reason (the name of the counter).
+    Drop(String),
+    /// Give it to the machine of this interface (its id in dpservice).
+    Deliver(String),
+    /// Tunnel it to this underlay address.
+    Tunnel(Ipv6Addr),
+    /// Answer it, or send it out as it is.
+    Other(String),
+}
+
+impl Rehearsal {
+    /// In words.
+    pub fn text(&self) -> String {
+        let Self { action, service } = self;
+        let by = if service.is_empty() {
+            String::new()
+        } else {
+            format!(" ({service})")
+        };
+        match action {
+            Action::Drop(reason) => format!("drop, {reason}"),
+            Action::Deliver(id) => format!("deliver to interface {id}{by}"),
+            Action::Tunnel(to) => format!("tunnel to {to}{by}"),
+            Action::Other(what) => format!("{what}{by}"),
+        }
+    }
 }
 
 /// A metalbond server.

@@ -9,6 +9,7 @@
 )]
 
 mod outside;
+mod path;
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};

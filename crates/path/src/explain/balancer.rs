@@ -16,9 +16,11 @@ use super::filter::admits;
 use super::inbound::waits;
 use super::outbound::guest;
 use super::overlay::{Expected, decision};
+use super::rehearse::Expect;
+use super::table::Live;
 use super::{Walk, broken, note, warning};
 use crate::model::{Hop, Packet, Protocol, Source, Stage};
-use crate::snapshot::{RouteKind, named};
+use crate::snapshot::{Action, RouteKind, named, same_node};
 
 /// Targets named in a line.
 const TARGETS_SHOWN: usize = 8;
@@ -51,7 +53,13 @@ impl<'a> Walk<'a> {
         } else {
             self.route(nic, packet.destination, &expected, hop);
         }
-        self.balance(balancer, packet);
+        let tunnel = Expect::Tunnel(expected.hops.clone());
+        self.rehearse_sent(nic, &packet, &tunnel);
+        let entry = match self.table(nic, packet.destination) {
+            Some(Live::Remote { hop, .. }) => Some(hop),
+            Some(Live::Own { .. } | Live::Unreadable { .. } | Live::Nothing) | None => None,
+        };
+        self.balance(balancer, packet, entry);
     }
 
     pub(super) fn reach_public_balancer(
@@ -73,7 +81,7 @@ impl<'a> Walk<'a> {
         let mut hop = Hop::new("edge", Stage::Edge, text).because(because);
         self.at_edges(&mut hop, &expected);
         self.push(hop);
-        self.balance(balancer, packet);
+        self.balance(balancer, packet, None);
     }
 
     /// The route by which a load balancer is reached.
@@ -149,11 +157,18 @@ impl<'a> Walk<'a> {
         targets.any(|target| target.is(nic))
     }
 
-    /// At the load balancer: the choice, and what follows.
-    fn balance(&mut self, balancer: &'a networking::LoadBalancer, packet: Packet) {
+    /// At the load balancer: the choice, and what follows. `entry` is the underlay address to which the packet came, if that is known.
+    fn balance(
+        &mut self,
+        balancer: &'a networking::LoadBalancer,
+        packet: Packet,
+        entry: Option<Ipv6Addr>,
+    ) {
         let address = packet.destination;
         let vni = self.balancer_vni(balancer);
-        let served = self.served(vni, address);
+        let mut served = self.served(vni, address);
+        // The one that the packet comes to first.
+        served.sort_by_key(|s| Some(s.balancer.underlay) != entry);
         let place = match served.first() {
             Some(first) => short(first.node).to_owned(),
             None => "hypervisor".to_owned(),
@@ -220,11 +235,22 @@ impl<'a> Walk<'a> {
         }
         let usable = self.known_targets(&mut hop, &targets, &served, packet);
         self.push(hop);
-        let Some(chosen) = usable.or(targets.first().cloned()) else {
+        let decided = self.decided(&targets, served.first(), packet);
+        let Some(chosen) = decided.or(usable).or(targets.first().cloned()) else {
             return;
         };
         self.interface(&chosen);
         self.filter(&chosen, Direction::Ingress, &packet);
+        let first = served.first().map(|s| s.node);
+        if chosen
+            .node
+            .is_some_and(|node| first.is_some_and(|first| !same_node(first, node)))
+        {
+            let prefix = Prefix::host(address);
+            let live = self.live(&chosen);
+            let underlay = live.and_then(|i| i.services.targets.get(&prefix).copied());
+            self.rehearse_tunnelled(chosen.node, underlay, &packet, &Expect::at(&chosen));
+        }
         self.machine(&chosen, Stage::Receiver);
         if let Some(last) = self.hops.last_mut() {
             let text =
@@ -232,6 +258,32 @@ impl<'a> Walk<'a> {
             guest(last, text);
         }
         self.answer(&chosen, packet.source);
+    }
+
+    /// The target to which the data plane says that this very connection falls.
+    fn decided(
+        &mut self,
+        targets: &[Nic<'a>],
+        served: Option<&Served<'a>>,
+        packet: Packet,
+    ) -> Option<Nic<'a>> {
+        let served = served?;
+        let underlay = Some(served.balancer.underlay);
+        let expect = Expect::Pass;
+        let said = self.rehearse_tunnelled(Some(served.node), underlay, &packet, &expect)?;
+        let prefix = Prefix::host(packet.destination);
+        let is_chosen = |target: &&Nic<'a>| match &said.action {
+            Action::Deliver(id) => target.metal.is_some_and(|m| object::uid(m) == id),
+            Action::Tunnel(to) => self
+                .live(target)
+                .is_some_and(|i| i.services.targets.get(&prefix) == Some(to)),
+            Action::Drop(_) | Action::Other(_) => false,
+        };
+        let chosen = targets.iter().find(is_chosen)?.clone();
+        if let Some(hop) = self.hops.last_mut() {
+            hop.happens = format!("chooses {}", chosen.place());
+        }
+        Some(chosen)
     }
 
     /// Holds the targets of the objects to those of the data planes; returns one that gets connections.

@@ -11,6 +11,7 @@ use net::{PortRange, Prefix};
 use super::ends::{Nic, nics, uses};
 use super::outbound::{is_private, shared};
 use super::overlay::{Expected, join};
+use super::rehearse::Expect;
 use super::{Walk, broken, family, unready, warning};
 use crate::model::{Hop, Packet, Source, Stage};
 use crate::snapshot::{RouteKind, Snapshot};
@@ -199,7 +200,8 @@ impl<'a> Walk<'a> {
             }
             self.push(hop);
         }
-        self.deliver(nic, received);
+        let at = expected.hops.first().copied();
+        self.deliver(nic, at.map(|underlay| (underlay, packet)), received);
     }
 
     fn reach_direct(&mut self, nic: &Nic<'a>, packet: Packet) {
@@ -211,11 +213,16 @@ impl<'a> Walk<'a> {
         self.at_edges(&mut hop, &expected);
         self.push(hop);
         self.interface(nic);
-        self.deliver(nic, packet);
+        let at = expected.hops.first().copied();
+        self.deliver(nic, at.map(|underlay| (underlay, packet)), packet);
     }
 
-    fn deliver(&mut self, nic: &Nic<'a>, packet: Packet) {
+    /// To the machine: `arrives` is where and what the data plane gets, `packet` what the machine gets.
+    fn deliver(&mut self, nic: &Nic<'a>, arrives: Option<(Ipv6Addr, Packet)>, packet: Packet) {
         self.filter(nic, Direction::Ingress, &packet);
+        if let Some((underlay, sent)) = arrives {
+            self.rehearse_tunnelled(nic.node, Some(underlay), &sent, &Expect::at(nic));
+        }
         self.machine(nic, Stage::Receiver);
         self.answer(nic, packet.source);
     }

@@ -10,6 +10,7 @@ mod inbound;
 mod interface;
 mod outbound;
 mod overlay;
+mod rehearse;
 mod table;
 
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use crate::model::{
     Finding, Hop, Level, Outcome, Packet, Path, Protocol, Source, Stage, Verdict, worse,
 };
 use crate::query::{Query, SOURCE_PORT_DEFAULT};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Question, Snapshot};
 use ends::{Ends, Place};
 
 /// VNI of public addresses unless told otherwise.
@@ -29,10 +30,16 @@ const PUBLIC_VNI_DEFAULT: u32 = 100;
 
 /// Why a packet would arrive or not.
 pub fn explain(snapshot: &Snapshot, query: &Query) -> Path {
+    explain_and_ask(snapshot, query).0
+}
+
+/// The same, and what data planes could still be asked to say more. With the answers in the snapshot there are fewer questions.
+pub fn explain_and_ask(snapshot: &Snapshot, query: &Query) -> (Path, Vec<Question>) {
     let mut walk = Walk {
         snapshot,
         hops: Vec::new(),
         places: Vec::new(),
+        questions: Vec::new(),
     };
     let ends = match ends::resolve(snapshot, query) {
         Ok(ends) => ends,
@@ -41,7 +48,7 @@ pub fn explain(snapshot: &Snapshot, query: &Query) -> Path {
             let mut hop = Hop::new("objects", Stage::Sender, "the ends cannot be told");
             hop.find(finding);
             walk.hops.push(hop);
-            return walk.finish(from, to, None);
+            return (walk.finish(from, to, None), Vec::new());
         }
     };
     let Ends {
@@ -59,7 +66,8 @@ pub fn explain(snapshot: &Snapshot, query: &Query) -> Path {
             walk.start_outside(packet, None);
         }
     }
-    walk.finish(from_text, to_text, Some(packet))
+    let questions = std::mem::take(&mut walk.questions);
+    (walk.finish(from_text, to_text, Some(packet)), questions)
 }
 
 /// The first packet of the connection that is asked about.
@@ -100,6 +108,7 @@ struct Walk<'a> {
     hops: Vec<Hop>,
     /// Nodes that the path touches.
     places: Vec<String>,
+    questions: Vec<Question>,
 }
 
 impl<'a> Walk<'a> {
@@ -122,6 +131,7 @@ impl<'a> Walk<'a> {
             snapshot,
             mut hops,
             places,
+            questions: _,
         } = self;
         let (asked, not_asked) = coverage(snapshot, &places);
         close(&mut hops);

@@ -10,6 +10,7 @@ use net::{PortRange, Prefix};
 
 use super::ends::{Nic, Place, nics};
 use super::overlay::{self, Expected, Target, decision};
+use super::rehearse::Expect;
 use super::table::Live;
 use super::{Walk, broken, note, unready, warning};
 use crate::model::{Finding, Hop, Packet, Source, Stage};
@@ -96,11 +97,21 @@ impl<'a> Walk<'a> {
         }
         let expected = Expected::of(self, found, prefix);
         self.route(nic, packet.destination, &expected, hop);
-        if !same_host {
+        // Between networks the packet goes through a tunnel also on one hypervisor.
+        let direct = same_host && nic.vni == found.vni;
+        if !direct {
+            let tunnel = Expect::Tunnel(expected.hops.clone());
+            self.rehearse_sent(nic, &packet, &tunnel);
             self.tunnel(nic, &expected);
         }
         self.interface(found);
         self.filter(found, Direction::Ingress, &packet);
+        if direct {
+            self.rehearse_sent(nic, &packet, &Expect::at(found));
+        } else {
+            let underlay = expected.hops.first().copied();
+            self.rehearse_tunnelled(found.node, underlay, &packet, &Expect::at(found));
+        }
         self.machine(found, Stage::Receiver);
         self.answer(found, packet.source);
     }
@@ -211,6 +222,7 @@ impl<'a> Walk<'a> {
         let Some(inner) = found.address(super::family(packet.destination)) else {
             return false;
         };
+        let sent = packet;
         let packet = Packet {
             destination: inner,
             ..packet
@@ -222,6 +234,7 @@ impl<'a> Walk<'a> {
         self.push(hop);
         self.interface(&found);
         self.filter(&found, Direction::Ingress, &packet);
+        self.rehearse_sent(nic, &sent, &Expect::at(&found));
         self.machine(&found, Stage::Receiver);
         self.answer(&found, packet.source);
         true
@@ -248,6 +261,7 @@ impl<'a> Walk<'a> {
                 .next("use the machine's own address, its virtual IP, or a load balancer"),
         );
         self.push(hop);
+        self.rehearse_sent(nic, &packet, &Expect::Pass);
         true
     }
 
@@ -316,6 +330,7 @@ impl<'a> Walk<'a> {
                 underlay,
                 what: "its own IPv6 address, not translated".to_owned(),
             };
+            self.rehearse_sent(nic, &packet, &Expect::Tunnel(Vec::new()));
             return Some((face, packet));
         }
         let nat64 = embedded.is_some();
@@ -351,6 +366,7 @@ impl<'a> Walk<'a> {
             hop.find(finding);
         }
         self.push(hop);
+        self.rehearse_sent(nic, &packet, &Expect::Tunnel(Vec::new()));
         Some((face, sent))
     }
 

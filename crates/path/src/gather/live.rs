@@ -10,13 +10,17 @@ use hyper_util::rt::TokioIo;
 use metalnet::dpservice;
 use metalnet::plan::observed::Observed;
 use net::{PortRange, Vni};
+use proto::inspection;
+use proto::inspection::explain_request::Ingress;
+use proto::inspection::inspection_client::InspectionClient;
+use proto::inspection::verdict::Kind;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Endpoint;
-use crate::snapshot::{Route, RouteKind};
+use crate::snapshot::{Action, Entrance, Question, Rehearsal, Route, RouteKind};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,8 +54,8 @@ async fn connect(endpoint: &Endpoint) -> Result<TcpStream> {
     Ok(TcpStream::from_std(stream)?)
 }
 
-/// Everything that a dpservice holds.
-pub(super) async fn inventory(endpoint: &Endpoint) -> Result<Observed> {
+/// A channel to a dpservice.
+async fn channel(endpoint: &Endpoint) -> Result<tonic::transport::Channel> {
     let connect = {
         let endpoint = endpoint.clone();
         move |_| {
@@ -64,13 +68,16 @@ pub(super) async fn inventory(endpoint: &Endpoint) -> Result<Observed> {
             }
         }
     };
-    let ask = async {
-        let channel = dpservice::endpoint(&endpoint.address)?
-            .connect_with_connector(tower::service_fn(connect))
-            .await
-            .map_err(|error| anyhow::anyhow!("{}", source(&error)))?;
-        Ok(dpservice::inventory(channel).await?)
-    };
+    let channel = dpservice::endpoint(&endpoint.address)?
+        .connect_with_connector(tower::service_fn(connect))
+        .await
+        .map_err(|error| anyhow::anyhow!("{}", source(&error)))?;
+    Ok(channel)
+}
+
+/// Everything that a dpservice holds.
+pub(super) async fn inventory(endpoint: &Endpoint) -> Result<Observed> {
+    let ask = async { Ok(dpservice::inventory(channel(endpoint).await?).await?) };
     match timeout(ANSWER_TIMEOUT, ask).await {
         Ok(answer) => answer,
         Err(_) => bail!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
@@ -177,4 +184,69 @@ async fn get(endpoint: &Endpoint, path: &str) -> Result<Vec<u8>> {
     };
     let (body, _closed) = tokio::join!(exchange, connection);
     body
+}
+
+// ---- rehearsals ------------------------------------------------------------------------------------------------------------
+
+/// Asks a dpservice what it would do with a packet.
+pub(super) async fn rehearse(endpoint: &Endpoint, question: &Question) -> Result<Rehearsal> {
+    let ask = async {
+        let mut client = InspectionClient::new(channel(endpoint).await?);
+        let reply = client.explain(request(question)).await;
+        match reply {
+            Ok(reply) => answer(reply.into_inner()),
+            Err(status) if status.code() == tonic::Code::Unimplemented => {
+                bail!("it is a dpservice without inspection")
+            }
+            Err(status) => bail!("{}", status.message()),
+        }
+    };
+    match timeout(ANSWER_TIMEOUT, ask).await {
+        Ok(answer) => answer,
+        Err(_) => bail!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
+    }
+}
+
+fn request(question: &Question) -> inspection::ExplainRequest {
+    let Question {
+        node: _,
+        entrance,
+        packet,
+    } = question;
+    let tuple = inspection::FlowTuple {
+        source: packet.source.to_string(),
+        destination: packet.destination.to_string(),
+        protocol: u32::from(packet.protocol.number()),
+        source_port: u32::from(packet.source_port),
+        destination_port: u32::from(packet.destination_port),
+    };
+    inspection::ExplainRequest {
+        ingress: Some(match entrance {
+            Entrance::Interface(id) => Ingress::InterfaceId(id.clone()),
+            Entrance::Underlay(address) => Ingress::Underlay(address.to_string()),
+        }),
+        packet: Some(inspection::explain_request::Packet::Tuple(tuple)),
+        payload_length: 0,
+        // A connection that is tracked already would hide what its filters say.
+        ignore_connections: true,
+    }
+}
+
+fn answer(reply: inspection::ExplainResponse) -> Result<Rehearsal> {
+    let service = Some(reply.service).filter(|service| service != "none");
+    let verdict = reply.verdict.context("an answer without verdict")?;
+    let action = match verdict.kind() {
+        Kind::Drop => Action::Drop(verdict.reason),
+        Kind::Deliver => Action::Deliver(verdict.interface_id),
+        Kind::Encapsulate => {
+            let to = verdict.underlay_destination.parse();
+            Action::Tunnel(to.context("a tunnel without end")?)
+        }
+        Kind::Reply => Action::Other("answer it itself".to_owned()),
+        Kind::Transmit => Action::Other(format!("send it out of {}", verdict.device)),
+    };
+    Ok(Rehearsal {
+        action,
+        service: service.unwrap_or_default(),
+    })
 }

@@ -7,7 +7,7 @@ mod objects;
 use futures::future::join_all;
 use net::Vni;
 
-use crate::snapshot::{Dataplane, EdgeReport, RouteServer, Snapshot};
+use crate::snapshot::{Dataplane, EdgeReport, Question, RouteServer, Snapshot};
 
 /// Where a part answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub async fn snapshot(
         node: node.clone(),
         endpoint: endpoint.address.clone(),
         inventory: live::inventory(endpoint).await.map_err(told),
+        rehearsals: Vec::new(),
     });
     let servers = servers.iter().map(async |(name, endpoint)| RouteServer {
         endpoint: name.clone(),
@@ -80,6 +81,25 @@ pub async fn snapshot(
         edges,
         public_vni,
     })
+}
+
+/// Asks the data planes, and puts their answers into the snapshot.
+pub async fn rehearse(endpoints: &Endpoints, snapshot: &mut Snapshot, questions: Vec<Question>) {
+    let all = questions.into_iter().map(async |question| {
+        let mut known = endpoints.dataplanes.iter();
+        let found = known.find(|(node, _)| *node == question.node);
+        let answer = match found {
+            Some((_, endpoint)) => live::rehearse(endpoint, &question).await.map_err(told),
+            None => Err("no endpoint is known".to_owned()),
+        };
+        (question, answer)
+    });
+    for (question, answer) in join_all(all).await {
+        let mut dataplanes = snapshot.dataplanes.iter_mut();
+        if let Some(dataplane) = dataplanes.find(|d| d.node == question.node) {
+            dataplane.rehearsals.push((question, answer));
+        }
+    }
 }
 
 fn told(error: anyhow::Error) -> String {

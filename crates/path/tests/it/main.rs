@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "helpers of tests: a failure is the message"
 )]
@@ -13,10 +14,10 @@ use std::net::IpAddr;
 use metalnet::model::Uid;
 use metalnet::plan::observed::{Hop, Installed, Observed};
 use net::Prefix;
-use path::explain;
 use path::model::{Level, Outcome, Packet, Path, Protocol, Stage, Verdict};
 use path::query::{End, Name, Query};
-use path::snapshot::{Route, Snapshot};
+use path::snapshot::{Action, Entrance, Question, Rehearsal, Route, Snapshot};
+use path::{explain, explain_and_ask};
 use region::{Region, address, db_policy, machine, object, shop, underlay, vni};
 use serde_json::json;
 
@@ -530,6 +531,83 @@ fn a_load_balancer_needs_targets_ports_and_hypervisors() {
     inventory(&mut snapshot, "hv1").edit_services(&uid("metal-web-1"), |s| s.targets.clear());
     let path = ask(&snapshot, "internet", "lb/web", None);
     check(&path, Verdict::Arrives, &["TargetMissing"]);
+}
+
+// ---- rehearsals ------------------------------------------------------------------------------------------------------------
+
+/// Answers every question with `answer` until there are no more.
+fn rehearsed(
+    mut snapshot: Snapshot,
+    from: &str,
+    to: &str,
+    answer: impl Fn(&Question) -> Rehearsal,
+) -> Path {
+    let end = |text| End::parse(text, "default").unwrap();
+    let query = Query::new(end(from), end(to));
+    for _ in 0..4 {
+        let (path, questions) = explain_and_ask(&snapshot, &query);
+        if questions.is_empty() {
+            return path;
+        }
+        for question in questions {
+            let mut all = snapshot.dataplanes.iter_mut();
+            let dataplane = all.find(|d| d.node == question.node).unwrap();
+            let told = answer(&question);
+            dataplane.rehearsals.push((question, Ok(told)));
+        }
+    }
+    panic!("questions never end")
+}
+
+fn does(action: Action) -> Rehearsal {
+    Rehearsal {
+        action,
+        service: String::new(),
+    }
+}
+
+#[test]
+fn a_data_plane_has_the_last_word() {
+    let way = |question: &Question| match &question.entrance {
+        Entrance::Interface(_) => does(Action::Tunnel(underlay("hv2", "db"))),
+        Entrance::Underlay(_) => does(Action::Deliver("metal-db".to_owned())),
+    };
+    let path = rehearsed(shop().snapshot(), "web-1", "db", way);
+    check(&path, Verdict::Arrives, &[]);
+    let notes = path.hops.iter().flat_map(|hop| &hop.findings);
+    let notes = notes.filter(|finding| finding.reason == "Rehearsed");
+    assert_eq!(notes.count(), 2);
+    let drops = |question: &Question| match &question.entrance {
+        Entrance::Interface(_) => way(question),
+        Entrance::Underlay(_) => does(Action::Drop("firewall_ingress".to_owned())),
+    };
+    let path = rehearsed(shop().snapshot(), "web-1", "db", drops);
+    check(&path, Verdict::DoesNotArrive, &["DataplaneDisagrees"]);
+    // Where the walk ends as well, the drop confirms it.
+    let path = rehearsed(guarded(), "web-1", "db", drops);
+    check(&path, Verdict::DoesNotArrive, &["PolicyDenies"]);
+    let elsewhere = |_: &Question| does(Action::Tunnel(underlay("hv9", "gone")));
+    let path = rehearsed(shop().snapshot(), "web-1", "db", elsewhere);
+    let twice = ["DataplaneDisagrees", "DataplaneDisagrees"];
+    check(&path, Verdict::DoesNotArrive, &twice);
+}
+
+#[test]
+fn a_load_balancer_says_which_target_a_connection_falls_to() {
+    let target = underlay("hv2", "web-2-198.51.100.80");
+    let choice = |question: &Question| match &question.entrance {
+        Entrance::Underlay(at) if *at == underlay("hv1", "web") => does(Action::Tunnel(target)),
+        Entrance::Underlay(at) if *at == target => does(Action::Deliver("metal-web-2".to_owned())),
+        Entrance::Underlay(_) | Entrance::Interface(_) => does(Action::Drop("bug".to_owned())),
+    };
+    let path = rehearsed(shop().snapshot(), "internet", "lb/web", choice);
+    check(&path, Verdict::Arrives, &[]);
+    assert_eq!(path.summary, "arrives at machine web-2 or another target");
+    let chosen = path
+        .hops
+        .iter()
+        .find(|hop| hop.stage == Stage::LoadBalancer);
+    assert_eq!(chosen.unwrap().happens, "chooses machine web-2");
 }
 
 // ---- what could not be asked -----------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ impl Region {
                 node: host.to_owned(),
                 endpoint: format!("{host}:1337"),
                 inventory: Ok(self.inventory(host, &routes)),
+                rehearsals: Vec::new(),
             });
         }
         for server in ["r1", "r2"] {
