@@ -59,6 +59,15 @@ enum Task {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Play many seeds of the simulated region: every controller, metalbond and the packet engines in one thread per seed, under
+    /// random users and random faults. A seed that fails says how to play it again.
+    ///
+    /// Builds the crate `testkit` and all below it with optimization; needs no root and no set-up.
+    Sim {
+        /// `--seeds N`, `--seed FIRST`, `--threads N`, `--verbose`; see `cargo xtask sim --help-sim`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Run the benchmarks and compare them with their baselines.
     Bench {
         /// Only these; all without a name.
@@ -81,6 +90,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup { check } => setup::setup(check, Scope::Develop),
         Task::Demo { release, args } => lab("demo", release, &args),
         Task::Storm { args } => lab("storm", true, &args),
+        Task::Sim { args } => sim(&args),
         Task::Test { no_lab } => test(no_lab),
         Task::Ci => ci(),
         Task::Tidy => tidy::tidy(),
@@ -105,6 +115,18 @@ fn lab(command: &str, release: bool, args: &[String]) -> Result<()> {
         .args(["lab", command])
         .args(args)
         .current_dir(shell::root()))
+}
+
+/// Builds the simulated region with optimization and plays seeds.
+fn sim(args: &[String]) -> Result<()> {
+    step("building (release): testkit");
+    cargo(&["build", "--release", "-p", "testkit", "--bin", "sim"])?;
+    let program = shell::target_dir()?.join("release").join("sim");
+    let args = args.iter().map(|arg| match arg.as_str() {
+        "--help-sim" => "--help",
+        other => other,
+    });
+    run(std::process::Command::new(program).args(args))
 }
 
 fn test(no_lab: bool) -> Result<()> {

@@ -30,6 +30,7 @@ const TIERS: &[(&str, u8)] = &[
     ("edge", 4),
     ("path", 5),
     ("lab", 5),
+    ("testkit", 5),
     ("openkcm", 6),
     ("xtask", 6),
 ];

@@ -168,14 +168,14 @@ fn claim_of(resource: &str, namespace: &str, owner: &Value) -> Value {
     })
 }
 
-fn lock_object(kind: &Kind, name: &str, spec: Value) -> Value {
+fn lock_object(region: &Region, kind: &Kind, name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": kind.api_version(),
         "kind": kind.kind,
         "metadata": {
             "name": name,
-            "uid": uuid::Uuid::new_v4().to_string(),
-            "creationTimestamp": object::now_text(),
+            "uid": region.nature.uid(),
+            "creationTimestamp": region.nature.now_text(),
         },
         "spec": spec,
     })
@@ -226,7 +226,6 @@ fn refused(write_kind: (&str, &str), name: &str, field: &str, value: &str, why: 
 }
 
 fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outcome<()> {
-    use rand::Rng as _;
     let region = write.region;
     let kind = apinet(region, "networkids")?;
     let (min, max) = (region.ranges.vni_min, region.ranges.vni_max);
@@ -238,7 +237,7 @@ fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outc
     let taken = |id: &str| region.cache.get(kind.id, id).is_some();
     let id = if given.is_empty() {
         let span = max.saturating_sub(min).saturating_add(1);
-        let start = rand::rng().random_range(0..span);
+        let start = region.nature.below(span.into()) as u32;
         let free = (0..span.min(PROBES_MAX))
             .map(|step| (min + (start + step) % span).to_string())
             .find(|id| !taken(id));
@@ -272,6 +271,7 @@ fn reserve_vni(write: &Write<'_>, object: &mut Value, draft: &mut Draft) -> Outc
         }
     };
     let lock = lock_object(
+        region,
         kind,
         &id,
         json!({ "claimRef": claim_of("networks", write.namespace, object) }),

@@ -251,7 +251,7 @@ impl Cache {
         }
     }
 
-    async fn step(
+    pub(crate) async fn step(
         &self,
         changes: &mut crate::store::Watch,
         history: Rev,

@@ -13,7 +13,7 @@ use crate::registry::delete::{DeleteOptions, Propagation};
 use crate::registry::update::Proposal;
 use crate::registry::{Part, Write, cache_key};
 use crate::status::{Outcome, Reason};
-use crate::store::{At, Change, Kv, StoreError, WatchMessage};
+use crate::store::{At, Change, Kv, StoreError, Watch, WatchMessage};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -124,42 +124,78 @@ pub async fn run(region: Arc<Region>) -> StoreError {
 }
 
 async fn collect(region: &Arc<Region>) -> Result<(), StoreError> {
-    let mut index = Index::default();
-    let from = region.cache.progress();
-    let mut changes = region.store.watch(b"/", from).await?;
-    for kind in region.kinds.stored() {
-        for entry in region.cache.list(kind.id, None).entries {
-            if let Ok(head) = entry.encoded.head() {
-                index.put(&(kind.id, entry.key.clone()), &head);
-            }
-        }
-    }
+    let mut collector = Collector::open(region).await?;
     let mut round = tokio::time::interval(FULL_ROUND_EVERY);
     round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut retry: Vec<Place> = Vec::new();
     loop {
-        if index.pending.is_empty() {
+        if collector.is_idle() {
             tokio::select! {
-                message = changes.next() => read(region, &mut index, message?),
-                _ = round.tick() => {
-                    index.pending.extend(index.owners.keys().cloned());
-                    index.pending.extend(retry.drain(..));
+                message = collector.changes.next() => collector.read(region, message?),
+                _ = round.tick() => collector.look_at_all(),
+            }
+        }
+        collector.work(region).await;
+    }
+}
+
+/// The collector between two changes. Whoever drives it says when time has passed.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    index: Index,
+    pub(crate) changes: Watch,
+    retry: Vec<Place>,
+}
+
+impl Collector {
+    /// Knows what the cache knows.
+    pub(crate) async fn open(region: &Region) -> Result<Collector, StoreError> {
+        let mut index = Index::default();
+        let from = region.cache.progress();
+        let changes = region.store.watch(b"/", from).await?;
+        for kind in region.kinds.stored() {
+            for entry in region.cache.list(kind.id, None).entries {
+                if let Ok(head) = entry.encoded.head() {
+                    index.put(&(kind.id, entry.key.clone()), &head);
                 }
             }
         }
+        Ok(Collector {
+            index,
+            changes,
+            retry: Vec::new(),
+        })
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.index.pending.is_empty()
+    }
+
+    pub(crate) fn read(&mut self, region: &Region, message: WatchMessage) {
+        read(region, &mut self.index, message);
+    }
+
+    /// The slow round: everything that has an owner, and what did not work.
+    pub(crate) fn look_at_all(&mut self) {
+        let Collector { index, retry, .. } = self;
+        index.pending.extend(index.owners.keys().cloned());
+        index.pending.extend(retry.drain(..));
+    }
+
+    /// Looks at up to [`BATCH_MAX`] objects.
+    pub(crate) async fn work(&mut self, region: &Arc<Region>) {
         for _ in 0..BATCH_MAX {
-            let Some(place) = index.pending.pop_first() else {
+            let Some(place) = self.index.pending.pop_first() else {
                 break;
             };
             let Some(kind) = region.kinds.by_id(place.0) else {
                 continue;
             };
             let user = User::server();
-            if let Err(failure) = look(region, &index, kind, &place, &user).await
+            if let Err(failure) = look(region, &self.index, kind, &place, &user).await
                 && !matches!(failure.reason, Reason::NotFound | Reason::Conflict)
             {
                 tracing::warn!(object = %place.1, kind = kind.kind, failure = %failure.message, "not collected, will be tried again");
-                retry.push(place);
+                self.retry.push(place);
             }
         }
     }

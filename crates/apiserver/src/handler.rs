@@ -264,7 +264,7 @@ fn other(call: &Call<'_>, method: &Method, segments: &[String]) -> Outcome<Reply
             );
             Ok(Reply::new(StatusCode::OK, content_type, text.into()))
         }
-        Some(_) => call.region.documents.answer(segments, call.headers),
+        Some(_) => call.region.documents().answer(segments, call.headers),
     }
 }
 

@@ -3,7 +3,6 @@
 use crate::auth::User;
 use crate::filter::Filter;
 use crate::kinds::Kind;
-use crate::object;
 use crate::query::Query;
 use crate::region::Region;
 use crate::registry::delete::DeleteOptions;
@@ -93,13 +92,14 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
         &Query::default(),
         "namespace-controller",
     )?;
+    let now = region.nature.now_text();
     let result = write.change(|live| {
         let live = live.ok_or_else(|| write.not_found())?;
         let mut object = live.value.clone();
         if let Some(map) = object.as_object_mut() {
             match part {
                 Part::Finalize => map.insert("spec".into(), json!({ "finalizers": [] })),
-                _ => map.insert("status".into(), status(&live.value, &left)),
+                _ => map.insert("status".into(), status(&live.value, &left, &now)),
             };
         }
         Ok(Proposal {
@@ -116,7 +116,7 @@ async fn terminate(region: &Arc<Region>, kind: &Arc<Kind>, name: &str) -> Outcom
 }
 
 /// Says what still lives in a namespace. The time of an unchanged condition stays.
-fn status(live: &Value, left: &[String]) -> Value {
+fn status(live: &Value, left: &[String], now: &str) -> Value {
     let message = format!("Some resources are remaining: {}", left.join(", "));
     let known = live
         .pointer("/status/conditions")
@@ -137,7 +137,7 @@ fn status(live: &Value, left: &[String]) -> Value {
             "status": "True",
             "reason": "SomeResourcesRemain",
             "message": message,
-            "lastTransitionTime": object::now_text(),
+            "lastTransitionTime": now,
         })
     });
     json!({ "phase": "Terminating", "conditions": [condition] })

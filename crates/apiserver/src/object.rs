@@ -3,6 +3,7 @@
 //! An object is stored without its resourceVersion, because the revision is known only at commit. The encoding remembers where it
 //! belongs, so that the same stored bytes serve every reader: they are spliced with the revision, never parsed and re-encoded.
 
+use crate::nature::Nature;
 use crate::store::Rev;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Deserialize;
@@ -232,13 +233,6 @@ pub fn is_deleting(object: &Value) -> bool {
     !metadata_text(object, "deletionTimestamp").is_empty()
 }
 
-/// Now, as metadata times are written: RFC 3339, UTC, whole seconds.
-pub fn now_text() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
-}
-
 /// Letters of generated names: no vowels, no digits that look like letters, so that no words come out.
 const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Random letters appended by `generateName`.
@@ -247,15 +241,13 @@ const NAME_SUFFIX: usize = 5;
 const GENERATED_NAME_MAX: usize = 63;
 
 /// A name from `generateName`: the prefix, cut so that the result fits a label, and five random letters.
-pub fn generate_name(prefix: &str) -> String {
-    use rand::Rng as _;
-    let mut random = rand::rng();
+pub fn generate_name(prefix: &str, nature: &Nature) -> String {
     let kept: String = prefix
         .chars()
         .take(GENERATED_NAME_MAX - NAME_SUFFIX)
         .collect();
     let suffix = (0..NAME_SUFFIX)
-        .filter_map(|_| NAME_LETTERS.get(random.random_range(0..NAME_LETTERS.len())))
+        .filter_map(|_| NAME_LETTERS.get(nature.below(NAME_LETTERS.len() as u128) as usize))
         .map(|letter| char::from(*letter));
     kept.chars().chain(suffix).collect()
 }

@@ -3,6 +3,7 @@
 use crate::cache::Cache;
 use crate::kinds::Kinds;
 use crate::metrics::Metrics;
+use crate::nature::Nature;
 use crate::store::Store;
 use ipnet::IpNet;
 use std::sync::Arc;
@@ -38,8 +39,10 @@ pub struct Region {
     pub ranges: Ranges,
     pub metrics: Metrics,
     pub authorizer: crate::auth::rbac::Authorizer,
-    pub documents: crate::discovery::Documents,
+    /// Made when the first one asks.
+    documents: std::sync::OnceLock<crate::discovery::Documents>,
     pub limits: Limits,
+    pub nature: Nature,
     /// Set at start, from the region CA.
     pub tokens: std::sync::OnceLock<crate::auth::token::Tokens>,
     /// Cancelled when the server stops: ends watches.
@@ -68,21 +71,27 @@ impl Region {
     pub fn new(store: Arc<dyn Store>, ranges: Ranges, stop: CancellationToken) -> Region {
         let kinds = Kinds::new();
         let cache = Cache::new(&kinds);
-        let documents = crate::discovery::Documents::new(&kinds);
         Region {
             store,
             cache,
             ranges,
             metrics: Metrics::default(),
             authorizer: crate::auth::rbac::Authorizer::default(),
-            documents,
+            documents: std::sync::OnceLock::new(),
             kinds,
             limits: Limits::default(),
+            nature: Nature::real(),
             tokens: std::sync::OnceLock::new(),
             stop,
             loaded: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         }
+    }
+
+    /// What the server offers. Costs a moment at the first call.
+    pub fn documents(&self) -> &crate::discovery::Documents {
+        self.documents
+            .get_or_init(|| crate::discovery::Documents::new(&self.kinds))
     }
 
     /// Whether the server has its state and may answer.

@@ -5,7 +5,8 @@
 //! It is deliberately not generic over kinds (one watch loop, one worker loop) and holds no knowledge of any controller.
 //!
 //! Reading order: [`plan`] (what a controller returns), [`world`] (what it reads), [`source`] (what it watches),
-//! [`runner`] (how it is driven), then [`queue`], [`store`], [`execute`], [`leader`]. [`sim`] runs plans without any server.
+//! [`runner`] (how it is driven), then [`queue`], [`store`], [`execute`], [`leader`]. [`sim`] and
+//! [`process`] run plans without any server.
 
 pub mod args;
 pub mod error;
@@ -18,6 +19,7 @@ pub mod metrics;
 pub mod object;
 pub mod part;
 pub mod plan;
+pub mod process;
 pub mod queue;
 pub mod runner;
 pub mod sim;

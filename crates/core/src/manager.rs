@@ -47,7 +47,13 @@ pub struct Args {
 /// Runs until shutdown, or until another replica leads.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = client(args.kubeconfig.as_ref()).await?;
-    let chosen = choose(all(&args), &args.controllers)?;
+    let chosen = choose(
+        all(
+            Duration::from_secs(args.machine_pool_lifecycle_grace_period),
+            Duration::from_secs(args.node_lifecycle_grace_period),
+        ),
+        &args.controllers,
+    )?;
     let build = {
         let client = client.clone();
         move || {
@@ -74,12 +80,12 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
     .await
 }
 
-type Entry = (Arc<dyn Controller>, usize);
+/// A controller and its number of workers.
+pub type Entry = (Arc<dyn Controller>, usize);
 
-/// Every controller with its number of workers. The scheduler has one, because its decisions depend on each other.
-fn all(args: &Args) -> Vec<Entry> {
-    let grace = Duration::from_secs(args.machine_pool_lifecycle_grace_period);
-    let node_grace = Duration::from_secs(args.node_lifecycle_grace_period);
+/// Every controller; `grace` is how long machine pools may be silent, `node_grace` how long hypervisors. The scheduler has one
+/// worker, because its decisions depend on each other.
+pub fn all(grace: Duration, node_grace: Duration) -> Vec<Entry> {
     vec![
         (Arc::new(SchedulerController), 1),
         (Arc::new(EphemeralNicController), 4),

@@ -30,7 +30,8 @@ pub fn apply(client: &Client, op: BondOp) {
     }
 }
 
-fn words(announcement: Announcement) -> Option<(u32, Destination, NextHop)> {
+/// The route that an announcement stands for; `None` for prefixes that make no sense.
+pub fn words(announcement: Announcement) -> Option<(u32, Destination, NextHop)> {
     let Announcement {
         vni,
         prefix,

@@ -1,6 +1,6 @@
 //! The API's side of the shell: watches that feed the agent, and the writes it asks for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -65,15 +65,20 @@ pub struct Objects {
     pulses: Arc<Pulses>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+/// What the agent reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
     Network,
     Nic,
     Balancer,
 }
 
 impl Kind {
-    fn resource(self) -> ApiResource {
+    /// All of them.
+    pub const ALL: [Kind; WATCHES] = [Kind::Network, Kind::Nic, Kind::Balancer];
+
+    /// How the API names it.
+    pub fn resource(self) -> ApiResource {
         match self {
             Self::Network => ApiResource::erase::<api::metalnet::Network>(&()),
             Self::Nic => ApiResource::erase::<api::metalnet::NetworkInterface>(&()),
@@ -184,12 +189,7 @@ impl Objects {
             .timeout(WATCH_SECONDS)
             .page_size(LIST_PAGE);
         let mut stream = watcher(api, config).boxed();
-        let mut view = View {
-            kind,
-            known: HashMap::new(),
-            listed: HashSet::new(),
-            synced: false,
-        };
+        let mut view = View::new(kind);
         let mut failures = 0u32;
         loop {
             let event = tokio::select! {
@@ -231,82 +231,13 @@ impl Objects {
     }
 
     async fn take(&self, view: &mut View, event: Event<DynamicObject>) {
-        match event {
-            Event::Init => view.listed.clear(),
-            Event::InitApply(object) => {
-                view.listed.insert(key_of(&object));
-                self.seen(view, object).await;
-            }
-            Event::Apply(object) => self.seen(view, object).await,
-            Event::Delete(object) => {
-                let key = key_of(&object);
-                let gone = view.known.remove(&key);
-                self.gone(view.kind, key, gone).await;
-            }
-            Event::InitDone => {
-                let missing: Vec<ObjectKey> = view
-                    .known
-                    .keys()
-                    .filter(|key| !view.listed.contains(*key))
-                    .cloned()
-                    .collect();
-                for key in missing {
-                    let gone = view.known.remove(&key);
-                    self.gone(view.kind, key, gone).await;
-                }
-                view.listed.clear();
-                if !view.synced {
-                    view.synced = true;
-                    if self.synced.fetch_add(1, Ordering::AcqRel) + 1 == WATCHES {
-                        self.report(Input::ApiSynced).await;
-                    }
-                }
-            }
+        let synced = view.is_synced();
+        for input in view.take(&self.reader, event) {
+            self.report(input).await;
         }
-    }
-
-    async fn seen(&self, view: &mut View, object: DynamicObject) {
-        let key = key_of(&object);
-        let (uid, input) = match view.kind {
-            Kind::Network => match parse::network(object) {
-                Some(network) => (network.meta.uid.clone(), Input::Network(Box::new(network))),
-                None => return,
-            },
-            Kind::Nic => match self.reader.nic(object) {
-                Seen::Local(nic) => (nic.meta.uid.clone(), Input::Nic(nic)),
-                Seen::Foreign(uid) => return self.foreign(view, key, uid).await,
-                Seen::Unusable => return unusable(&key),
-            },
-            Kind::Balancer => match self.reader.balancer(object) {
-                Seen::Local(balancer) => (balancer.meta.uid.clone(), Input::Balancer(balancer)),
-                Seen::Foreign(uid) => return self.foreign(view, key, uid).await,
-                Seen::Unusable => return unusable(&key),
-            },
-        };
-        if let Some(old) = view
-            .known
-            .insert(key.clone(), uid.clone())
-            .filter(|old| *old != uid)
+        if view.is_synced() && !synced && self.synced.fetch_add(1, Ordering::AcqRel) + 1 == WATCHES
         {
-            self.gone(view.kind, key, Some(old)).await;
-        }
-        self.report(input).await;
-    }
-
-    /// Another node's: only news if it was ours before.
-    async fn foreign(&self, view: &mut View, key: ObjectKey, uid: Uid) {
-        if view.known.get(&key) == Some(&uid) {
-            view.known.remove(&key);
-            self.gone(view.kind, key, Some(uid)).await;
-        }
-    }
-
-    async fn gone(&self, kind: Kind, key: ObjectKey, uid: Option<Uid>) {
-        match (kind, uid) {
-            (Kind::Network, _) => self.report(Input::NetworkGone(key)).await,
-            (Kind::Nic, Some(uid)) => self.report(Input::NicGone(uid)).await,
-            (Kind::Balancer, Some(uid)) => self.report(Input::BalancerGone(uid)).await,
-            (Kind::Nic | Kind::Balancer, None) => {}
+            self.report(Input::ApiSynced).await;
         }
     }
 
@@ -318,97 +249,40 @@ impl Objects {
 
     async fn write_one(&self, op: &ApiOp) -> Result<Written, ApiError> {
         match op {
-            ApiOp::NicFinalizers { meta, finalizers } => {
-                let object = self
-                    .patch(Kind::Nic, meta, &locked(meta, finalizers), false)
-                    .await?;
-                Ok(self.written_nic(object))
-            }
-            ApiOp::NicStatus { meta, status } => {
-                let object = self
-                    .patch(
-                        Kind::Nic,
-                        meta,
-                        &json!({ "status": status_value(status) }),
-                        true,
-                    )
-                    .await?;
-                Ok(self.written_nic(object))
-            }
-            ApiOp::NetworkFinalizers { meta, finalizers } => {
-                let object = self
-                    .patch(Kind::Network, meta, &locked(meta, finalizers), false)
-                    .await?;
-                Ok(written_network(object))
-            }
-            ApiOp::NetworkPeerings { meta, peerings } => {
-                let list: Vec<Value> = peerings
-                    .iter()
-                    .map(|(id, state)| json!({ "id": id, "state": word(*state) }))
-                    .collect();
-                let object = self
-                    .patch(
-                        Kind::Network,
-                        meta,
-                        &json!({ "status": { "peerings": list } }),
-                        true,
-                    )
-                    .await?;
-                Ok(written_network(object))
-            }
-            ApiOp::BalancerFinalizers { meta, finalizers } => {
-                let patch = locked(meta, finalizers);
-                let object = self.patch(Kind::Balancer, meta, &patch, false).await?;
-                Ok(self.written_balancer(object))
-            }
-            ApiOp::BalancerStatus { meta, state } => {
-                let patch = json!({ "status": { "state": word(*state) } });
-                let object = self.patch(Kind::Balancer, meta, &patch, true).await?;
-                Ok(self.written_balancer(object))
-            }
             ApiOp::Warn {
                 kind,
                 meta,
                 reason,
                 note,
             } => self.warn(kind, meta, reason, note).await,
+            op => match Change::of(op) {
+                Some(change) => self.patch(change).await,
+                None => Ok(Written::Nothing),
+            },
         }
     }
 
-    async fn patch(
-        &self,
-        kind: Kind,
-        meta: &Meta,
-        patch: &Value,
-        status: bool,
-    ) -> Result<DynamicObject, ApiError> {
+    async fn patch(&self, change: Change<'_>) -> Result<Written, ApiError> {
+        let Change {
+            kind,
+            key,
+            body,
+            status,
+        } = change;
         let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &meta.key.namespace, &kind.resource());
+            Api::namespaced_with(self.client.clone(), &key.namespace, &kind.resource());
         let params = PatchParams {
             field_manager: Some(api::names::manager::METALNET.to_owned()),
             ..Default::default()
         };
-        let patch = Patch::Merge(patch);
+        let patch = Patch::Merge(body);
         let result = if status {
-            api.patch_status(&meta.key.name, &params, &patch).await
+            api.patch_status(&key.name, &params, &patch).await
         } else {
-            api.patch(&meta.key.name, &params, &patch).await
+            api.patch(&key.name, &params, &patch).await
         };
-        result.map_err(api_error)
-    }
-
-    fn written_nic(&self, object: DynamicObject) -> Written {
-        match self.reader.nic(object) {
-            Seen::Local(nic) => Written::Nic(nic),
-            Seen::Foreign(_) | Seen::Unusable => Written::Nothing,
-        }
-    }
-
-    fn written_balancer(&self, object: DynamicObject) -> Written {
-        match self.reader.balancer(object) {
-            Seen::Local(balancer) => Written::Balancer(balancer),
-            Seen::Foreign(_) | Seen::Unusable => Written::Nothing,
-        }
+        let object = result.map_err(api_error)?;
+        Ok(written(&self.reader, kind, object))
     }
 
     async fn warn(
@@ -455,22 +329,177 @@ impl Objects {
     }
 }
 
-/// What one watch has shown so far.
-struct View {
+/// A write of the agent as the API takes it: a merge patch. Pure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change<'a> {
+    pub kind: Kind,
+    pub key: &'a ObjectKey,
+    pub body: Value,
+    /// The patch is one of the status.
+    pub status: bool,
+}
+
+impl<'a> Change<'a> {
+    /// `None` for warnings, which are no change.
+    pub fn of(op: &'a ApiOp) -> Option<Self> {
+        let (kind, meta, body, status) = match op {
+            ApiOp::NicFinalizers { meta, finalizers } => {
+                (Kind::Nic, meta, locked(meta, finalizers), false)
+            }
+            ApiOp::NicStatus { meta, status } => {
+                let body = json!({ "status": status_value(status) });
+                (Kind::Nic, meta, body, true)
+            }
+            ApiOp::NetworkFinalizers { meta, finalizers } => {
+                (Kind::Network, meta, locked(meta, finalizers), false)
+            }
+            ApiOp::NetworkPeerings { meta, peerings } => {
+                let list: Vec<Value> = peerings
+                    .iter()
+                    .map(|(id, state)| json!({ "id": id, "state": word(*state) }))
+                    .collect();
+                let body = json!({ "status": { "peerings": list } });
+                (Kind::Network, meta, body, true)
+            }
+            ApiOp::BalancerFinalizers { meta, finalizers } => {
+                (Kind::Balancer, meta, locked(meta, finalizers), false)
+            }
+            ApiOp::BalancerStatus { meta, state } => {
+                let body = json!({ "status": { "state": word(*state) } });
+                (Kind::Balancer, meta, body, true)
+            }
+            ApiOp::Warn { .. } => return None,
+        };
+        let key = &meta.key;
+        Some(Self {
+            kind,
+            key,
+            body,
+            status,
+        })
+    }
+}
+
+/// What the API's answer to a write says to the agent. Pure.
+pub fn written(reader: &Reader, kind: Kind, object: DynamicObject) -> Written {
+    match kind {
+        Kind::Network => parse::network(object).map_or(Written::Nothing, |network| {
+            Written::Network(Box::new(network))
+        }),
+        Kind::Nic => match reader.nic(object) {
+            Seen::Local(nic) => Written::Nic(nic),
+            Seen::Foreign(_) | Seen::Unusable => Written::Nothing,
+        },
+        Kind::Balancer => match reader.balancer(object) {
+            Seen::Local(balancer) => Written::Balancer(balancer),
+            Seen::Foreign(_) | Seen::Unusable => Written::Nothing,
+        },
+    }
+}
+
+/// What one watch has shown so far. Pure.
+#[derive(Debug)]
+pub struct View {
     kind: Kind,
-    known: HashMap<ObjectKey, Uid>,
+    known: BTreeMap<ObjectKey, Uid>,
     listed: HashSet<ObjectKey>,
     synced: bool,
 }
 
-fn unusable(key: &ObjectKey) {
-    tracing::warn!(object = %key, "its UID cannot be used as an id in the data plane");
+impl View {
+    /// Nothing yet.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            known: BTreeMap::new(),
+            listed: HashSet::new(),
+            synced: false,
+        }
+    }
+
+    /// Whether everything has been listed once.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// What an event means for the agent.
+    pub fn take(&mut self, reader: &Reader, event: Event<DynamicObject>) -> Vec<Input> {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                self.listed.insert(key_of(&object));
+                self.seen(reader, object)
+            }
+            Event::Apply(object) => self.seen(reader, object),
+            Event::Delete(object) => {
+                let key = key_of(&object);
+                let gone = self.known.remove(&key);
+                self.gone(key, gone).into_iter().collect()
+            }
+            Event::InitDone => {
+                let keys = self.known.keys();
+                let missing = keys.filter(|key| !self.listed.contains(*key));
+                let missing: Vec<ObjectKey> = missing.cloned().collect();
+                let gone = missing.into_iter().filter_map(|key| {
+                    let uid = self.known.remove(&key);
+                    self.gone(key, uid)
+                });
+                let gone = gone.collect();
+                self.listed.clear();
+                self.synced = true;
+                gone
+            }
+        }
+    }
+
+    fn seen(&mut self, reader: &Reader, object: DynamicObject) -> Vec<Input> {
+        let key = key_of(&object);
+        let (uid, input) = match self.kind {
+            Kind::Network => match parse::network(object) {
+                Some(network) => (network.meta.uid.clone(), Input::Network(Box::new(network))),
+                None => return Vec::new(),
+            },
+            Kind::Nic => match reader.nic(object) {
+                Seen::Local(nic) => (nic.meta.uid.clone(), Input::Nic(nic)),
+                Seen::Foreign(uid) => return self.foreign(key, uid),
+                Seen::Unusable => return unusable(&key),
+            },
+            Kind::Balancer => match reader.balancer(object) {
+                Seen::Local(balancer) => (balancer.meta.uid.clone(), Input::Balancer(balancer)),
+                Seen::Foreign(uid) => return self.foreign(key, uid),
+                Seen::Unusable => return unusable(&key),
+            },
+        };
+        let old = self.known.insert(key.clone(), uid.clone());
+        let replaced = old.filter(|old| *old != uid);
+        let gone = replaced.and_then(|old| self.gone(key, Some(old)));
+        gone.into_iter().chain([input]).collect()
+    }
+
+    /// Another node's: only news if it was ours before.
+    fn foreign(&mut self, key: ObjectKey, uid: Uid) -> Vec<Input> {
+        if self.known.get(&key) != Some(&uid) {
+            return Vec::new();
+        }
+        self.known.remove(&key);
+        self.gone(key, Some(uid)).into_iter().collect()
+    }
+
+    fn gone(&self, key: ObjectKey, uid: Option<Uid>) -> Option<Input> {
+        match self.kind {
+            Kind::Network => Some(Input::NetworkGone(key)),
+            Kind::Nic => uid.map(Input::NicGone),
+            Kind::Balancer => uid.map(Input::BalancerGone),
+        }
+    }
 }
 
-fn written_network(object: DynamicObject) -> Written {
-    parse::network(object).map_or(Written::Nothing, |network| {
-        Written::Network(Box::new(network))
-    })
+fn unusable(key: &ObjectKey) -> Vec<Input> {
+    tracing::warn!(object = %key, "its UID cannot be used as an id in the data plane");
+    Vec::new()
 }
 
 fn key_of(object: &DynamicObject) -> ObjectKey {

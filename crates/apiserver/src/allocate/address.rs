@@ -1,6 +1,7 @@
 //! Public addresses: an IP object holds an address, an IPAddress named after the address is its lock.
 
 use super::{Draft, PROBES_MAX, apinet, lock_object, refused, set_spec};
+use crate::nature::Nature;
 use crate::object;
 use crate::region::Region;
 use crate::registry::store_key;
@@ -43,7 +44,9 @@ pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft)
                 "no public prefix of this family is configured",
             ));
         }
-        let free = prefixes.iter().find_map(|prefix| pick(*prefix, &taken));
+        let free = prefixes
+            .iter()
+            .find_map(|prefix| pick(*prefix, &region.nature, &taken));
         free.ok_or_else(|| {
             Failure::new(
                 Reason::Conflict,
@@ -73,6 +76,7 @@ pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft)
     };
     let lock_name = address.to_string();
     let mut lock = lock_object(
+        region,
         kind,
         &lock_name,
         json!({ "ip": lock_name, "claimRef": claim }),
@@ -113,8 +117,7 @@ fn address_label(address: IpAddr) -> String {
 
 /// A free address of a prefix: a random start, then upwards, once around. Network and broadcast address and the subnet-router
 /// anycast address (RFC 4291, 2.6.1) are left out where the prefix is large enough to have them.
-fn pick(prefix: IpNet, taken: &impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    use rand::Rng as _;
+fn pick(prefix: IpNet, nature: &Nature, taken: &impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let (first, last) = match prefix {
         IpNet::V4(net) => {
             let (first, last) = (
@@ -137,7 +140,7 @@ fn pick(prefix: IpNet, taken: &impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         }
     };
     let span = (last - first).saturating_add(1);
-    let start = rand::rng().random_range(0..span);
+    let start = nature.below(span);
     let probes = span.min(u128::from(PROBES_MAX));
     (0..probes)
         .map(|step| {
@@ -175,7 +178,9 @@ mod tests {
         ] {
             let prefix: IpNet = prefix.parse().expect("a prefix");
             let mut used = HashSet::new();
-            while let Some(address) = pick(prefix, &|address| used.contains(&address)) {
+            while let Some(address) =
+                pick(prefix, &Nature::real(), &|address| used.contains(&address))
+            {
                 assert!(prefix.contains(&address));
                 assert!(used.insert(address));
             }

@@ -132,7 +132,7 @@ fn claim_ref(write: &Write<'_>, user: &Value) -> Value {
 fn ephemeral(write: &Write<'_>, user: &Value, entry: &mut Value, draft: &mut Draft) -> Outcome<()> {
     let kind = apinet(write.region, "ips")?;
     let user_name = object::metadata_text(user, "name");
-    let name = object::generate_name(&format!("{user_name}-"));
+    let name = object::generate_name(&format!("{user_name}-"), &write.region.nature);
     // All addresses of a gateway are of one family, which stands in its spec.
     let of_user = user.pointer("/spec/ipFamily").and_then(Value::as_str);
     let family = of_user.unwrap_or_else(|| text(entry, "ipFamily"));
@@ -142,8 +142,8 @@ fn ephemeral(write: &Write<'_>, user: &Value, entry: &mut Value, draft: &mut Dra
         "metadata": {
             "name": name,
             "namespace": write.namespace,
-            "uid": uuid::Uuid::new_v4().to_string(),
-            "creationTimestamp": object::now_text(),
+            "uid": write.region.nature.uid(),
+            "creationTimestamp": write.region.nature.now_text(),
             "ownerReferences": [{
                 "apiVersion": format!("{APINET}/{VERSION}"),
                 "kind": write.kind.kind,
@@ -290,7 +290,7 @@ async fn release(
         }
         Release::Keep => {
             finalizers.push(json!(finalizer::IP_IN_USE));
-            mark(&mut held, owned);
+            mark(&mut held, owned, &write.region.nature.now_text());
         }
     }
     object::set_finalizers(&mut held, finalizers);
@@ -299,8 +299,7 @@ async fn release(
 }
 
 /// Marks an IP as released now. One that lived for its user only is being deleted from now on.
-fn mark(ip: &mut Value, owned: bool) {
-    let now = object::now_text();
+fn mark(ip: &mut Value, owned: bool, now: &str) {
     let mut annotations = object::metadata(ip, "annotations")
         .and_then(Value::as_object)
         .cloned()

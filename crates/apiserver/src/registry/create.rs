@@ -35,7 +35,11 @@ impl Write<'_> {
             let mut candidate = object.clone();
             if generated {
                 let prefix = object::metadata_text(&object, "generateName");
-                object::set_metadata(&mut candidate, "name", json!(object::generate_name(prefix)));
+                object::set_metadata(
+                    &mut candidate,
+                    "name",
+                    json!(object::generate_name(prefix, &self.region.nature)),
+                );
             }
             match self.insert(candidate, track).await {
                 Ok((encoded, rev)) => {
@@ -100,8 +104,12 @@ impl Write<'_> {
         ] {
             object::remove_metadata(object, key);
         }
-        object::set_metadata(object, "uid", json!(uuid::Uuid::new_v4().to_string()));
-        object::set_metadata(object, "creationTimestamp", json!(object::now_text()));
+        object::set_metadata(object, "uid", json!(self.region.nature.uid()));
+        object::set_metadata(
+            object,
+            "creationTimestamp",
+            json!(self.region.nature.now_text()),
+        );
         if self.kind.counts_generation() {
             object::set_metadata(object, "generation", json!(1));
         } else {

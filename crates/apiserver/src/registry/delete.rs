@@ -184,7 +184,11 @@ impl Write<'_> {
         if self.kind.is_released(object) || object::is_deleting(object) {
             return;
         }
-        object::set_metadata(object, "deletionTimestamp", json!(object::now_text()));
+        object::set_metadata(
+            object,
+            "deletionTimestamp",
+            json!(self.region.nature.now_text()),
+        );
         object::set_metadata(object, "deletionGracePeriodSeconds", json!(0));
         if let Some(generation) = object::metadata(object, "generation").and_then(Value::as_i64) {
             object::set_metadata(object, "generation", json!(generation.saturating_add(1)));

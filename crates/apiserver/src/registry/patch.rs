@@ -251,7 +251,7 @@ impl Write<'_> {
             manager: &self.manager,
             api_version: &self.kind.api_version(),
             subresource: self.part.as_str(),
-            now: &object::now_text(),
+            now: &self.region.nature.now_text(),
             ignored,
         })
     }

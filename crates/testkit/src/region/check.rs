@@ -1,0 +1,297 @@
+//! What must hold: at any time nobody reaches whom he may not; at rest everybody reaches whom he may, nothing is held twice, and
+//! nothing is left to do; after everything is deleted, nothing is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use api::ids::Origin;
+use api::names::origin;
+use api::networking::{Network, NetworkInterface};
+use api::{apinet, metalnet};
+use controller::object;
+use dataplane::PortId;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use crate::region::user::ips;
+use crate::region::{Fate, Region, packet};
+
+const PROBE_PORT: u16 = 7_000;
+
+/// An interface as its user sees it, and where it is.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub name: String,
+    pub uid: String,
+    pub network: String,
+    pub ip: Ipv4Addr,
+    /// Host and device, when there is one.
+    pub place: Option<(usize, PortId)>,
+}
+
+/// Interfaces of living networks, with their devices.
+pub fn machines(region: &Region) -> Vec<Machine> {
+    let of_user = devices(region);
+    let nics = region.store.list::<NetworkInterface>();
+    let living = nics.into_iter().filter(|nic| !object::is_deleting(nic));
+    living
+        .filter_map(|nic| {
+            Some(Machine {
+                name: object::name(&nic).to_owned(),
+                uid: object::uid(&nic).to_owned(),
+                network: nic.spec.network_ref.name.clone(),
+                ip: ips(&nic).first().copied()?,
+                place: of_user.get(object::uid(&nic)).copied(),
+            })
+        })
+        .collect()
+}
+
+/// Devices by the uid of the user's interface.
+fn devices(region: &Region) -> BTreeMap<String, (usize, PortId)> {
+    let made = region.store.list::<apinet::NetworkInterface>();
+    let made = made.iter().filter_map(|nic| {
+        let user = Origin::of(&nic.metadata, origin::NETWORK_INTERFACE)?;
+        Some((object::uid(nic).to_owned(), user.uid))
+    });
+    let made: BTreeMap<String, String> = made.collect();
+    let low = region.store.list::<metalnet::NetworkInterface>();
+    let placed = low.iter().filter_map(|nic| {
+        let above = Origin::of(&nic.metadata, origin::METALNET_NETWORK_INTERFACE)?;
+        let user = made.get(&above.uid)?;
+        let uid = object::uid(nic);
+        let place = region.hosts.iter().enumerate().find_map(|(at, host)| {
+            let port = host.plane.as_ref()?.port_of(uid)?;
+            Some((at, port))
+        });
+        Some((user.clone(), place?))
+    });
+    placed.collect()
+}
+
+/// What people said about networks.
+pub struct Wishes {
+    networks: BTreeMap<String, Network>,
+}
+
+impl Wishes {
+    pub fn of(region: &Region) -> Wishes {
+        let networks = region.store.list::<Network>();
+        let networks = networks.into_iter();
+        Wishes {
+            networks: networks.map(|n| (object::name(&n).to_owned(), n)).collect(),
+        }
+    }
+
+    /// Whether `network` lets `other` see an address of its own.
+    fn shows(&self, network: &str, other: &str, ip: Ipv4Addr) -> bool {
+        let Some(network) = self.networks.get(network) else {
+            return false;
+        };
+        let mut entries = network.spec.peerings.iter();
+        let entry = entries.find(|peering| peering.network_ref.name == other);
+        entry.is_some_and(|peering| {
+            let mut prefixes = peering.prefixes.iter().filter_map(|exposed| exposed.prefix);
+            peering.prefixes.is_empty()
+                || prefixes.any(|prefix| prefix.0.contains(&std::net::IpAddr::V4(ip)))
+        })
+    }
+
+    /// Whether packets from one machine to another shall arrive.
+    pub fn allow(&self, from: &Machine, to: &Machine) -> bool {
+        if from.network == to.network {
+            return true;
+        }
+        let back = self.networks.get(&from.network).is_some_and(|network| {
+            let mut peerings = network.spec.peerings.iter();
+            peerings.any(|peering| peering.network_ref.name == to.network)
+        });
+        back && self.shows(&to.network, &from.network, to.ip)
+    }
+}
+
+/// Sends a packet from one machine to another.
+fn probe(region: &mut Region, from: &Machine, to: &Machine) -> Option<Fate> {
+    let (host, port) = from.place?;
+    let source = region.rng.random_range(20_000..60_000);
+    let frame = packet::udp((from.ip, source), (to.ip, PROBE_PORT), b"probe");
+    Some(region.send(host, port, &frame))
+}
+
+fn arrived(fate: &Fate, to: &Machine) -> bool {
+    matches!(fate, Fate::Delivered(host, port, _) if to.place == Some((*host, *port)))
+}
+
+/// At any time: a few packets between machines that were never allowed to reach each other.
+pub fn never(region: &mut Region) -> Result<(), String> {
+    let wishes = Wishes::of(region);
+    let machines = machines(region);
+    for from in &machines {
+        for to in &machines {
+            if wishes.allow(from, to) {
+                let pair = (from.uid.clone(), to.uid.clone());
+                region.ever.insert(pair);
+            }
+        }
+    }
+    for _ in 0..4 {
+        let (Some(from), Some(to)) = (
+            machines.choose(&mut region.rng),
+            machines.choose(&mut region.rng),
+        ) else {
+            return Ok(());
+        };
+        let pair = (from.uid.clone(), to.uid.clone());
+        if region.ever.contains(&pair) {
+            continue;
+        }
+        if let Some(fate) = probe(region, from, to)
+            && arrived(&fate, to)
+        {
+            return Err(format!(
+                "{} in {} reached {} in {}, which was never allowed",
+                from.name, from.network, to.name, to.network
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Without anything to do.
+pub fn at_rest(region: &mut Region) -> Result<(), String> {
+    reachability(region)?;
+    numbers(region)?;
+    idle(region)
+}
+
+fn reachability(region: &mut Region) -> Result<(), String> {
+    let wishes = Wishes::of(region);
+    let machines = machines(region);
+    for machine in &machines {
+        let there = wishes.networks.get(&machine.network);
+        let deleting = there.is_none_or(object::is_deleting);
+        if machine.place.is_none() && !deleting {
+            return Err(format!("{} has no device", machine.name));
+        }
+    }
+    for from in &machines {
+        for to in machines.iter().filter(|to| to.uid != from.uid) {
+            let Some(fate) = probe(region, from, to) else {
+                continue;
+            };
+            let (wanted, got) = (wishes.allow(from, to), arrived(&fate, to));
+            if to.place.is_some() && wanted != got {
+                return Err(format!(
+                    "{} {} in {} to {} {} in {}: wanted {wanted}, but {fate:?}",
+                    from.name, from.ip, from.network, to.name, to.ip, to.network
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Numbers that may exist once.
+fn numbers(region: &Region) -> Result<(), String> {
+    let mut ids = BTreeMap::new();
+    for network in region.store.list::<apinet::Network>() {
+        let (id, uid) = (network.spec.id.clone(), object::uid(&network).to_owned());
+        if let Some(other) = ids.insert(id.clone(), uid) {
+            return Err(format!(
+                "VNI {id} is held twice: {other} and {}",
+                object::name(&network)
+            ));
+        }
+    }
+    let locks = region.store.list::<apinet::NetworkID>();
+    let locks: BTreeSet<String> = locks
+        .iter()
+        .map(|lock| object::name(lock).to_owned())
+        .collect();
+    let held: BTreeSet<String> = ids.into_keys().collect();
+    if locks != held {
+        return Err(format!("VNIs locked {locks:?}, used {held:?}"));
+    }
+    Ok(())
+}
+
+/// A second look at an unchanged world finds nothing to do, even by processes that start anew.
+fn idle(region: &mut Region) -> Result<(), String> {
+    let (before, lines) = (region.store.rev, region.history.len());
+    for part in &mut region.parts {
+        part.resync();
+    }
+    let next = region.now_ms + 1_000;
+    region.until(next)?;
+    if region.store.rev != before {
+        return Err(format!(
+            "a second plan writes: {}",
+            since(region, before, lines)
+        ));
+    }
+    for part in &mut region.parts {
+        part.crash();
+    }
+    for host in &mut region.hosts {
+        host.crash_agent();
+    }
+    let next = region.now_ms + 15_000;
+    region.until(next)?;
+    if region.store.rev != before {
+        return Err(format!(
+            "a restart writes: {}",
+            since(region, before, lines)
+        ));
+    }
+    reachability(region)
+}
+
+fn since(region: &Region, rev: u64, lines: usize) -> String {
+    let changed = region.store.all().filter(|(_, _, change)| change.rev > rev);
+    let changed: Vec<String> = changed
+        .map(|((_, plural), key, _)| format!("{plural} {key}"))
+        .collect();
+    let said: Vec<String> = region.history.iter().skip(lines).take(5).cloned().collect();
+    format!("{changed:?} {said:?}")
+}
+
+/// Kinds that a region has when it is empty.
+const FURNITURE: [&str; 3] = ["namespaces", "nodes", "events"];
+
+/// After everything was deleted.
+pub fn nothing_left(region: &mut Region) -> Result<(), String> {
+    let left = region.store.all();
+    let left = left.filter(|((_, plural), _, _)| !FURNITURE.contains(&plural.as_str()));
+    let left: Vec<String> = left
+        .map(|((group, plural), key, change)| {
+            let meta = &change.object.metadata;
+            let finalizers = meta.finalizers.clone().unwrap_or_default();
+            format!("{plural}.{group} {key} {finalizers:?}")
+        })
+        .collect();
+    if !left.is_empty() {
+        return Err(format!("left behind: {left:?}; {}", region.unrest()));
+    }
+    for host in &region.hosts {
+        let Some(plane) = &host.plane else {
+            continue;
+        };
+        let inventory = plane.inventory();
+        if inventory != Default::default() {
+            return Err(format!(
+                "the data plane of {} still holds {inventory:?}",
+                host.name
+            ));
+        }
+        if !host.bond.announced.is_empty() || host.claims_len() > 0 {
+            return Err(format!("{} still announces or claims", host.name));
+        }
+    }
+    for server in &region.servers {
+        // The edge's default route.
+        if server.routes_len() > 1 {
+            return Err(format!("metalbond knows {} routes", server.routes_len()));
+        }
+    }
+    Ok(())
+}

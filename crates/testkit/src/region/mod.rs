@@ -1,0 +1,605 @@
+//! A region in one thread, under one virtual clock and one seed: the API server's registry over a store in memory, every plan of every
+//! controller, metalbond's machines, metalnet's agents and a packet engine per hypervisor. Random users, random order, random faults.
+//!
+//! Real: everything that decides. Left out: sockets, HTTP, gRPC encoding, tasks, disks. One loop ([`Region::run`]) chooses what
+//! happens next; all randomness comes from the seed, so a seed is a story that can be told again.
+//!
+//! Reading order: here, then [`user`] (what people want), [`fault`] (what goes wrong), [`check`] (what must hold), and the parts:
+//! [`store`], [`part`], [`host`], [`bond`], [`plane`], [`edge`], [`packet`]. [`bug`] plants bugs to prove that they are found.
+
+pub mod bond;
+pub mod bug;
+pub mod check;
+pub mod edge;
+pub mod fault;
+pub mod host;
+pub mod packet;
+pub mod part;
+pub mod plane;
+pub mod provider;
+pub mod store;
+pub mod user;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::names::namespace;
+use controller::{Controller, Op};
+use dataplane::{PacketBuf, PortId, Verdict};
+use metalnetlet::Partition;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use bug::Bug;
+use edge::Edge;
+use host::Host;
+use part::Part;
+use provider::{APINET_NS, PARTITION, Provider};
+use store::Store;
+use user::User;
+
+/// The virtual clock starts here: 2026-01-01T00:00:00Z.
+const EPOCH_MS: u64 = 1_767_225_600_000;
+/// Steps of one seed beyond which it does not come to rest.
+const STEPS_MAX: u64 = 400_000;
+/// Lines of history kept for the report.
+const HISTORY_MAX: usize = 20_000;
+/// Hosts that a packet may pass.
+const HOPS_MAX: usize = 8;
+/// Longer than every hold, grace and back-off of the product: after this time without disturbance the region is at rest.
+const REST_MS: u64 = 45_000;
+
+/// What a seed is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub seed: u64,
+    /// A planted bug; none in earnest.
+    pub bug: Option<Bug>,
+    /// Keep every operation, not only what users did and what went wrong.
+    pub verbose: bool,
+}
+
+/// What went wrong, and the way there.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub what: String,
+    pub history: Vec<String>,
+}
+
+/// What a seed was made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    pub seeds: u64,
+    pub steps: u64,
+    pub writes: u64,
+    pub probes: u64,
+    pub user_ops: u64,
+    pub faults: u64,
+    pub virtual_ms: u64,
+}
+
+impl Summary {
+    /// Adds another seed's figures.
+    pub fn add(&mut self, other: Summary) {
+        let Summary {
+            seeds,
+            steps,
+            writes,
+            probes,
+            user_ops,
+            faults,
+            virtual_ms,
+        } = other;
+        self.seeds += seeds;
+        self.steps += steps;
+        self.writes += writes;
+        self.probes += probes;
+        self.user_ops += user_ops;
+        self.faults += faults;
+        self.virtual_ms += virtual_ms;
+    }
+}
+
+/// The region.
+pub struct Region {
+    pub config: Config,
+    rng: StdRng,
+    /// Milliseconds since the start.
+    now_ms: u64,
+    start: Instant,
+    pub store: Store,
+    parts: Vec<Part>,
+    pub hosts: Vec<Host>,
+    servers: Vec<bond::Server>,
+    edge: Edge,
+    user: User,
+    history: Vec<String>,
+    pub summary: Summary,
+    collect_at: u64,
+    /// Pairs of interfaces that were allowed to reach each other at some time.
+    ever: std::collections::BTreeSet<(String, String)>,
+}
+
+/// Where a packet ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// At a machine's device, as this frame.
+    Delivered(usize, PortId, Vec<u8>),
+    /// In the outside world, as this IP packet.
+    Outside(Vec<u8>),
+    Lost(String),
+}
+
+enum Actor {
+    Part(usize),
+    Host(usize),
+    Line(usize, usize),
+    Edge(usize),
+    Collect,
+}
+
+fn controllers(bug: Option<Bug>, which: &str) -> Vec<Arc<dyn Controller>> {
+    let filter = || apinetlet::Filter {
+        apinet_namespace: APINET_NS.to_owned(),
+        namespace: None,
+        watch_filter: None,
+    };
+    let all: Vec<Arc<dyn Controller>> = match which {
+        "controller-manager" => {
+            let entries =
+                core_controllers::manager::all(Duration::from_secs(40), apinet::GRACE_DEFAULT);
+            entries
+                .into_iter()
+                .map(|(controller, _)| controller)
+                .collect()
+        }
+        "apinetlet" => vec![
+            Arc::new(apinetlet::NetworkController {
+                filter: filter(),
+                peering: true,
+            }),
+            Arc::new(apinetlet::NetworkInterfaceController { filter: filter() }),
+            Arc::new(apinetlet::VirtualIpController { filter: filter() }),
+            Arc::new(apinetlet::LoadBalancerController {
+                filter: filter(),
+                node_affinity: false,
+            }),
+            Arc::new(apinetlet::NatGatewayController {
+                filter: filter(),
+                bounds: apinetlet::NatBounds { min: 1, max: 10 },
+            }),
+            Arc::new(apinetlet::NetworkPolicyController { filter: filter() }),
+        ],
+        "metalnetlet" => match Partition::new(PARTITION, namespace::METALNET) {
+            Ok(partition) => vec![
+                Arc::new(metalnetlet::NodeController {
+                    partition: partition.clone(),
+                    selector: None,
+                }),
+                Arc::new(metalnetlet::NetworkController {
+                    partition: partition.clone(),
+                }),
+                Arc::new(metalnetlet::InstanceController {
+                    partition: partition.clone(),
+                    node_selector: None,
+                }),
+                Arc::new(metalnetlet::NetworkInterfaceController {
+                    partition,
+                    node_selector: None,
+                }),
+            ],
+            Err(_) => Vec::new(),
+        },
+        _ => vec![Arc::new(Provider)],
+    };
+    match bug {
+        Some(bug) => all.into_iter().map(|c| bug.wrap(c)).collect(),
+        None => all,
+    }
+}
+
+/// Plays a seed to its end.
+pub fn run(config: Config) -> Result<Summary, Violation> {
+    let mut region = Region::new(config).map_err(|what| Violation {
+        what,
+        history: Vec::new(),
+    })?;
+    match region.run() {
+        Ok(()) => Ok(Summary {
+            seeds: 1,
+            writes: region.store.writes,
+            virtual_ms: region.now_ms,
+            ..region.summary
+        }),
+        Err(what) => Err(Violation {
+            what,
+            history: region.history,
+        }),
+    }
+}
+
+impl Region {
+    pub fn new(config: Config) -> Result<Region, String> {
+        let seed = config.seed;
+        let mut rng = StdRng::seed_from_u64(seed);
+        let hosts = rng.random_range(2..=3);
+        let servers = rng.random_range(1..=2);
+        let mut store = Store::new(seed, EPOCH_MS)?;
+        let names = ["controller-manager", "apinetlet", "metalnetlet", "provider"];
+        let parts = names.map(|name| {
+            let make = move || controllers(config.bug, name);
+            Part::new(name, Box::new(make), &mut store)
+        });
+        let host = |number| {
+            Host::new(
+                number,
+                servers,
+                seed ^ (u64::from(number) << 32),
+                &mut store,
+            )
+        };
+        let hosts: Option<Vec<Host>> = (0..hosts).map(host).collect();
+        let mut region = Region {
+            config,
+            now_ms: 0,
+            start: Instant::now(),
+            store,
+            parts: parts.into(),
+            hosts: hosts.ok_or("a host's settings are wrong")?,
+            servers: (0..servers).map(|_| bond::Server::default()).collect(),
+            edge: Edge::new(servers),
+            user: User::new(&mut rng),
+            history: Vec::new(),
+            summary: Summary::default(),
+            collect_at: 0,
+            ever: Default::default(),
+            rng,
+        };
+        for host in &region.hosts {
+            let node = host.name.clone();
+            user::create_node(&mut region.store, &node)?;
+        }
+        Ok(region)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.now_ms)
+    }
+
+    fn epoch_ms(&self) -> u64 {
+        EPOCH_MS + self.now_ms
+    }
+
+    fn note(&mut self, line: String) {
+        if self.history.len() < HISTORY_MAX {
+            self.history.push(format!("{:>8} {line}", self.now_ms));
+        }
+    }
+
+    /// The story: people and faults, rest, checks; then everything is deleted, rest, and nothing may be left.
+    fn run(&mut self) -> Result<(), String> {
+        let acts = self.rng.random_range(6..24);
+        for _ in 0..acts {
+            let wait = match self.rng.random_range(0..10) {
+                0 => 2_000,
+                1..4 => 300,
+                _ => 40,
+            };
+            let until = self.now_ms + self.rng.random_range(0..wait);
+            self.until(until)?;
+            if self.rng.random_ratio(1, 4) {
+                fault::strike(self);
+            } else {
+                user::act(self)?;
+            }
+            check::never(self)?;
+        }
+        self.rest()?;
+        check::at_rest(self)?;
+        user::delete_everything(self)?;
+        self.rest()?;
+        check::nothing_left(self)
+    }
+
+    /// Lets the region come to rest, with everybody alive.
+    fn rest(&mut self) -> Result<(), String> {
+        fault::heal(self);
+        let end = self.now_ms + REST_MS;
+        self.until(end)?;
+        // Whatever takes longer than that must at least not be busy.
+        for _ in 0..20 {
+            if self.is_quiet() {
+                return Ok(());
+            }
+            let next = self.now_ms + 1_000;
+            self.until(next)?;
+        }
+        Err(format!("does not come to rest: {}", self.unrest()))
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.parts.iter().all(|part| part.is_quiet(&self.store))
+            && self.hosts.iter().all(|host| host.is_quiet(&self.store))
+            && !self.store.uncollected
+    }
+
+    fn unrest(&self) -> String {
+        let mut found = Vec::new();
+        for part in &self.parts {
+            if !part.is_quiet(&self.store) {
+                found.push(format!(
+                    "{} {:?} {:?}",
+                    part.name,
+                    part.failing(),
+                    part.refused.last()
+                ));
+            }
+        }
+        for host in self.hosts.iter().filter(|host| !host.is_quiet(&self.store)) {
+            found.push(host.name.clone());
+        }
+        found.join("; ")
+    }
+
+    /// Runs until a time.
+    fn until(&mut self, end: u64) -> Result<(), String> {
+        loop {
+            self.summary.steps += 1;
+            if self.summary.steps > STEPS_MAX {
+                return Err(format!("is busy for ever: {}", self.unrest()));
+            }
+            let actors = self.actors();
+            if actors.is_empty() {
+                let next = self.next_deadline().max(self.now_ms + 1);
+                if next > end {
+                    self.now_ms = end;
+                    self.store.set_now(self.epoch_ms());
+                    return Ok(());
+                }
+                self.now_ms = next;
+            } else {
+                let choice = self.rng.random_range(0..actors.len());
+                if let Some(actor) = actors.into_iter().nth(choice) {
+                    self.act(actor)?;
+                }
+                if self.rng.random_ratio(1, 4) {
+                    self.now_ms += 1;
+                }
+                if self.now_ms >= end {
+                    return Ok(());
+                }
+            }
+            self.store.set_now(self.epoch_ms());
+            let now = self.now();
+            for server in &mut self.servers {
+                if server.next_deadline().is_some_and(|at| at <= now) {
+                    server.sweep(now);
+                }
+            }
+        }
+    }
+
+    fn actors(&self) -> Vec<Actor> {
+        let mut actors = Vec::new();
+        let (now, epoch) = (self.now(), self.epoch_ms());
+        for (at, part) in self.parts.iter().enumerate() {
+            if part.is_busy(&self.store, epoch) {
+                actors.extend([Actor::Part(at), Actor::Part(at)]);
+            }
+        }
+        for (at, host) in self.hosts.iter().enumerate() {
+            if host.is_busy(&self.store, epoch, now, self.start) {
+                actors.push(Actor::Host(at));
+            }
+            for server in 0..self.servers.len() {
+                if host.bond.is_busy(server, now) {
+                    actors.push(Actor::Line(at, server));
+                }
+            }
+        }
+        for server in 0..self.servers.len() {
+            if self.edge.bond.is_busy(server, now) {
+                actors.push(Actor::Edge(server));
+            }
+        }
+        if self.store.uncollected && self.collect_at <= self.now_ms {
+            actors.push(Actor::Collect);
+        }
+        actors
+    }
+
+    fn next_deadline(&self) -> u64 {
+        let epoch = |at: u64| at.saturating_sub(EPOCH_MS);
+        let round_up = |at: Duration| at.as_micros().div_ceil(1_000) as u64;
+        let parts = self.parts.iter().filter_map(Part::deadline).map(epoch);
+        let mut next = parts.min().unwrap_or(u64::MAX);
+        for host in &self.hosts {
+            next = next.min(round_up(host.deadline(self.start)));
+            next = next.min(host.wakes_at().map_or(u64::MAX, epoch));
+            for server in 0..self.servers.len() {
+                let line = host.bond.deadline(server);
+                next = next.min(line.map_or(u64::MAX, round_up));
+            }
+        }
+        for (at, server) in self.servers.iter().enumerate() {
+            let line = self.edge.bond.deadline(at);
+            next = next.min(line.map_or(u64::MAX, round_up));
+            next = next.min(server.next_deadline().map_or(u64::MAX, round_up));
+        }
+        if self.store.uncollected {
+            next = next.min(self.collect_at);
+        }
+        next
+    }
+
+    fn act(&mut self, actor: Actor) -> Result<(), String> {
+        let (now, epoch) = (self.now(), self.epoch_ms());
+        match actor {
+            Actor::Part(at) => {
+                let part = self.parts.get_mut(at).ok_or("no such part")?;
+                let name = part.name;
+                let deed = part.step(&mut self.store, epoch, &mut self.rng);
+                let deed = deed.filter(|deed| !matches!(deed.op, Op::Event { .. }));
+                if let Some(deed) = deed.filter(|_| self.config.verbose) {
+                    let part::Deed {
+                        controller,
+                        key,
+                        op,
+                        result,
+                    } = deed;
+                    let op = show(&op);
+                    self.note(format!("{name} {controller} {key}: {op} {result:?}"));
+                }
+            }
+            Actor::Host(at) => {
+                let host = self.hosts.get_mut(at).ok_or("no such host")?;
+                let deed = host.step(&mut self.store, epoch, now, self.start, &mut self.rng);
+                if self.config.verbose {
+                    let name = host.name.clone();
+                    match deed {
+                        host::Deed::None => {}
+                        host::Deed::Write(op, result) => {
+                            self.note(format!("{name} {op:?} {result:?}"));
+                        }
+                        host::Deed::Plane(op, result) => {
+                            self.note(format!("{name} {op:?} {result:?}"));
+                        }
+                    }
+                }
+            }
+            Actor::Line(at, server) => {
+                let hub = self.servers.get_mut(server).ok_or("no such server")?;
+                let host = self.hosts.get_mut(at).ok_or("no such host")?;
+                host.bond.pump(server, hub, now, &mut self.rng);
+                host.stir();
+                self.nudge(server);
+            }
+            Actor::Edge(server) => {
+                let hub = self.servers.get_mut(server).ok_or("no such server")?;
+                self.edge.bond.pump(server, hub, now, &mut self.rng);
+                self.edge.follow();
+                self.nudge(server);
+            }
+            Actor::Collect => {
+                let collected = self.store.collect(false);
+                collected.map_err(|refusal| format!("garbage collector: {}", refusal.text))?;
+                self.collect_at = self.now_ms + self.rng.random_range(0..50);
+            }
+        }
+        Ok(())
+    }
+
+    /// Wakes the connections of a server that has news.
+    fn nudge(&mut self, server: usize) {
+        let woken = self.servers.get_mut(server).is_some_and(bond::woken);
+        if woken {
+            for host in &mut self.hosts {
+                host.bond.nudge(server);
+            }
+            self.edge.bond.nudge(server);
+        }
+    }
+
+    /// Sends a frame from a machine's device and follows it to its end.
+    pub fn send(&mut self, host: usize, port: PortId, frame: &[u8]) -> Fate {
+        self.summary.probes += 1;
+        let mut packet = PacketBuf::with_frame_max(1_800);
+        if !packet.fill(frame) {
+            return Fate::Lost("too large".to_owned());
+        }
+        self.carry(host, port, packet)
+    }
+
+    /// Sends an IP packet from the outside world.
+    pub fn send_from_outside(&mut self, packet: &[u8]) -> Fate {
+        self.summary.probes += 1;
+        let now = self.packet_time();
+        match self.edge.inwards(packet, now) {
+            Ok(frame) => self.arrive(frame),
+            Err(reason) => Fate::Lost(reason),
+        }
+    }
+
+    fn packet_time(&self) -> dataplane::Instant {
+        dataplane::Instant::from_duration(self.now() + Duration::from_secs(1_000))
+    }
+
+    fn arrive(&mut self, packet: PacketBuf) -> Fate {
+        let Some(to) = packet::outer_destination(packet.frame()) else {
+            return Fate::Lost("no tunnel packet".to_owned());
+        };
+        if self.edge.address() == to {
+            let now = self.packet_time();
+            return match self.edge.outwards(packet, now) {
+                Ok(edge::Out::Outside(packet)) => Fate::Outside(packet),
+                Ok(edge::Out::Back(packet)) => self.arrive(packet),
+                Err(reason) => Fate::Lost(reason),
+            };
+        }
+        let network = |address: std::net::Ipv6Addr| address.to_bits() >> 64;
+        let host = self
+            .hosts
+            .iter()
+            .position(|h| network(h.underlay) == network(to));
+        match host {
+            Some(host) => self.carry(host, PortId(0), packet),
+            None => Fate::Lost(format!("nobody has {to}")),
+        }
+    }
+
+    fn carry(&mut self, host: usize, port: PortId, mut packet: PacketBuf) -> Fate {
+        let now = self.packet_time();
+        let mut in_port = port;
+        for _ in 0..HOPS_MAX {
+            let Some(plane) = self.hosts.get_mut(host).and_then(|h| h.plane.as_mut()) else {
+                return Fate::Lost(format!("host {host} has no data plane"));
+            };
+            match plane.process(in_port, &mut packet, now) {
+                Verdict::Transmit(PortId(0 | 1)) => {
+                    let to = packet::outer_destination(packet.frame());
+                    let network = |address: std::net::Ipv6Addr| address.to_bits() >> 64;
+                    let own = self.hosts.get(host).map(|h| network(h.underlay));
+                    // A host's own tunnel packets come back to it from the underlay.
+                    if to.map(network) == own {
+                        in_port = PortId(0);
+                        continue;
+                    }
+                    return self.arrive(packet);
+                }
+                Verdict::Transmit(port) => {
+                    return Fate::Delivered(host, port, packet.frame().to_vec());
+                }
+                Verdict::Reply(_) => return Fate::Lost("answered".to_owned()),
+                Verdict::Drop(reason) => {
+                    return Fate::Lost(format!("host {host}: {}", reason.name()));
+                }
+            }
+        }
+        Fate::Lost("loops".to_owned())
+    }
+}
+
+/// One line about an operation.
+fn show(op: &Op) -> String {
+    match op {
+        Op::Apply {
+            target,
+            body,
+            status,
+            ..
+        } => {
+            let part = if *status {
+                &body["status"]
+            } else {
+                &body["spec"]
+            };
+            format!("apply {target} {part}")
+        }
+        Op::Patch { target, body, .. } => format!("patch {target} {body}"),
+        Op::Create { target, body } => format!("create {target} {}", body["spec"]),
+        Op::Delete { target, .. } => format!("delete {target}"),
+        Op::RequireGone { target, .. } => format!("require gone {target}"),
+        Op::Event { reason, note, .. } => format!("event {reason} {note}"),
+        Op::Act(act) => format!("{act:?}"),
+    }
+}

@@ -1,0 +1,374 @@
+//! A process of controllers: watches that lag, workers that interleave, plans that a crash cuts off.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use controller::process::Process;
+use controller::queue::backoff;
+use controller::{Class, Controller, Key, Op};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::region::store::{Resource, Store};
+
+/// Plans that a process carries out at a time.
+const FLIGHTS_MAX: usize = 6;
+/// Longest time that a worker waits for its own writes to appear.
+const CAUGHT_UP_MS: u64 = 1_000;
+
+pub type Make = Box<dyn Fn() -> Vec<Arc<dyn Controller>>>;
+
+struct Watching {
+    resource: Resource,
+    namespace: Option<String>,
+    /// Changes of the kind that were looked at.
+    cursor: usize,
+    /// Shows nothing until then.
+    stalled_until: u64,
+    /// History was lost: everything is listed next.
+    relist: bool,
+}
+
+struct Flight {
+    controller: usize,
+    key: Key,
+    ops: VecDeque<Op>,
+    requeue_ms: Option<u64>,
+    wrote: Vec<(Resource, usize)>,
+    /// Carried out; waits until the caches show it, or until then.
+    done_at: Option<u64>,
+}
+
+/// One process of the control plane.
+pub struct Part {
+    pub name: &'static str,
+    make: Make,
+    /// The kinds that its watches are about.
+    resources: Vec<Resource>,
+    process: Process,
+    watches: Vec<Watching>,
+    flights: Vec<Flight>,
+    delayed: BTreeMap<(u64, usize, Key), Option<Class>>,
+    failures: BTreeMap<(usize, Key), u32>,
+    dirty: BTreeSet<(usize, Key)>,
+    /// Refusals that repetition does not heal, for the report.
+    pub refused: Vec<String>,
+}
+
+/// What a part did, for the history.
+pub struct Deed {
+    pub controller: &'static str,
+    pub key: Key,
+    pub op: Op,
+    pub result: Result<(), String>,
+}
+
+impl Part {
+    pub fn new(name: &'static str, make: Make, store: &mut Store) -> Part {
+        let process = Process::new(make());
+        let kinds = process.watches();
+        let resources = kinds.map(|(kind, _)| store.resource(&kind.group, &kind.plural));
+        let mut part = Part {
+            name,
+            resources: resources.collect(),
+            make,
+            process,
+            watches: Vec::new(),
+            flights: Vec::new(),
+            delayed: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            refused: Vec::new(),
+        };
+        part.watch();
+        part
+    }
+
+    fn watch(&mut self) {
+        let watches = self.resources.iter().zip(self.process.watches());
+        let watches = watches.map(|(resource, (_, namespace))| Watching {
+            resource: *resource,
+            namespace: namespace.map(str::to_owned),
+            cursor: 0,
+            stalled_until: 0,
+            relist: true,
+        });
+        self.watches = watches.collect();
+    }
+
+    /// The process dies, and another one starts with nothing.
+    pub fn crash(&mut self) {
+        self.process = Process::new((self.make)());
+        self.flights.clear();
+        self.delayed.clear();
+        self.failures.clear();
+        self.dirty.clear();
+        self.watch();
+    }
+
+    /// One watch shows nothing for a while.
+    pub fn stall(&mut self, until: u64, rng: &mut StdRng) {
+        let at = rng.random_range(0..self.watches.len().max(1));
+        if let Some(watch) = self.watches.get_mut(at) {
+            watch.stalled_until = until;
+        }
+    }
+
+    /// One watch loses its place: what happened meanwhile is never shown, only what is.
+    pub fn skip(&mut self, rng: &mut StdRng) {
+        let at = rng.random_range(0..self.watches.len().max(1));
+        if let Some(watch) = self.watches.get_mut(at) {
+            watch.relist = true;
+        }
+    }
+
+    /// Every key is planned again, as from time to time.
+    pub fn resync(&mut self) {
+        self.process.resync();
+    }
+
+    fn lag(&self, at: usize, store: &Store) -> bool {
+        self.watches
+            .get(at)
+            .is_some_and(|watch| watch.relist || watch.cursor < store.changes_of(watch.resource))
+    }
+
+    fn synced(&self) -> bool {
+        self.watches.iter().all(|watch| !watch.relist)
+    }
+
+    /// Whether something can be done now.
+    pub fn is_busy(&self, store: &Store, now: u64) -> bool {
+        let can_watch = (0..self.watches.len()).any(|at| {
+            self.lag(at, store) && self.watches.get(at).is_some_and(|w| w.stalled_until <= now)
+        });
+        let can_plan = self.process.waiting() > 0
+            && self.flights.len() < FLIGHTS_MAX
+            && self.watches.iter().all(|watch| !watch.relist);
+        let can_write = self
+            .flights
+            .iter()
+            .any(|f| f.done_at.is_none_or(|at| at <= now));
+        can_watch || can_plan || can_write
+    }
+
+    /// When something can be done although nothing happens.
+    pub fn deadline(&self) -> Option<u64> {
+        let stalled = self.watches.iter().map(|watch| watch.stalled_until);
+        let flights = self.flights.iter().filter_map(|flight| flight.done_at);
+        let delayed = self.delayed.keys().next().map(|(at, _, _)| *at);
+        stalled
+            .filter(|at| *at > 0)
+            .chain(flights)
+            .chain(delayed)
+            .min()
+    }
+
+    /// Whether nothing is left to do but wait.
+    pub fn is_quiet(&self, store: &Store) -> bool {
+        self.flights.is_empty()
+            && self.process.waiting() == 0
+            && (0..self.watches.len()).all(|at| !self.lag(at, store))
+            && self.delayed.values().all(|class| class.is_none())
+    }
+
+    /// Keys that failed and wait, for the report.
+    pub fn failing(&self) -> Vec<String> {
+        let failing = self.delayed.iter().filter(|(_, class)| class.is_some());
+        failing
+            .map(|((_, at, key), class)| format!("{} {key} {class:?}", self.process.name(*at)))
+            .collect()
+    }
+
+    /// Does one thing. Returns the operation that was carried out, if it was that.
+    pub fn step(&mut self, store: &mut Store, now: u64, rng: &mut StdRng) -> Option<Deed> {
+        self.promote(now);
+        for watch in &mut self.watches {
+            if watch.stalled_until <= now {
+                watch.stalled_until = 0;
+            }
+        }
+        let shows = (0..self.watches.len()).filter(|at| {
+            self.lag(*at, store) && self.watches.get(*at).is_some_and(|w| w.stalled_until == 0)
+        });
+        let shows: Vec<usize> = shows.collect();
+        let writes = self.flights.iter().enumerate();
+        let writes = writes.filter(|(_, f)| f.done_at.is_none_or(|at| at <= now));
+        let writes: Vec<usize> = writes.map(|(at, _)| at).collect();
+        let plans = self.process.waiting() > 0 && self.flights.len() < FLIGHTS_MAX && self.synced();
+        let most = shows.len() + 2 * writes.len() + usize::from(plans) * 2;
+        let mut choice = rng.random_range(0..most.max(1));
+        if let Some(at) = shows.get(choice) {
+            self.show(*at, store, rng.random_range(1..8));
+            return None;
+        }
+        choice = choice.saturating_sub(shows.len());
+        if let Some(at) = writes.get(choice / 2) {
+            return self.write(*at, store, now);
+        }
+        if plans {
+            self.plan(now, rng);
+        }
+        None
+    }
+
+    /// Shows up to `most` changes of a watch.
+    fn show(&mut self, at: usize, store: &Store, most: usize) {
+        let Some(watch) = self.watches.get_mut(at) else {
+            return;
+        };
+        let Some(history) = store.history(watch.resource) else {
+            return;
+        };
+        let in_scope = |key: &Key| {
+            let namespace = watch.namespace.as_ref();
+            namespace.is_none_or(|namespace| *namespace == key.namespace)
+        };
+        if std::mem::take(&mut watch.relist) {
+            watch.cursor = history.changes.len();
+            for key in self.process.shown(at) {
+                if !history.live.contains_key(&key) {
+                    self.process.hide(at, &key);
+                }
+            }
+            for (key, change) in &history.live {
+                if in_scope(key) {
+                    self.process.show(at, change.object.clone());
+                }
+            }
+        } else {
+            let changes = history.changes.iter().skip(watch.cursor).take(most);
+            for change in changes {
+                watch.cursor += 1;
+                if !in_scope(&change.key) {
+                    continue;
+                }
+                if change.gone {
+                    self.process.hide(at, &change.key);
+                } else {
+                    self.process.show(at, change.object.clone());
+                }
+            }
+        }
+    }
+
+    fn plan(&mut self, now: u64, rng: &mut StdRng) {
+        let n = rng.random_range(0..self.process.waiting());
+        let Some((controller, key)) = self.process.take(n) else {
+            return;
+        };
+        let busy = |flight: &Flight| flight.controller == controller && flight.key == key;
+        if self.flights.iter().any(busy) {
+            self.dirty.insert((controller, key));
+            return;
+        }
+        self.delayed
+            .retain(|(_, at, other), _| *at != controller || *other != key);
+        let plan = self.process.plan(controller, &key, now);
+        let requeue_ms = plan.requeue.map(|after| after.as_millis() as u64);
+        self.flights.push(Flight {
+            controller,
+            key,
+            ops: plan.ops.into(),
+            requeue_ms,
+            wrote: Vec::new(),
+            done_at: None,
+        });
+    }
+
+    fn write(&mut self, at: usize, store: &mut Store, now: u64) -> Option<Deed> {
+        let flight = self.flights.get_mut(at)?;
+        let Some(op) = flight.ops.pop_front() else {
+            let wrote = std::mem::take(&mut flight.wrote);
+            let waited = flight.done_at.is_some();
+            let stalled_until = self.catch_up(&wrote, store);
+            match (stalled_until, self.flights.get_mut(at)) {
+                (Some(until), Some(flight)) if !waited => {
+                    flight.done_at = Some(until.min(now + CAUGHT_UP_MS));
+                }
+                _ => self.finish(at, None, now),
+            }
+            return None;
+        };
+        let result = store.execute(&op, self.name);
+        if let Some(target) = op.target() {
+            let resource = store.resource(&target.kind.group, &target.kind.plural);
+            let count = store.changes_of(resource);
+            flight.wrote.push((resource, count));
+        }
+        let deed = Deed {
+            controller: self.process.name(flight.controller),
+            key: flight.key.clone(),
+            op,
+            result: result.as_ref().copied().map_err(|r| r.text.clone()),
+        };
+        if let Err(refusal) = result {
+            if matches!(refusal.class, Class::Permanent | Class::Bug) {
+                let what = format!(
+                    "{} {} {}: {}",
+                    self.name, deed.controller, deed.key, refusal.text
+                );
+                self.refused.push(what);
+            }
+            self.finish(at, Some(refusal.class), now);
+        }
+        Some(deed)
+    }
+
+    /// The worker waits until the caches show what it wrote. Returns until when a stalled watch keeps it waiting.
+    fn catch_up(&mut self, wrote: &[(Resource, usize)], store: &Store) -> Option<u64> {
+        let mut stalled = None;
+        for (resource, count) in wrote {
+            for at in 0..self.watches.len() {
+                let behind = |w: &&Watching| w.resource == *resource && w.cursor < *count;
+                let Some(watch) = self.watches.get(at).filter(behind) else {
+                    continue;
+                };
+                if watch.stalled_until > 0 {
+                    stalled = stalled.max(Some(watch.stalled_until));
+                } else {
+                    let most = count - watch.cursor;
+                    self.show(at, store, most);
+                }
+            }
+        }
+        stalled
+    }
+
+    fn finish(&mut self, at: usize, failed: Option<Class>, now: u64) {
+        let Flight {
+            controller,
+            key,
+            requeue_ms,
+            ..
+        } = self.flights.swap_remove(at);
+        let id = (controller, key.clone());
+        let after = match failed {
+            None => {
+                self.failures.remove(&id);
+                requeue_ms
+            }
+            Some(class) => {
+                let failures = self.failures.entry(id.clone()).or_insert(0);
+                *failures += 1;
+                Some(backoff(class, *failures).as_millis() as u64)
+            }
+        };
+        if self.dirty.remove(&id) && !matches!(failed, Some(Class::Retry)) {
+            self.process.add(controller, key);
+        } else if let Some(after) = after {
+            self.delayed.insert((now + after, controller, key), failed);
+        }
+    }
+
+    fn promote(&mut self, now: u64) {
+        while let Some((at, _, _)) = self.delayed.keys().next() {
+            if *at > now {
+                return;
+            }
+            if let Some(((_, controller, key), _)) = self.delayed.pop_first() {
+                self.process.add(controller, key);
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What people do: networks, interfaces with machines on hypervisors, peerings, made, changed and deleted in any order.
+
+use std::net::Ipv4Addr;
+
+use api::networking::{Network, NetworkInterface};
+use apiserver::local::Patch;
+use controller::{Object, Target, object};
+use k8s_openapi::api::core::v1::Node;
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use serde_json::{Value, json};
+
+use crate::region::Region;
+use crate::region::provider::NODE;
+use crate::region::store::{Refusal, Store};
+
+pub const NS: &str = "default";
+const WHO: &str = "people";
+const NETWORKS: usize = 4;
+const NICS: usize = 8;
+
+/// The habits of the people of this seed.
+pub struct User {
+    /// Which things they care for, as weights.
+    weights: Vec<(Deed, u32)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    Network,
+    Nic,
+    DropNic,
+    DropNetwork,
+    Move,
+    Peer,
+    Unpeer,
+}
+
+impl User {
+    pub fn new(rng: &mut StdRng) -> User {
+        let deeds = [
+            (Deed::Network, 2),
+            (Deed::Nic, 8),
+            (Deed::DropNic, 3),
+            (Deed::DropNetwork, 1),
+            (Deed::Move, 1),
+            (Deed::Peer, 2),
+            (Deed::Unpeer, 1),
+        ];
+        let weights = deeds.map(|(deed, weight)| (deed, weight * rng.random_range(0..4)));
+        let mut weights: Vec<(Deed, u32)> = weights.into();
+        weights.extend([(Deed::Network, 2), (Deed::Nic, 4)]);
+        User { weights }
+    }
+}
+
+/// A hypervisor as its compute cluster knows it.
+pub fn create_node(store: &mut Store, name: &str) -> Result<(), String> {
+    let body = json!({ "metadata": { "name": name } });
+    let target = Target::new::<Node>("", name);
+    store
+        .create(&target, body, WHO)
+        .map(|_| ())
+        .map_err(|r| r.text)
+}
+
+fn apply<K: Object>(
+    region: &mut Region,
+    name: &str,
+    meta: Value,
+    spec: Value,
+) -> Result<(), String> {
+    let kind = controller::Kind::of::<K>();
+    let mut body = json!({
+        "apiVersion": kind.api_version(),
+        "kind": kind.kind,
+        "metadata": { "name": name, "namespace": NS },
+        "spec": spec,
+    });
+    for (key, value) in meta.as_object().into_iter().flatten() {
+        body["metadata"][key] = value.clone();
+    }
+    let target = Target::new::<K>(NS, name);
+    let result = region.store.patch(&target, Patch::Apply, false, &body, WHO);
+    say(
+        region,
+        &format!("apply {} {name} {meta} {}", kind.kind, body["spec"]),
+        result,
+    )
+}
+
+/// People hear of refusals and live with them.
+fn say<T>(region: &mut Region, line: &str, result: Result<T, Refusal>) -> Result<(), String> {
+    region.summary.user_ops += 1;
+    match result {
+        Ok(_) => region.note(format!("USER {line}")),
+        Err(refusal) if refusal.class == controller::Class::Bug => {
+            return Err(format!("{line}: {}", refusal.text));
+        }
+        Err(refusal) => region.note(format!("USER {line}: {}", refusal.text)),
+    }
+    Ok(())
+}
+
+fn delete<K: Object>(region: &mut Region, name: &str) -> Result<(), String> {
+    let target = Target::new::<K>(NS, name);
+    let result = region.store.delete(&target, None);
+    say(region, &format!("delete {target}"), result)
+}
+
+fn some<K: Object>(region: &mut Region) -> Option<K> {
+    let all = region.store.list::<K>();
+    all.choose(&mut region.rng).cloned()
+}
+
+/// One random act.
+pub fn act(region: &mut Region) -> Result<(), String> {
+    let weights = region.user.weights.clone();
+    let Ok((deed, _)) = weights.choose_weighted(&mut region.rng, |(_, weight)| *weight) else {
+        return Ok(());
+    };
+    match deed {
+        Deed::Network => {
+            let n = region.rng.random_range(0..NETWORKS);
+            apply::<Network>(region, &format!("n{n}"), json!({}), json!({}))
+        }
+        Deed::Nic => nic(region),
+        Deed::DropNic => match some::<NetworkInterface>(region) {
+            Some(nic) => delete::<NetworkInterface>(region, object::name(&nic)),
+            None => Ok(()),
+        },
+        Deed::DropNetwork => match some::<Network>(region) {
+            Some(network) => delete::<Network>(region, object::name(&network)),
+            None => Ok(()),
+        },
+        Deed::Move => relocate(region),
+        Deed::Peer => peer(region, true),
+        Deed::Unpeer => peer(region, false),
+    }
+}
+
+/// The addresses of a network: every second one has the same, as tenants have.
+pub fn address(network: &str, n: u8) -> Ipv4Addr {
+    let number: u8 = network.trim_start_matches('n').parse().unwrap_or(0);
+    Ipv4Addr::new(10, number % 2, 0, n)
+}
+
+fn node(region: &mut Region) -> String {
+    let names: Vec<String> = region.hosts.iter().map(|host| host.name.clone()).collect();
+    names.choose(&mut region.rng).cloned().unwrap_or_default()
+}
+
+/// A new interface; names and addresses repeat, so that successors follow closely.
+fn nic(region: &mut Region) -> Result<(), String> {
+    let Some(network) = some::<Network>(region) else {
+        return apply::<Network>(region, "n0", json!({}), json!({}));
+    };
+    let nics = region.store.list::<NetworkInterface>();
+    let name = format!("i{}", region.rng.random_range(0..NICS));
+    if nics.iter().any(|nic| object::name(nic) == name) {
+        return Ok(());
+    }
+    let network = object::name(&network).to_owned();
+    let taken = |ip: Ipv4Addr| {
+        let mut nics = nics
+            .iter()
+            .filter(|nic| nic.spec.network_ref.name == network);
+        nics.any(|nic| ips(nic).contains(&ip))
+    };
+    let n = region.rng.random_range(1..12);
+    let ip = address(&network, n);
+    if taken(ip) {
+        return Ok(());
+    }
+    let meta = json!({ "annotations": { NODE: node(region) } });
+    let spec = json!({
+        "networkRef": { "name": network },
+        "ipFamilies": ["IPv4"],
+        "ips": [{ "value": ip }],
+    });
+    apply::<NetworkInterface>(region, &name, meta, spec)
+}
+
+/// The IPv4 addresses of an interface.
+pub fn ips(nic: &NetworkInterface) -> Vec<Ipv4Addr> {
+    let values = nic.spec.ips.iter().filter_map(|source| source.value);
+    values
+        .filter_map(|ip| match ip.0 {
+            std::net::IpAddr::V4(ip) => Some(ip),
+            std::net::IpAddr::V6(_) => None,
+        })
+        .collect()
+}
+
+/// The machine of an interface starts on another hypervisor.
+fn relocate(region: &mut Region) -> Result<(), String> {
+    let Some(nic) = some::<NetworkInterface>(region) else {
+        return Ok(());
+    };
+    let node = node(region);
+    let target = Target::of(&nic);
+    let body = json!({ "metadata": { "annotations": { NODE: node } } });
+    let result = region.store.patch(&target, Patch::Merge, false, &body, WHO);
+    say(
+        region,
+        &format!("move {} to {node}", object::name(&nic)),
+        result,
+    )
+}
+
+/// Networks are peered in pairs whose addresses differ: one side says so, or no longer.
+fn peer(region: &mut Region, present: bool) -> Result<(), String> {
+    let Some(network) = some::<Network>(region) else {
+        return Ok(());
+    };
+    let name = object::name(&network).to_owned();
+    let number: usize = name.trim_start_matches('n').parse().unwrap_or(0);
+    let other = format!("n{}", number ^ 1);
+    let prefixes = match region.rng.random_range(0..3) {
+        0 => json!([{ "name": "some", "prefix": format!("10.{}.0.0/29", number % 2) }]),
+        _ => json!([]),
+    };
+    let peerings = match present {
+        true => json!([{ "name": "p", "networkRef": { "name": other }, "prefixes": prefixes }]),
+        false => json!([]),
+    };
+    let body = json!({ "spec": { "peerings": peerings } });
+    let target = Target::new::<Network>(NS, &name);
+    let result = region.store.patch(&target, Patch::Merge, false, &body, WHO);
+    say(region, &format!("peerings of {name}: {peerings}"), result)
+}
+
+/// Everything that people made goes, in any order and nearly at once.
+pub fn delete_everything(region: &mut Region) -> Result<(), String> {
+    let mut targets: Vec<Target> = Vec::new();
+    targets.extend(region.store.list::<Network>().iter().map(Target::of));
+    targets.extend(
+        region
+            .store
+            .list::<NetworkInterface>()
+            .iter()
+            .map(Target::of),
+    );
+    while !targets.is_empty() {
+        let at = region.rng.random_range(0..targets.len());
+        let target = targets.swap_remove(at);
+        let result = region.store.delete(&target, None);
+        say(region, &format!("delete {target}"), result)?;
+        let next = region.now_ms + region.rng.random_range(0..30);
+        region.until(next)?;
+    }
+    Ok(())
+}
