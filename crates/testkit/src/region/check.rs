@@ -6,14 +6,15 @@ use std::net::Ipv4Addr;
 
 use api::ids::Origin;
 use api::names::origin;
-use api::networking::{Network, NetworkInterface};
+use api::networking::{Network, NetworkInterface, NetworkPolicy, NetworkPolicyPort, PolicyType};
 use api::{apinet, metalnet};
 use controller::object;
 use dataplane::PortId;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use crate::region::user::ips;
+use crate::region::services;
+use crate::region::user::{APP, SERVICE_PORT, ips};
 use crate::region::{Fate, Region, packet};
 
 const PROBE_PORT: u16 = 7_000;
@@ -25,6 +26,7 @@ pub struct Machine {
     pub uid: String,
     pub network: String,
     pub ip: Ipv4Addr,
+    pub app: String,
     /// Host and device, when there is one.
     pub place: Option<(usize, PortId)>,
 }
@@ -41,6 +43,7 @@ pub fn machines(region: &Region) -> Vec<Machine> {
                 uid: object::uid(&nic).to_owned(),
                 network: nic.spec.network_ref.name.clone(),
                 ip: ips(&nic).first().copied()?,
+                app: object::label(&nic, APP).unwrap_or_default().to_owned(),
                 place: of_user.get(object::uid(&nic)).copied(),
             })
         })
@@ -72,15 +75,24 @@ fn devices(region: &Region) -> BTreeMap<String, (usize, PortId)> {
 /// What people said about networks.
 pub struct Wishes {
     networks: BTreeMap<String, Network>,
+    policies: Vec<NetworkPolicy>,
 }
 
 impl Wishes {
     pub fn of(region: &Region) -> Wishes {
         let networks = region.store.list::<Network>();
         let networks = networks.into_iter();
+        let policies = region.store.list::<NetworkPolicy>().into_iter();
         Wishes {
+            policies: policies.filter(|p| !object::is_deleting(p)).collect(),
             networks: networks.map(|n| (object::name(&n).to_owned(), n)).collect(),
         }
+    }
+
+    /// Whether there is such a network, and it stays.
+    pub fn has(&self, network: &str) -> bool {
+        let network = self.networks.get(network);
+        network.is_some_and(|network| !object::is_deleting(network))
     }
 
     /// Whether `network` lets `other` see an address of its own.
@@ -98,7 +110,60 @@ impl Wishes {
     }
 
     /// Whether packets from one machine to another shall arrive.
-    pub fn allow(&self, from: &Machine, to: &Machine) -> bool {
+    pub fn allow(&self, from: &Machine, to: &Machine, port: u16) -> bool {
+        self.filter(Some(from), Some(to), port) && self.routed(from, to)
+    }
+
+    /// What policies say; `None` is the outside world.
+    pub fn filter(&self, from: Option<&Machine>, to: Option<&Machine>, port: u16) -> bool {
+        let passes = |near: Option<&Machine>, far: Option<&Machine>, direction: PolicyType| {
+            let Some(near) = near else {
+                return true;
+            };
+            let mut applies = false;
+            for policy in &self.policies {
+                let spec = &policy.spec;
+                let here = spec.network_ref.name == near.network
+                    && spec.policy_types.contains(&direction)
+                    && names(spec.network_interface_selector.match_labels.as_ref(), near);
+                if !here {
+                    continue;
+                }
+                applies = true;
+                let rules: Vec<_> = match direction {
+                    PolicyType::Ingress => spec
+                        .ingress
+                        .iter()
+                        .map(|rule| (&rule.ports, &rule.from))
+                        .collect(),
+                    PolicyType::Egress => spec
+                        .egress
+                        .iter()
+                        .map(|rule| (&rule.ports, &rule.to))
+                        .collect(),
+                };
+                let matches = rules.iter().any(|(ports, peers)| {
+                    let on = |entry: &NetworkPolicyPort| entry.port == Some(i32::from(port));
+                    let far = far.filter(|far| far.network == near.network);
+                    (ports.is_empty() || ports.iter().any(on))
+                        && peers.iter().any(|peer| {
+                            let selector = peer.object_selector.as_ref();
+                            selector.is_some_and(|selector| {
+                                far.is_some_and(|far| names(Some(&selector.match_labels), far))
+                            })
+                        })
+                });
+                if matches {
+                    return true;
+                }
+            }
+            !applies
+        };
+        passes(from, to, PolicyType::Egress) && passes(to, from, PolicyType::Ingress)
+    }
+
+    /// Whether there is a way.
+    fn routed(&self, from: &Machine, to: &Machine) -> bool {
         if from.network == to.network {
             return true;
         }
@@ -110,11 +175,15 @@ impl Wishes {
     }
 }
 
+fn names(labels: Option<&BTreeMap<String, String>>, machine: &Machine) -> bool {
+    labels.is_none_or(|labels| labels.get(APP).is_none_or(|app| *app == machine.app))
+}
+
 /// Sends a packet from one machine to another.
-fn probe(region: &mut Region, from: &Machine, to: &Machine) -> Option<Fate> {
+fn probe(region: &mut Region, from: &Machine, to: &Machine, to_port: u16) -> Option<Fate> {
     let (host, port) = from.place?;
     let source = region.rng.random_range(20_000..60_000);
-    let frame = packet::udp((from.ip, source), (to.ip, PROBE_PORT), b"probe");
+    let frame = packet::udp((from.ip, source), (to.ip, to_port), b"probe");
     Some(region.send(host, port, &frame))
 }
 
@@ -128,7 +197,7 @@ pub fn never(region: &mut Region) -> Result<(), String> {
     let machines = machines(region);
     for from in &machines {
         for to in &machines {
-            if wishes.allow(from, to) {
+            if wishes.routed(from, to) {
                 let pair = (from.uid.clone(), to.uid.clone());
                 region.ever.insert(pair);
             }
@@ -145,7 +214,7 @@ pub fn never(region: &mut Region) -> Result<(), String> {
         if region.ever.contains(&pair) {
             continue;
         }
-        if let Some(fate) = probe(region, from, to)
+        if let Some(fate) = probe(region, from, to, PROBE_PORT)
             && arrived(&fate, to)
         {
             return Err(format!(
@@ -160,6 +229,7 @@ pub fn never(region: &mut Region) -> Result<(), String> {
 /// Without anything to do.
 pub fn at_rest(region: &mut Region) -> Result<(), String> {
     reachability(region)?;
+    services::check(region)?;
     numbers(region)?;
     idle(region)
 }
@@ -176,13 +246,17 @@ fn reachability(region: &mut Region) -> Result<(), String> {
     }
     for from in &machines {
         for to in machines.iter().filter(|to| to.uid != from.uid) {
-            let Some(fate) = probe(region, from, to) else {
+            let port = match region.rng.random() {
+                true => PROBE_PORT,
+                false => SERVICE_PORT,
+            };
+            let Some(fate) = probe(region, from, to, port) else {
                 continue;
             };
-            let (wanted, got) = (wishes.allow(from, to), arrived(&fate, to));
+            let (wanted, got) = (wishes.allow(from, to, port), arrived(&fate, to));
             if to.place.is_some() && wanted != got {
                 return Err(format!(
-                    "{} {} in {} to {} {} in {}: wanted {wanted}, but {fate:?}",
+                    "{} {} in {} to {} {} port {port} in {}: wanted {wanted}, but {fate:?}",
                     from.name, from.ip, from.network, to.name, to.ip, to.network
                 ));
             }

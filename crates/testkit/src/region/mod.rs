@@ -4,19 +4,21 @@
 //! Real: everything that decides. Left out: sockets, HTTP, gRPC encoding, tasks, disks. One loop ([`Region::run`]) chooses what
 //! happens next; all randomness comes from the seed, so a seed is a story that can be told again.
 //!
-//! Reading order: here, then [`user`] (what people want), [`fault`] (what goes wrong), [`check`] (what must hold), and the parts:
+//! Reading order: here, then [`user`] (what people want), [`fault`] (what goes wrong), [`check`] and [`exclusive`] (what must hold), and the parts:
 //! [`store`], [`part`], [`host`], [`bond`], [`plane`], [`edge`], [`packet`]. [`bug`] plants bugs to prove that they are found.
 
 pub mod bond;
 pub mod bug;
 pub mod check;
 pub mod edge;
+pub mod exclusive;
 pub mod fault;
 pub mod host;
 pub mod packet;
 pub mod part;
 pub mod plane;
 pub mod provider;
+pub mod services;
 pub mod store;
 pub mod user;
 
@@ -42,6 +44,8 @@ use user::User;
 const EPOCH_MS: u64 = 1_767_225_600_000;
 /// Steps of one seed beyond which it does not come to rest.
 const STEPS_MAX: u64 = 400_000;
+/// Steps between two looks at who uses what.
+const EXCLUSIVE_EVERY: u64 = 16;
 /// Lines of history kept for the report.
 const HISTORY_MAX: usize = 20_000;
 /// Hosts that a packet may pass.
@@ -370,6 +374,9 @@ impl Region {
                 }
             }
             self.store.set_now(self.epoch_ms());
+            if self.summary.steps.is_multiple_of(EXCLUSIVE_EVERY) {
+                exclusive::check(self)?;
+            }
             let now = self.now();
             for server in &mut self.servers {
                 if server.next_deadline().is_some_and(|at| at <= now) {
@@ -508,6 +515,11 @@ impl Region {
             return Fate::Lost("too large".to_owned());
         }
         self.carry(host, port, packet)
+    }
+
+    /// A source port that no packet had before.
+    pub fn next_port(&mut self) -> u16 {
+        self.rng.random_range(20_000..60_000)
     }
 
     /// Sends an IP packet from the outside world.

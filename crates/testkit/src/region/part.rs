@@ -149,7 +149,9 @@ impl Part {
             .flights
             .iter()
             .any(|f| f.done_at.is_none_or(|at| at <= now));
-        can_watch || can_plan || can_write
+        let next = self.delayed.keys().next();
+        let due = next.is_some_and(|(at, _, _)| *at <= now);
+        can_watch || can_plan || can_write || due
     }
 
     /// When something can be done although nothing happens.

@@ -116,6 +116,16 @@ impl Store {
         .collect()
     }
 
+    /// The objects of a kind.
+    pub fn of(&self, group: &str, plural: &str) -> impl Iterator<Item = &Rc<Change>> {
+        let name = (group.to_owned(), plural.to_owned());
+        let resource = self.resources.get(&name);
+        let history = resource.and_then(|resource| self.history(*resource));
+        history
+            .into_iter()
+            .flat_map(|history| history.live.values())
+    }
+
     /// Every object, by resource.
     pub fn all(&self) -> impl Iterator<Item = (&(String, String), &Key, &Rc<Change>)> {
         let kinds = self.resources.iter();

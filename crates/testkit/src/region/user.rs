@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use api::networking::{Network, NetworkInterface};
+use api::networking::{
+    LoadBalancer, NATGateway, Network, NetworkInterface, NetworkPolicy, VirtualIP,
+};
 use apiserver::local::Patch;
 use controller::{Object, Target, object};
 use k8s_openapi::api::core::v1::Node;
@@ -16,6 +18,8 @@ use crate::region::provider::NODE;
 use crate::region::store::{Refusal, Store};
 
 pub const NS: &str = "default";
+/// The label that policies and load balancers select by.
+pub const APP: &str = "app";
 const WHO: &str = "people";
 const NETWORKS: usize = 4;
 const NICS: usize = 8;
@@ -35,6 +39,16 @@ enum Deed {
     Move,
     Peer,
     Unpeer,
+    Label,
+    Vip,
+    DropVip,
+    Claim,
+    Nat,
+    DropNat,
+    Balancer,
+    DropBalancer,
+    Policy,
+    DropPolicy,
 }
 
 impl User {
@@ -47,6 +61,16 @@ impl User {
             (Deed::Move, 1),
             (Deed::Peer, 2),
             (Deed::Unpeer, 1),
+            (Deed::Label, 1),
+            (Deed::Vip, 2),
+            (Deed::DropVip, 1),
+            (Deed::Claim, 3),
+            (Deed::Nat, 1),
+            (Deed::DropNat, 1),
+            (Deed::Balancer, 1),
+            (Deed::DropBalancer, 1),
+            (Deed::Policy, 1),
+            (Deed::DropPolicy, 1),
         ];
         let weights = deeds.map(|(deed, weight)| (deed, weight * rng.random_range(0..4)));
         let mut weights: Vec<(Deed, u32)> = weights.into();
@@ -137,7 +161,150 @@ pub fn act(region: &mut Region) -> Result<(), String> {
         Deed::Move => relocate(region),
         Deed::Peer => peer(region, true),
         Deed::Unpeer => peer(region, false),
+        Deed::Label => relabel(region),
+        Deed::Vip => {
+            let n = region.rng.random_range(0..3);
+            let spec = json!({ "type": "Public", "ipFamily": "IPv4" });
+            apply::<VirtualIP>(region, &format!("v{n}"), json!({}), spec)
+        }
+        Deed::DropVip => drop_some::<VirtualIP>(region),
+        Deed::Claim => claim(region),
+        Deed::Nat => nat(region),
+        Deed::DropNat => drop_some::<NATGateway>(region),
+        Deed::Balancer => balancer(region),
+        Deed::DropBalancer => drop_some::<LoadBalancer>(region),
+        Deed::Policy => policy(region),
+        Deed::DropPolicy => drop_some::<NetworkPolicy>(region),
     }
+}
+
+fn drop_some<K: Object>(region: &mut Region) -> Result<(), String> {
+    match some::<K>(region) {
+        Some(object) => delete::<K>(region, object::name(&object)),
+        None => Ok(()),
+    }
+}
+
+fn app(region: &mut Region) -> &'static str {
+    ["web", "db"]
+        .choose(&mut region.rng)
+        .copied()
+        .unwrap_or("web")
+}
+
+fn relabel(region: &mut Region) -> Result<(), String> {
+    let Some(nic) = some::<NetworkInterface>(region) else {
+        return Ok(());
+    };
+    let app = app(region);
+    let body = json!({ "metadata": { "labels": { APP: app } } });
+    let result = region
+        .store
+        .patch(&Target::of(&nic), Patch::Merge, false, &body, WHO);
+    say(
+        region,
+        &format!("{} is now {app}", object::name(&nic)),
+        result,
+    )
+}
+
+/// An interface wants a public address, another one, or none.
+fn claim(region: &mut Region) -> Result<(), String> {
+    let (Some(nic), vip) = (some::<NetworkInterface>(region), some::<VirtualIP>(region)) else {
+        return Ok(());
+    };
+    let wanted = match vip {
+        Some(vip) if region.rng.random_ratio(3, 4) => {
+            json!({ "virtualIPRef": { "name": object::name(&vip) } })
+        }
+        _ => Value::Null,
+    };
+    let body = json!({ "spec": { "virtualIP": wanted } });
+    let result = region
+        .store
+        .patch(&Target::of(&nic), Patch::Merge, false, &body, WHO);
+    say(
+        region,
+        &format!("{} takes {wanted}", object::name(&nic)),
+        result,
+    )
+}
+
+fn nat(region: &mut Region) -> Result<(), String> {
+    let Some(network) = some::<Network>(region) else {
+        return Ok(());
+    };
+    let network = object::name(&network).to_owned();
+    let ports = [1_024, 16_384]
+        .choose(&mut region.rng)
+        .copied()
+        .unwrap_or(1_024);
+    let spec = json!({
+        "type": "Public", "ipFamily": "IPv4", "networkRef": { "name": network },
+        "portsPerNetworkInterface": ports,
+    });
+    apply::<NATGateway>(
+        region,
+        &format!("g{}", network.trim_start_matches('n')),
+        json!({}),
+        spec,
+    )
+}
+
+/// The port on which machines serve.
+pub const SERVICE_PORT: u16 = 80;
+
+fn balancer(region: &mut Region) -> Result<(), String> {
+    let Some(network) = some::<Network>(region) else {
+        return Ok(());
+    };
+    let network = object::name(&network).to_owned();
+    let n = region.rng.random_range(0..2_u8);
+    let mut spec = json!({
+        "type": "Public", "ipFamilies": ["IPv4"], "networkRef": { "name": network },
+        "networkInterfaceSelector": { "matchLabels": { APP: app(region) } },
+        "ports": [{ "protocol": "UDP", "port": SERVICE_PORT }],
+    });
+    if region.rng.random() {
+        spec["type"] = json!("Internal");
+        spec["ips"] = json!([{ "value": address(&network, 100 + n) }]);
+    }
+    apply::<LoadBalancer>(region, &format!("l{n}"), json!({}), spec)
+}
+
+fn policy(region: &mut Region) -> Result<(), String> {
+    let Some(network) = some::<Network>(region) else {
+        return Ok(());
+    };
+    let network = object::name(&network).to_owned();
+    let n = region.rng.random_range(0..2);
+    let selected = app(region);
+    let peer = json!({ "objectSelector": {
+        "kind": "NetworkInterface", "matchLabels": { APP: app(region) },
+    } });
+    let ports = match region.rng.random() {
+        true => json!([{ "protocol": "UDP", "port": SERVICE_PORT }]),
+        false => json!([]),
+    };
+    let (ingress, egress, types) = match region.rng.random_range(0..4) {
+        0 => (json!([]), json!([]), json!(["Ingress"])),
+        1 => (
+            json!([]),
+            json!([{ "to": [peer], "ports": ports }]),
+            json!(["Egress"]),
+        ),
+        _ => (
+            json!([{ "from": [peer], "ports": ports }]),
+            json!([]),
+            json!(["Ingress"]),
+        ),
+    };
+    let spec = json!({
+        "networkRef": { "name": network },
+        "networkInterfaceSelector": { "matchLabels": { APP: selected } },
+        "ingress": ingress, "egress": egress, "policyTypes": types,
+    });
+    apply::<NetworkPolicy>(region, &format!("p{n}"), json!({}), spec)
 }
 
 /// The addresses of a network: every second one has the same, as tenants have.
@@ -173,7 +340,10 @@ fn nic(region: &mut Region) -> Result<(), String> {
     if taken(ip) {
         return Ok(());
     }
-    let meta = json!({ "annotations": { NODE: node(region) } });
+    let meta = json!({
+        "annotations": { NODE: node(region) },
+        "labels": { APP: app(region) },
+    });
     let spec = json!({
         "networkRef": { "name": network },
         "ipFamilies": ["IPv4"],
@@ -242,6 +412,10 @@ pub fn delete_everything(region: &mut Region) -> Result<(), String> {
             .iter()
             .map(Target::of),
     );
+    targets.extend(region.store.list::<VirtualIP>().iter().map(Target::of));
+    targets.extend(region.store.list::<NATGateway>().iter().map(Target::of));
+    targets.extend(region.store.list::<LoadBalancer>().iter().map(Target::of));
+    targets.extend(region.store.list::<NetworkPolicy>().iter().map(Target::of));
     while !targets.is_empty() {
         let at = region.rng.random_range(0..targets.len());
         let target = targets.swap_remove(at);
