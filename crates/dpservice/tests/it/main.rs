@@ -23,5 +23,6 @@ mod inspection;
 mod lifecycle;
 mod logging;
 mod options;
+mod scenarios;
 mod services;
 mod telemetry;
