@@ -31,7 +31,8 @@ fn told(arguments: &[&str]) -> (String, String, i32) {
 }
 
 fn pings(from: &str, to: &str) -> bool {
-    let ping = ["ping", "-c", "3", "-i", "0.2", "-W", "2", to];
+    // Until the first answer, or for three seconds: routes may be a moment behind the conditions.
+    let ping = ["ping", "-c", "1", "-i", "0.2", "-w", "3", to];
     let mut command = openkcm();
     command.args(["exec", "--name", LAB, from, "--"]).args(ping);
     command.output().unwrap().status.success()

@@ -23,7 +23,7 @@ use crate::model::{
 };
 use crate::query::{Query, SOURCE_PORT_DEFAULT};
 use crate::snapshot::{Question, Snapshot};
-use ends::{Ends, Place};
+use ends::{Ends, Nic, Place};
 
 /// VNI of public addresses unless told otherwise.
 const PUBLIC_VNI_DEFAULT: u32 = 100;
@@ -40,6 +40,7 @@ pub fn explain_and_ask(snapshot: &Snapshot, query: &Query) -> (Path, Vec<Questio
         hops: Vec::new(),
         places: Vec::new(),
         questions: Vec::new(),
+        sender: None,
     };
     let ends = match ends::resolve(snapshot, query) {
         Ok(ends) => ends,
@@ -61,7 +62,10 @@ pub fn explain_and_ask(snapshot: &Snapshot, query: &Query) -> (Path, Vec<Questio
     let packet = packet(query, source, destination, balancer_port);
     let (from_text, to_text) = (from.describe(), to.describe());
     match &from {
-        Place::Nic(nic) => walk.start_at_machine(nic, &to, packet),
+        Place::Nic(nic) => {
+            walk.sender = Some(nic.as_ref().clone());
+            walk.start_at_machine(nic, &to, packet);
+        }
         Place::Outside | Place::Address(_) | Place::Balancer(..) | Place::VirtualIp(_) => {
             walk.start_outside(packet, None);
         }
@@ -109,6 +113,8 @@ struct Walk<'a> {
     /// Nodes that the path touches.
     places: Vec<String>,
     questions: Vec<Question>,
+    /// The interface that sends, if it is one of the region.
+    sender: Option<Nic<'a>>,
 }
 
 impl<'a> Walk<'a> {
@@ -132,6 +138,7 @@ impl<'a> Walk<'a> {
             mut hops,
             places,
             questions: _,
+            sender: _,
         } = self;
         let (asked, not_asked) = coverage(snapshot, &places);
         close(&mut hops);

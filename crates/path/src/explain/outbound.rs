@@ -479,6 +479,17 @@ impl<'a> Walk<'a> {
 
     /// Edges pass on only what comes from a public address that they have a route to.
     fn known_source(&self, hop: &mut Hop, face: &Face) {
+        if is_private(face.address) {
+            let text = format!(
+                "{} is a private address: edges drop packets with private sources",
+                face.address
+            );
+            hop.find(
+                broken("NoPublicSource", Source::Objects, text)
+                    .next("give the interface an address inside the region's public prefixes"),
+            );
+            return;
+        }
         let edges: Vec<_> = self.snapshot.answering_edges().collect();
         if edges.is_empty() {
             return;

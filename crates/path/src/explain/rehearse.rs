@@ -99,7 +99,8 @@ impl<'a> Walk<'a> {
                         );
                         last.find(broken("DataplaneDisagrees", who, text).next(next));
                     }
-                    (_, true) if is_drop => {
+                    // It does wrong what was found to be wrong.
+                    (fault, true) if is_drop || fault.is_some() => {
                         let text = format!("dpservice rehearsed: {}", rehearsal.text());
                         last.find(note("Rehearsed", who, text));
                     }

@@ -25,7 +25,7 @@ use crate::snapshot::{Action, Entrance, Question, Rehearsal, Route, RouteKind};
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a part may take to answer in all.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest status page that is read: about a million routes.
 const PAGE_BYTES_MAX: usize = 512 << 20;
 
