@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser as _;
+use testkit::region::bug::Bug;
 use testkit::region::{Config, Summary, Violation, run};
 
 /// Plays seeds of the simulated region: the whole control plane, metalbond and the packet engines in one thread per seed, under random
@@ -26,6 +27,9 @@ struct Args {
     /// Print every operation of a failing seed.
     #[arg(long, short)]
     verbose: bool,
+    /// Plant this bug, to see that it is found: its number, from 0 on.
+    #[arg(long, hide = true)]
+    bug: Option<usize>,
     /// Failing seeds after which to stop.
     #[arg(long, default_value_t = 1)]
     failures: usize,
@@ -69,7 +73,7 @@ fn work(
         let seed = args.seed + count;
         let config = Config {
             seed,
-            bug: None,
+            bug: args.bug.and_then(|at| Bug::ALL.get(at).copied()),
             verbose: args.verbose,
         };
         let begun = Instant::now();
@@ -124,7 +128,7 @@ fn report(args: &Args, totals: &Totals, seconds: f64, threads: usize) -> ExitCod
     let rate = done as f64 / seconds.max(0.001);
     text.push_str(&format!(
         "seeds           {done} of {}, {} failed\ntime            {seconds:.1} s on {threads} threads, {rate:.1} seeds/s, slowest {seconds_max:.2} s\n\
-         steps           {}\nAPI changes     {}\npackets         {}\nacts of people  {}\nfaults          {}\nvirtual time    {} h\n",
+         steps           {}\nAPI changes     {}\npackets         {}\nacts of people  {}\nfaults          {}\nvirtual time    {} min\n",
         args.seeds,
         failed.len(),
         summary.steps,
@@ -132,7 +136,7 @@ fn report(args: &Args, totals: &Totals, seconds: f64, threads: usize) -> ExitCod
         summary.probes,
         summary.user_ops,
         summary.faults,
-        summary.virtual_ms / 3_600_000,
+        summary.virtual_ms / 60_000,
     ));
     drop(std::io::stdout().write_all(text.as_bytes()));
     if failed.is_empty() {

@@ -166,7 +166,8 @@ impl Agent {
         // As with interfaces: a listing on its way settles what is disputed, and what may still appear is waited for.
         let want = self.want_balancer(uid);
         let disputed = self.list_wanted && track.dispute == Dispute::Listed;
-        let unsure = want == Want::Absent && present.is_none() && (track.lost || self.unaudited);
+        let pending = track.lost || track.dp.busy > 0 || self.unaudited;
+        let unsure = want == Want::Absent && present.is_none() && pending;
         let live = self.phase == Phase::Live && !disputed && !unsure;
         let plan = balancer::plan(balancer::View {
             uid,

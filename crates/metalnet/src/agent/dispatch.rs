@@ -132,10 +132,10 @@ impl Agent {
         let track = self.tracks.get(uid);
         let disputed =
             self.list_wanted && track.is_some_and(|track| track.dispute == Dispute::Listed);
-        // What may still appear must not lose its device and its object before.
+        // What may still appear must not lose its device and its object before: its creation may be under way, or its answer lost.
         let absent = matches!(self.want(uid), Want::Absent);
         let unsure = absent
-            && track.is_some_and(|track| track.lost)
+            && track.is_some_and(|track| track.lost || track.dp.busy > 0)
             && self.observed.interface(uid).is_none();
         let live = self.phase == Phase::Live && !disputed && !unsure;
         let has_claim = self.claims.contains_key(uid);

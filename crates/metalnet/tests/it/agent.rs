@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use metalnet::agent::Input;
 use metalnet::model::{Filter, State};
 use metalnet::plan::ops::{DpError, DpOp};
 use metalnet::plan::rib::Heard;
@@ -739,4 +740,38 @@ fn who_waits_for_an_address_gets_it_as_soon_as_it_is_free() {
     sim.delete_nic("a");
     sim.run_for(Duration::ZERO);
     assert_eq!(sim.state("c"), Some(State::Ready));
+}
+
+#[test]
+fn an_interface_deleted_while_its_creation_is_under_way_is_held_until_the_answer() {
+    let mut sim = Sim::started(4);
+    sim.add_network("net", 200, &[]);
+    sim.set_nic("a", "net", spec("10.0.0.1", "", &[]));
+    let created = loop {
+        let mut actions = sim.agent.poll(sim.now);
+        if let Some(at) = actions.dp.iter().position(is_creation) {
+            break actions.dp.swap_remove(at);
+        }
+        sim.carry_out(actions);
+    };
+    sim.delete_nic("a");
+    for _ in 0..10 {
+        sim.step();
+    }
+    assert!(sim.nics.contains_key(&uid("a")), "let go of too early");
+    assert!(
+        !sim.claims.is_empty(),
+        "the device was given back too early"
+    );
+    let result = sim.model.execute(&created);
+    sim.input(Input::Dp {
+        op: created,
+        result,
+    });
+    sim.settle();
+    assert!(sim.nics.is_empty() && sim.claims.is_empty() && sim.model.interfaces.is_empty());
+}
+
+fn is_creation(op: &DpOp) -> bool {
+    matches!(op, DpOp::CreateInterface { .. })
 }

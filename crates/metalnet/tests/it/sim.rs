@@ -442,6 +442,11 @@ impl Sim {
         self.perform(actions)
     }
 
+    /// Does what one poll asked for.
+    pub fn carry_out(&mut self, actions: Actions) {
+        self.perform(actions);
+    }
+
     fn perform(&mut self, actions: Actions) -> usize {
         let Actions {
             bond,

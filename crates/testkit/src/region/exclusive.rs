@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use api::names::{APINET, METALNET};
+use api::ids::Origin;
+use api::names::{APINET, METALNET, origin};
 use metalnet::services::NatShare;
 
 use crate::region::Region;
@@ -15,6 +16,10 @@ pub fn check(region: &Region) -> Result<(), String> {
     let owners = owners(region, "networkinterfaces");
     let balancers = owners_of_balancers(region);
     let locked = locked(region);
+    let all = region.store.of(APINET, "networkinterfaces");
+    let made: BTreeSet<String> = all
+        .filter_map(|change| change.object.metadata.uid.clone())
+        .collect();
     let mut networks: BTreeMap<u32, String> = BTreeMap::new();
     let mut vips: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
     let mut shares: Vec<(NatShare, String)> = Vec::new();
@@ -31,6 +36,12 @@ pub fn check(region: &Region) -> Result<(), String> {
                     host.name
                 ));
             };
+            if !made.contains(&owner(region, &id)) {
+                return Err(format!(
+                    "{} still has interface {id}, which OpenKCM-net has given up",
+                    host.name
+                ));
+            }
             let known = networks.entry(vni).or_insert_with(|| network.clone());
             if known != network {
                 return Err(format!("VNI {vni} is used for {known} and for {network}"));
@@ -76,6 +87,15 @@ pub fn check(region: &Region) -> Result<(), String> {
         Some((share, id)) => Err(format!("{share:?} of {id} is somebody's virtual IP too")),
         None => Ok(()),
     }
+}
+
+/// The uid of the OpenKCM-net interface behind a metalnet one.
+fn owner(region: &Region, uid: &str) -> String {
+    let mut all = region.store.of(METALNET, "networkinterfaces");
+    let nic = all.find(|change| change.object.metadata.uid.as_deref() == Some(uid));
+    let origin =
+        nic.and_then(|nic| Origin::of(&nic.object.metadata, origin::METALNET_NETWORK_INTERFACE));
+    origin.map(|origin| origin.uid).unwrap_or_default()
 }
 
 fn public(address: Ipv4Addr) -> bool {

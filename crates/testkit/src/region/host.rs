@@ -15,11 +15,12 @@ use metalnet::model::{Uid, Vni};
 use metalnet::objects::{Change, Kind, View, written};
 use metalnet::parse::Reader;
 use metalnet::plan::desired::Settings;
-use metalnet::plan::ops::{ApiError, ApiOp, BondOp, ClaimOp, DpError, DpOp};
+use metalnet::plan::ops::{ApiError, ApiOp, BondOp, ClaimOp, DpDone, DpError, DpOp};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use crate::region::bond::{Client, Reach};
+use crate::region::bug::Bug;
 use crate::region::plane::{DEVICES, Plane};
 use crate::region::store::{Refusal, Resource, Store};
 
@@ -66,6 +67,7 @@ pub struct Host {
     inbox: VecDeque<Input>,
     stirred: bool,
     servers: usize,
+    pub bug: Option<Bug>,
     /// Answers that get lost from now on.
     pub losses: u32,
 }
@@ -118,6 +120,7 @@ impl Host {
             inbox: VecDeque::new(),
             stirred: true,
             servers,
+            bug: None,
             losses: 0,
         };
         host.watch();
@@ -369,6 +372,7 @@ impl Host {
                         self.bond.announce(route);
                     }
                 }
+                BondOp::Withdraw(_) if self.bug.is_some_and(Bug::keeps_routes) => {}
                 BondOp::Withdraw(announcement) => {
                     if let Some(route) = route(bond::words(announcement)) {
                         self.bond.withdraw(&route);
@@ -424,6 +428,7 @@ impl Host {
     fn call_plane(&mut self, op: DpOp, life: u64, orphan: bool, rng: &mut StdRng) -> Deed {
         let unavailable = || Err(DpError::Unavailable("timed out".to_owned()));
         let result = match &mut self.plane {
+            Some(_) if self.bug.is_some_and(|bug| bug.swallows(&op)) => Ok(DpDone::Done),
             Some(plane) if life == self.life => plane.call(&op),
             Some(_) | None => unavailable(),
         };

@@ -71,7 +71,7 @@ pub struct Violation {
 }
 
 /// What a seed was made of.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub seeds: u64,
     pub steps: u64,
@@ -259,7 +259,8 @@ impl Region {
             ever: Default::default(),
             rng,
         };
-        for host in &region.hosts {
+        for host in &mut region.hosts {
+            host.bug = config.bug;
             let node = host.name.clone();
             user::create_node(&mut region.store, &node)?;
         }
