@@ -1,10 +1,10 @@
-//! IPAddress: deletes orphans, and lifts the protection of deleted ones once the IP that holds the address is gone.
+//! IPAddress: deletes orphans, and lifts the protection of deleted ones once the IP or the interface that holds the address is gone.
 
 use api::{
-    apinet::{IP, IPAddress},
+    apinet::{ClaimRef, IP, IPAddress, NetworkInterface},
     names::finalizer::IP_ADDRESS_PROTECTION,
 };
-use controller::{Controller, Key, Op, Plan, Source, Watch, World, object};
+use controller::{Controller, Key, Object, Op, Plan, Source, Watch, World, object};
 
 use crate::collect::{claimer, grace_left};
 
@@ -24,11 +24,11 @@ impl Controller for IpAddressController {
             .index(BY_CLAIMER, |address| {
                 vec![address.spec.claim_ref.uid.clone()]
             });
-        let holders = Watch::<IP>::new().keys(|ip, world| {
-            let held = world.indexed::<IPAddress>(BY_CLAIMER, object::uid(ip));
-            held.iter().map(|address| Key::of(&**address)).collect()
-        });
-        vec![addresses.build(), holders.build()]
+        vec![
+            addresses.build(),
+            Watch::<IP>::new().keys(held).build(),
+            Watch::<NetworkInterface>::new().keys(held).build(),
+        ]
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
@@ -37,11 +37,12 @@ impl Controller for IpAddressController {
             return plan;
         };
         let claim = &address.spec.claim_ref;
-        let claimed_here = claim.resource == "ips"
-            && world
-                .get::<IP>(&claim.namespace, &claim.name)
-                .is_some_and(|ip| object::uid(&*ip) == claim.uid);
-        if claimed_here {
+        let is_held = match claim.resource.as_str() {
+            "ips" => lives::<IP>(world, claim),
+            "networkinterfaces" => lives::<NetworkInterface>(world, claim),
+            _ => false,
+        };
+        if is_held {
             return plan;
         }
         let deleting = object::is_deleting(&*address);
@@ -65,4 +66,16 @@ impl Controller for IpAddressController {
         }
         plan
     }
+}
+
+/// The addresses that a claimer holds.
+fn held<K: Object>(claimer: &K, world: &World) -> Vec<Key> {
+    let held = world.indexed::<IPAddress>(BY_CLAIMER, object::uid(claimer));
+    held.iter().map(|address| Key::of(&**address)).collect()
+}
+
+fn lives<K: Object>(world: &World, claim: &ClaimRef) -> bool {
+    world
+        .get::<K>(&claim.namespace, &claim.name)
+        .is_some_and(|claimer| object::uid(&*claimer) == claim.uid)
 }

@@ -79,7 +79,10 @@ pub async fn create(write: &Write<'_>, object: &mut Value, draft: &mut Draft) ->
             let claim = claim_of(write.kind.plural, write.namespace, object);
             address::reserve(write.region, object, claim, draft)
         }
-        _ => public::change(write, None, object, draft).await,
+        _ => {
+            address::reserve_own(write, object, draft)?;
+            public::change(write, None, object, draft).await
+        }
     }
 }
 
@@ -130,7 +133,10 @@ pub async fn delete(write: &Write<'_>, old: &Value, draft: &mut Draft) -> Outcom
             )
             .await
         }
-        _ => public::release_all(write, old, draft).await,
+        _ => {
+            address::release_own(write, old, draft).await?;
+            public::release_all(write, old, draft).await
+        }
     }
 }
 

@@ -101,9 +101,25 @@ fn an_address_of_a_living_ip_stays_even_when_somebody_deletes_it() {
 }
 
 #[test]
+fn an_address_of_a_living_interface_stays() {
+    let mut sim = region();
+    sim.put(&object::<NetworkInterface>(json!({
+        "metadata": { "name": "web", "namespace": NS },
+        "spec": { "networkRef": { "name": "net" }, "nodeRef": { "name": "p.n1" }, "ips": ["203.0.113.1"] },
+    })));
+    let made = sim.get::<NetworkInterface>(NS, "web").expect("stored");
+    sim.put(&address("networkinterfaces", "web", object::uid(&made)));
+    assert_eq!(sim.settle(), Ok(0));
+    sim.delete::<NetworkInterface>(NS, "web");
+    sim.settle().expect("settles");
+    assert!(sim.snapshot().is_empty(), "{:#?}", sim.snapshot());
+}
+
+#[test]
 fn orphaned_addresses_go() {
     for (resource, uid) in [
         ("ips", "dead"),
+        ("networkinterfaces", "dead"),
         ("natgateways", "unknown"),
         ("nonsense", "x"),
     ] {

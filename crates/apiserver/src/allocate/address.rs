@@ -1,10 +1,12 @@
-//! Public addresses: an IP object holds an address, an IPAddress named after the address is its lock.
+//! Public addresses: an IP object holds an address, an IPAddress named after the address is its lock. A network interface whose own
+//! IPv6 address is public holds the lock itself: the outside reaches such addresses directly, so no two networks may have one.
 
-use super::{Draft, PROBES_MAX, apinet, lock_object, refused, set_spec};
+use super::{Draft, PROBES_MAX, apinet, claim_of, lock_object, refused, release_lock, set_spec};
+use crate::kinds::Kind;
 use crate::nature::Nature;
 use crate::object;
 use crate::region::Region;
-use crate::registry::store_key;
+use crate::registry::{Write, store_key};
 use crate::status::{Failure, Outcome, Reason};
 use api::meta::IpFamily;
 use api::names::{APINET, finalizer, label};
@@ -75,18 +77,7 @@ pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft)
         address
     };
     let lock_name = address.to_string();
-    let mut lock = lock_object(
-        region,
-        kind,
-        &lock_name,
-        json!({ "ip": lock_name, "claimRef": claim }),
-    );
-    object::set_metadata(
-        &mut lock,
-        "finalizers",
-        json!([finalizer::IP_ADDRESS_PROTECTION]),
-    );
-    draft.insert(kind, "", &lock);
+    draft.insert(kind, "", &lock(region, kind, address, claim));
     set_spec(ip, "ip", json!(lock_name));
     set_spec(ip, "ipFamily", json!(family_of(address)));
     let mut labels = object::metadata(ip, "labels")
@@ -96,6 +87,75 @@ pub fn reserve(region: &Region, ip: &mut Value, claim: Value, draft: &mut Draft)
     labels.insert(label::IP_FAMILY.to_owned(), json!(family_of(address)));
     labels.insert(label::IP.to_owned(), json!(address_label(address)));
     object::set_metadata(ip, "labels", Value::Object(labels));
+    Ok(())
+}
+
+fn lock(region: &Region, kind: &Kind, address: IpAddr, claim: Value) -> Value {
+    let name = address.to_string();
+    let mut lock = lock_object(
+        region,
+        kind,
+        &name,
+        json!({ "ip": name, "claimRef": claim }),
+    );
+    object::set_metadata(
+        &mut lock,
+        "finalizers",
+        json!([finalizer::IP_ADDRESS_PROTECTION]),
+    );
+    lock
+}
+
+/// The public ones among the own IPv6 addresses of an interface, with their places in the list. Its IPv4 addresses mean something
+/// within its network only: the outside reaches IPv4 by translation.
+fn own(write: &Write<'_>, interface: &Value) -> Vec<(usize, IpAddr)> {
+    if write.kind.plural != "networkinterfaces" {
+        return Vec::new();
+    }
+    let listed = interface.pointer("/spec/ips").and_then(Value::as_array);
+    let parsed = listed.into_iter().flatten().enumerate();
+    parsed
+        .filter_map(|(index, ip)| Some((index, ip.as_str()?.parse::<IpAddr>().ok()?)))
+        .filter(|(_, ip)| {
+            let public = &write.region.ranges.public;
+            ip.is_ipv6() && public.iter().any(|prefix| prefix.contains(ip))
+        })
+        .collect()
+}
+
+/// Locks the public addresses that a new interface brings with it. They never change during its life.
+pub fn reserve_own(write: &Write<'_>, interface: &Value, draft: &mut Draft) -> Outcome<()> {
+    let kind = apinet(write.region, "ipaddresses")?;
+    for (index, address) in own(write, interface) {
+        let name = address.to_string();
+        if write.region.cache.get(kind.id, &name).is_some() {
+            return Err(refused(
+                (write.kind.group, write.kind.kind),
+                object::metadata_text(interface, "name"),
+                &format!("spec.ips[{index}]"),
+                &name,
+                "is a public address and already allocated",
+            ));
+        }
+        let claim = claim_of(write.kind.plural, write.namespace, interface);
+        draft.insert(kind, "", &lock(write.region, kind, address, claim));
+    }
+    Ok(())
+}
+
+/// Frees what [`reserve_own`] locked.
+pub async fn release_own(write: &Write<'_>, interface: &Value, draft: &mut Draft) -> Outcome<()> {
+    let uid = object::metadata_text(interface, "uid");
+    for (_, address) in own(write, interface) {
+        release_lock(
+            write.region,
+            "ipaddresses",
+            &address.to_string(),
+            uid,
+            draft,
+        )
+        .await?;
+    }
     Ok(())
 }
 

@@ -443,3 +443,46 @@ async fn many_writers_never_share_an_address() {
     assert!(codes.contains(&StatusCode::CREATED));
     check_books(&client).await;
 }
+
+/// An interface with addresses of its own, in a network.
+fn interface(name: &str, network: &str, ips: &[&str]) -> Value {
+    json!({
+        "apiVersion": "core.apinet.openkcm.dev/v1alpha1",
+        "kind": "NetworkInterface",
+        "metadata": { "name": name },
+        "spec": { "networkRef": { "name": network }, "nodeRef": { "name": "p.n1" }, "ips": ips },
+    })
+}
+
+#[tokio::test]
+async fn a_public_address_of_an_interface_is_in_one_network_only() {
+    let (_server, client) = setup().await;
+    let url = path("networkinterfaces");
+    let public = "2001:db8:1::7";
+    let first = interface("first", "red", &["10.0.0.1", public]);
+    let (code, made) = post(&client, &url, &first).await;
+    assert_eq!(code, StatusCode::CREATED, "{made}");
+    let thief = interface("thief", "blue", &["10.0.0.1", public]);
+    let (code, refused) = post(&client, &url, &thief).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
+    assert_eq!(text(&refused, "/details/causes/0/field"), "spec.ips[1]");
+    let ip = json!({ "apiVersion": "core.apinet.openkcm.dev/v1alpha1", "kind": "IP", "metadata": { "name": "ip" },
+        "spec": { "type": "Public", "ipFamily": "IPv6", "ip": public } });
+    let (code, refused) = post(&client, &path("ips"), &ip).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
+    let locks = items(&client, ADDRESSES).await;
+    assert_eq!(
+        locks.len(),
+        1,
+        "private addresses are nobody else's concern: {locks:?}"
+    );
+    assert_eq!(
+        text(&locks[0], "/spec/claimRef/resource"),
+        "networkinterfaces"
+    );
+    let (code, gone) = delete(&client, &format!("{url}/first")).await;
+    assert_eq!(code, StatusCode::OK, "{gone}");
+    assert!(items(&client, ADDRESSES).await.is_empty());
+    let (code, made) = post(&client, &url, &thief).await;
+    assert_eq!(code, StatusCode::CREATED, "{made}");
+}
