@@ -6,6 +6,7 @@
 
 use crate::flow::key::{FlowKey, Hasher, Kind, Place, Scope, Transport, Tuple};
 use crate::flow::rewrite::Layout;
+use crate::fragments::PieceKey;
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv6Addr};
 use net::ethernet;
@@ -36,8 +37,24 @@ pub(crate) struct Overlay {
     /// Length of the IP packet: 40 + payload length for IPv6.
     pub length: u16,
     pub layout: Layout,
+    /// If it is one.
+    pub piece: Option<Piece>,
     /// The transport, or why it cannot be handled. Kept apart so that addresses are judged first.
     pub l4: Result<L4, DropReason>,
+}
+
+impl Overlay {
+    /// What all pieces of a fragmented packet show that come in at a place; `None` if it is whole.
+    pub(crate) fn piece_key(&self, place: u64) -> Option<PieceKey> {
+        let piece = self.piece?;
+        Some(PieceKey {
+            place,
+            source: self.source,
+            destination: self.destination,
+            protocol: piece.protocol,
+            identification: piece.identification,
+        })
+    }
 }
 
 /// What connection tracking needs to know of the transport.
@@ -51,6 +68,17 @@ pub(crate) enum L4 {
     Error {
         quoted: Tuple,
     },
+    /// A later piece of a fragmented packet: the first one tells.
+    Later,
+}
+
+/// A piece of a fragmented packet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub protocol: u8,
+    pub identification: u32,
+    pub is_first: bool,
+    pub has_more: bool,
 }
 
 /// Classifies a frame from a machine.
@@ -94,7 +122,9 @@ pub(crate) fn from_machine(frame: &[u8]) -> Result<FromMachine<'_>, DropReason> 
 
 fn udp_destination(overlay: &Overlay) -> Option<u16> {
     match overlay.l4 {
-        Ok(L4::Flow { tuple, .. }) if tuple.transport == Transport::Udp => {
+        Ok(L4::Flow { tuple, .. })
+            if tuple.transport == Transport::Udp && overlay.piece.is_none() =>
+        {
             Some(tuple.destination_port)
         }
         Ok(_) | Err(_) => None,
@@ -116,10 +146,15 @@ fn overlay_v4(bytes: &[u8]) -> Result<Overlay, DropReason> {
         return Err(DropReason::SourceRoute);
     }
     let (source, destination) = (IpAddr::V4(ip.source()), IpAddr::V4(ip.destination()));
-    let l4 = if ip.is_fragment() {
-        Ok(fragment(source, destination, ip.protocol()))
-    } else {
-        l4_v4(source, destination, ip.protocol(), ip.payload())
+    let piece = ip.is_fragment().then(|| Piece {
+        protocol: ip.protocol(),
+        identification: u32::from(ip.identification()),
+        is_first: ip.fragment_offset() == 0,
+        has_more: ip.has_more_fragments(),
+    });
+    let l4 = match &piece {
+        Some(piece) => l4_of_piece(source, destination, piece, ip.payload()),
+        None => l4_v4(source, destination, ip.protocol(), ip.payload()),
     };
     Ok(Overlay {
         source,
@@ -127,8 +162,9 @@ fn overlay_v4(bytes: &[u8]) -> Result<Overlay, DropReason> {
         length: ip.total_len(),
         layout: Layout {
             transport: ip.header_len(),
-            has_ports: !ip.is_fragment(),
+            has_ports: piece.is_none_or(|piece| piece.is_first),
         },
+        piece,
         l4,
     })
 }
@@ -140,6 +176,7 @@ fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
         transport: ipv6::HEADER_LEN,
         has_ports: false,
     };
+    let mut piece = None;
     let l4 = match ip.upper() {
         Ok(Upper::Transport {
             protocol,
@@ -150,7 +187,25 @@ fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
             layout.has_ports = true;
             l4_v6(source, destination, protocol, bytes)
         }
-        Ok(Upper::Fragment { protocol }) => Ok(fragment(source, destination, protocol)),
+        Ok(Upper::Fragment {
+            protocol,
+            offset,
+            position,
+            has_more,
+            identification,
+            bytes,
+        }) => {
+            let found = Piece {
+                protocol,
+                identification,
+                is_first: position == 0,
+                has_more,
+            };
+            layout.transport += offset;
+            layout.has_ports = found.is_first;
+            piece = Some(found);
+            l4_of_piece(source, destination, &found, bytes)
+        }
         Ok(Upper::SourceRoute) => return Err(DropReason::SourceRoute),
         Ok(Upper::TooMany) => return Err(DropReason::ExtensionHeaders),
         Err(_) => return Err(DropReason::Ipv6Malformed),
@@ -164,6 +219,7 @@ fn overlay_v6(bytes: &[u8]) -> Result<Overlay, DropReason> {
         destination,
         length,
         layout,
+        piece,
         l4,
     })
 }
@@ -188,9 +244,40 @@ fn flow(
     }
 }
 
-fn fragment(source: IpAddr, destination: IpAddr, protocol: u8) -> L4 {
-    let ports = (u16::from(protocol), u16::from(protocol));
-    flow(source, destination, ports, Transport::Fragment, None)
+/// The first piece has to have the whole transport header (RFC 7112; RFC 1858 §3); nothing behind it is looked at.
+fn l4_of_piece(
+    source: IpAddr,
+    destination: IpAddr,
+    piece: &Piece,
+    bytes: &[u8],
+) -> Result<L4, DropReason> {
+    let icmp = match source {
+        IpAddr::V4(_) => protocol::ICMP,
+        IpAddr::V6(_) => protocol::ICMPV6,
+    };
+    let is_known = matches!(piece.protocol, protocol::TCP | protocol::UDP);
+    if !is_known && piece.protocol != icmp {
+        return Err(DropReason::UnsupportedL4);
+    }
+    if !piece.is_first {
+        return Ok(L4::Later);
+    }
+    if piece.protocol == protocol::TCP {
+        return tcp_or_udp(source, destination, piece.protocol, bytes);
+    }
+    // The length of a datagram is that of all pieces.
+    let head = bytes.get(..8).ok_or(DropReason::L4Malformed)?;
+    let (request, reply) = match source {
+        IpAddr::V4(_) => (icmp::ECHO_REQUEST, icmp::ECHO_REPLY),
+        IpAddr::V6(_) => (icmp::V6_ECHO_REQUEST, icmp::V6_ECHO_REPLY),
+    };
+    let kinds = (icmp, request, reply);
+    let tuple = quoted_transport(source, destination, piece.protocol, head, kinds);
+    let tuple = tuple.ok_or(DropReason::IcmpUnsupported)?;
+    Ok(L4::Flow {
+        tuple,
+        tcp_flags: None,
+    })
 }
 
 fn l4_v4(
@@ -284,8 +371,8 @@ fn tcp_or_udp(
 fn quoted_v4(bytes: &[u8]) -> Option<Tuple> {
     let ip = Ipv4::new_embedded(bytes).ok()?;
     let (source, destination) = (IpAddr::V4(ip.source()), IpAddr::V4(ip.destination()));
-    if ip.is_fragment() {
-        return tuple_of(fragment(source, destination, ip.protocol()));
+    if ip.fragment_offset() != 0 {
+        return None;
     }
     let request_kinds = (protocol::ICMP, icmp::ECHO_REQUEST, icmp::ECHO_REPLY);
     quoted_transport(
@@ -306,15 +393,20 @@ fn quoted_v6(bytes: &[u8]) -> Option<Tuple> {
         Upper::Transport {
             protocol, bytes, ..
         } => quoted_transport(source, destination, protocol, bytes, request_kinds),
-        Upper::Fragment { protocol } => tuple_of(fragment(source, destination, protocol)),
-        Upper::SourceRoute | Upper::TooMany => None,
+        Upper::Fragment {
+            protocol,
+            position: 0,
+            bytes,
+            ..
+        } => quoted_transport(source, destination, protocol, bytes, request_kinds),
+        Upper::Fragment { .. } | Upper::SourceRoute | Upper::TooMany => None,
     }
 }
 
 fn tuple_of(l4: L4) -> Option<Tuple> {
     match l4 {
         L4::Flow { tuple, .. } => Some(tuple),
-        L4::Error { .. } => None,
+        L4::Error { .. } | L4::Later => None,
     }
 }
 
@@ -380,6 +472,7 @@ impl Fast {
             destination: tuple.destination,
             length: self.length,
             layout,
+            piece: None,
             l4: Ok(L4::Flow {
                 tuple,
                 tcp_flags: is_tcp.then_some(self.tcp_flags),

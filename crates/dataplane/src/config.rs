@@ -92,6 +92,18 @@ impl Default for Dhcp {
     }
 }
 
+/// What becomes of the largest segment size that TCP peers announce.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// It is left alone.
+    #[default]
+    Off,
+    /// Lowered to what fits the uplink's MTU with the tunnel's header, for connections that leave the host.
+    Tunnel,
+    /// Lowered to this many bytes, for connections that leave the host.
+    At(u16),
+}
+
 /// Everything that is fixed for the life of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -115,6 +127,10 @@ pub struct EngineConfig {
     pub hash_seed: u64,
     /// Whether the packet filter drops or only counts.
     pub firewall: FirewallMode,
+    /// Whether TCP handshakes are told what fits.
+    pub mss_clamp: MssClamp,
+    /// Count as a router: decrement TTL and hop limit, and answer packets that have none left.
+    pub decrement_hops: bool,
     /// Infrastructure services behind IPv4 addresses, at most [`EngineConfig::VIRTUAL_SERVICES_MAX`]; further ones are ignored.
     pub virtual_services: Vec<VirtualServiceSpec>,
     /// Capacities.
@@ -145,6 +161,8 @@ impl EngineConfig {
             underlay_type_byte: false,
             hash_seed: 0,
             firewall: FirewallMode::default(),
+            mss_clamp: MssClamp::default(),
+            decrement_hops: false,
             virtual_services: Vec::new(),
             limits: Limits::default(),
         }

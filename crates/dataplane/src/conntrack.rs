@@ -8,6 +8,7 @@ use crate::flow::adjacency::AdjacencyTable;
 use crate::flow::key::{Keyed, Scope, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Entry, Ingress, Service};
+use crate::fragments::PieceKey;
 use crate::graph::{Context, Output, Previous, Source, Walk};
 use crate::nat64::GROWTH;
 use crate::packet::Packet;
@@ -16,7 +17,7 @@ use crate::tables::Tables;
 use crate::time::Instant;
 use crate::underlay::UnderlayKind;
 use crate::verdict::{DropReason, PortId, Verdict};
-use crate::{flow, ipip, pmtu, route_lookup};
+use crate::{flow, hops, ipip, mss, pmtu, route_lookup};
 use net::tcp::{ACK, FIN, RST, SYN};
 
 /// How far a TCP connection has got, from the control bits of both sides.
@@ -100,52 +101,112 @@ pub(crate) fn track(
     (ip_offset, lookup): (usize, Option<Lookup>),
 ) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Conntrack);
-    match overlay.l4? {
+    let l4 = overlay.l4?;
+    let ip = packet.frame().get(ip_offset..).unwrap_or_default();
+    if cx.tables.settings.decrement_hops && !hops::has_more(ip) {
+        return pmtu::answer_exceeded(cx, packet, overlay);
+    }
+    match l4 {
         L4::Flow { tuple, tcp_flags } => {
             let number = connection(cx, &tuple, lookup)?;
             if let Some(flags) = tcp_flags {
                 advance(cx.flows, number, flags);
             }
-            let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
-            entry.last_seen = cx.now;
-            let entry = *entry;
-            slow::admit(
-                cx,
-                entry.flags,
-                overlay.length,
-                Instant::from_coarse(cx.now),
-            )?;
-            let place = (ip_offset, overlay.length, overlay.layout);
-            let fits = inner_max(cx, &entry);
-            if !entry.has(Entry::FAMILY) {
-                return match (send(cx, &entry, packet, place), fits) {
-                    (Err(DropReason::PacketTooBig), Some(mtu)) => {
-                        pmtu::answer(cx, packet, overlay, mtu)
-                    }
-                    (sent, _) => sent,
-                };
-            }
-            // What was IPv6 becomes shorter by the difference of the headers.
-            let shrinks = if overlay.source.is_ipv6() {
-                GROWTH as u16
-            } else {
-                0
-            };
-            if let Some(mtu) = fits
-                && overlay.length > mtu.saturating_add(shrinks)
+            let sent = forward(cx, packet, overlay, ip_offset, (number, tuple))?;
+            if overlay.piece.is_some_and(|piece| piece.has_more)
+                && let (Verdict::Transmit(_), Some(key)) = (sent, piece_key(cx, overlay))
             {
-                return pmtu::answer(cx, packet, overlay, mtu.saturating_add(shrinks));
+                let displaced = cx.fragments.remember(key, tuple, cx.now);
+                cx.counters.fragments_displaced += u64::from(displaced);
             }
-            let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
-            let (key, to) = (other.key, other.key.tuple().inverted());
-            let range = ip_offset..ip_offset + usize::from(overlay.length);
-            let range = slow::change_family(packet, range, &tuple, &to)?;
-            // The delivery header is of the family that the packet has now: the other entry's.
-            let entry = Entry { key, ..entry };
-            let length = u16::try_from(range.len()).map_err(|_| DropReason::Bug)?;
-            send(cx, &entry, packet, (range.start, length, overlay.layout))
+            Ok(sent)
+        }
+        L4::Later => {
+            let key = piece_key(cx, overlay).ok_or(DropReason::Bug)?;
+            let known = cx.fragments.find(&key, cx.now);
+            let tuple = known.ok_or(DropReason::FragmentUnknown)?;
+            let number = connection(cx, &tuple, None)?;
+            forward(cx, packet, overlay, ip_offset, (number, tuple))
         }
         L4::Error { quoted } => error(cx, packet, overlay, &quoted, ip_offset),
+    }
+}
+
+/// What all pieces of a fragmented packet show; `None` if it is whole.
+fn piece_key(cx: &Context<'_>, overlay: &Overlay) -> Option<PieceKey> {
+    overlay.piece_key(cx.scope().place(ingress(cx)))
+}
+
+/// Sends a packet of a connection, which is decided.
+fn forward(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+    overlay: &Overlay,
+    ip_offset: usize,
+    (number, tuple): (u32, Tuple),
+) -> Result<Verdict, DropReason> {
+    let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
+    entry.last_seen = cx.now;
+    let entry = *entry;
+    slow::admit(
+        cx,
+        entry.flags,
+        overlay.length,
+        Instant::from_coarse(cx.now),
+    )?;
+    clamp(cx, &entry, packet, overlay, ip_offset);
+    let place = (ip_offset, overlay.length, overlay.layout);
+    let fits = inner_max(cx, &entry);
+    if !entry.has(Entry::FAMILY) {
+        return match (send(cx, &entry, packet, place), fits) {
+            (Err(DropReason::PacketTooBig), Some(mtu)) => pmtu::answer(cx, packet, overlay, mtu),
+            (sent, _) => sent,
+        };
+    }
+    // What was IPv6 becomes shorter by the difference of the headers.
+    let shrinks = if overlay.source.is_ipv6() {
+        GROWTH as u16
+    } else {
+        0
+    };
+    if let Some(mtu) = fits
+        && overlay.length > mtu.saturating_add(shrinks)
+    {
+        return pmtu::answer(cx, packet, overlay, mtu.saturating_add(shrinks));
+    }
+    let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
+    let (key, to) = (other.key, other.key.tuple().inverted());
+    let range = ip_offset..ip_offset + usize::from(overlay.length);
+    let range = slow::change_family(packet, range, &tuple, &to)?;
+    // The delivery header is of the family that the packet has now: the other entry's.
+    let entry = Entry { key, ..entry };
+    let length = u16::try_from(range.len()).map_err(|_| DropReason::Bug)?;
+    send(cx, &entry, packet, (range.start, length, overlay.layout))
+}
+
+/// Tells both ends of a TCP handshake what fits, if that is asked for.
+fn clamp(
+    cx: &Context<'_>,
+    entry: &Entry,
+    packet: &mut dyn Packet,
+    overlay: &Overlay,
+    ip_offset: usize,
+) {
+    let Ok(L4::Flow {
+        tcp_flags: Some(flags),
+        ..
+    }) = overlay.l4
+    else {
+        return;
+    };
+    if flags & mss::flags(cx.tables.settings.mss_clamp) == 0 {
+        return;
+    }
+    let transport = ip_offset + overlay.layout.transport..ip_offset + usize::from(overlay.length);
+    if let Some(limit) = mss::limit(cx, entry, overlay.source.is_ipv6())
+        && let Some(segment) = packet.frame_mut().get_mut(transport)
+    {
+        mss::clamp(segment, limit);
     }
 }
 
@@ -164,7 +225,11 @@ fn send(
     packet: &mut dyn Packet,
     place: (usize, u16, flow::rewrite::Layout),
 ) -> Result<Verdict, DropReason> {
+    let (_, length, _) = place;
     let sent = ipip::apply(entry, cx.adjacencies, &cx.tables.ports, packet, place)?;
+    if cx.tables.settings.decrement_hops {
+        hops::decrement(packet, length);
+    }
     cx.counters
         .count_many(Node::IpipEncap, u64::from(entry.action == Action::Encap));
     Ok(Verdict::Transmit(sent))

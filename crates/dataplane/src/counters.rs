@@ -119,6 +119,8 @@ pub struct Counters {
     pub flows_redecided: u64,
     /// Flows whose decision was kept because no configuration change concerned it, or what it concerned came out the same.
     pub flows_kept: u64,
+    /// Fragmented packets that were forgotten before their time because there were too many.
+    pub fragments_displaced: u64,
     /// Connections that the packet filter would have dropped, had it been told to.
     pub firewall_observed: u64,
 }
@@ -133,6 +135,7 @@ impl Counters {
             flows_expired: 0,
             flows_redecided: 0,
             flows_kept: 0,
+            fragments_displaced: 0,
             firewall_observed: 0,
         }
     }

@@ -8,12 +8,14 @@ mod explain;
 mod firewall;
 mod inspect;
 mod nat;
+mod vnis;
 
-use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route, VniType};
+use crate::config::{EngineConfig, Interface, InterfaceSpec, Limits, PortKind, Route};
 use crate::error::ConfigError;
 use crate::history::{Change, History};
 use crate::meter::TokenBucket;
 use crate::objects::NeighborNat;
+use crate::owner::Sorter;
 use crate::packet::Packet;
 use crate::periodic::Periodic;
 use crate::route_lookup::WCMP_SLOTS;
@@ -80,6 +82,8 @@ impl Engine {
             underlay_type_byte,
             hash_seed,
             firewall,
+            mss_clamp,
+            decrement_hops,
             mut virtual_services,
             limits,
         } = config;
@@ -119,6 +123,8 @@ impl Engine {
             wcmp_slots,
             flow_timeout_s,
             firewall,
+            mss_clamp,
+            decrement_hops,
             virtual_services,
             is_rehearsal: false,
         };
@@ -154,6 +160,12 @@ impl Engine {
     pub fn worker(&self) -> Worker {
         let settings = &self.tables.settings;
         Worker::new(self.devices.len(), &self.limits, settings, self.hash_seed)
+    }
+
+    /// Says which worker packets belong to, for one thread that receives them.
+    #[must_use]
+    pub fn sorter(&self) -> Sorter {
+        Sorter::new(self.hash_seed)
     }
 
     /// The current snapshot for workers on other threads.
@@ -639,82 +651,6 @@ impl Engine {
             return Err(ConfigError::RouteInsert);
         }
         Ok(())
-    }
-
-    // ---- VNIs --------------------------------------------------------------------------------------------------------------
-
-    /// Whether any interface or load balancer uses the VNI.
-    pub fn vni_in_use(&self, vni: Vni, kind: VniType) -> Result<bool, ConfigError> {
-        match kind {
-            VniType::Ipv4 | VniType::Ipv6 => Ok(self.vnis.contains_key(&vni)),
-            VniType::Both => Err(ConfigError::WrongType),
-        }
-    }
-
-    /// Drops the VNI's routes to other hosts. A VNI that is not in use is left alone, successfully.
-    pub fn reset_vni(&mut self, vni: Vni, kind: VniType) -> Result<(), ConfigError> {
-        match kind {
-            VniType::Both => {}
-            VniType::Ipv4 | VniType::Ipv6 => return Err(ConfigError::WrongType),
-        }
-        if let Some(used) = self.vnis.get(&vni).copied() {
-            self.clear_remote_routes(used.slot);
-        }
-        Ok(())
-    }
-
-    fn clear_remote_routes(&mut self, slot: u16) {
-        let Some(routes) = self.edit_routes(slot, None) else {
-            return;
-        };
-        let mut kept = VniRoutes::new(routes.vni);
-        routes.for_each(|prefix, target| match target {
-            Target::Own(_) | Target::Alias(_) => kept.insert(prefix, target),
-            Target::Remote { .. } => {}
-        });
-        *routes = kept;
-    }
-
-    /// The slot of a VNI, or the one it would get.
-    fn vni_slot_for(&self, vni: Vni) -> Result<u16, ConfigError> {
-        if let Some(used) = self.vnis.get(&vni) {
-            return Ok(used.slot);
-        }
-        let vnis = &self.tables.vnis;
-        let slot = vnis.iter().position(Option::is_none).unwrap_or(vnis.len());
-        match u16::try_from(slot) {
-            Ok(slot) if slot < self.limits.vnis_max => Ok(slot),
-            Ok(_) | Err(_) => Err(ConfigError::VniInit),
-        }
-    }
-
-    fn acquire_vni(&mut self, vni: Vni, slot: u16) {
-        let used = self.vnis.entry(vni).or_insert(VniUse { slot, users: 0 });
-        used.users += 1;
-        if used.users == 1 {
-            let vnis = Arc::make_mut(&mut self.edit(Change::Nothing).vnis);
-            let index = usize::from(slot);
-            vnis.resize(vnis.len().max(index + 1), None);
-            if let Some(place) = vnis.get_mut(index) {
-                *place = Some(Arc::new(VniRoutes::new(vni)));
-            }
-        }
-    }
-
-    fn release_vni(&mut self, vni: Vni) {
-        let Some(used) = self.vnis.get_mut(&vni) else {
-            return;
-        };
-        used.users -= 1;
-        if used.users == 0 {
-            let slot = usize::from(used.slot);
-            self.vnis.remove(&vni);
-            let tables = self.edit(Change::Everything);
-            if let Some(place) = Arc::make_mut(&mut tables.vnis).get_mut(slot) {
-                *place = None;
-            }
-            self.clear_neighbors(Some(vni));
-        }
     }
 
     /// What the packet path knows of the interface on a port.

@@ -5,12 +5,9 @@
 //! verdict is taken for the first packet of a connection, on addresses as the machine sees them, and holds for its answers.
 
 use crate::flow::key::{Transport, Tuple};
-use crate::objects::{
-    FirewallAction, FirewallRule, PortMatch, RuleDirection, RuleFilter, RulePrefix,
-};
+use crate::objects::{FirewallAction, FirewallRule, RuleDirection, RuleFilter, RulePrefix};
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
-use net::protocol;
 use std::sync::Arc;
 
 /// Rules per interface. Beyond: status 208.
@@ -25,8 +22,6 @@ pub enum Filtered {
     Udp(u16, u16),
     /// ICMP or ICMPv6 with type and code.
     Icmp(u8, u8),
-    /// A piece of a fragmented packet of this protocol, whose ports cannot be seen.
-    Fragment(u8),
 }
 
 /// What rules look at.
@@ -195,7 +190,6 @@ impl FilterPacket {
                 };
                 Filtered::Icmp(kind, 0)
             }
-            Transport::Fragment => Filtered::Fragment(ports.0 as u8),
         };
         FilterPacket {
             source,
@@ -217,15 +211,7 @@ fn matches(rule: &FirewallRule, packet: &FilterPacket) -> bool {
         && transport_matches(rule, packet.transport)
 }
 
-/// A fragment hides its ports: it meets rules without port limits, and those that drop, so that cutting a packet into pieces opens nothing.
 fn transport_matches(rule: &FirewallRule, transport: Filtered) -> bool {
-    let ports_match = |source: PortMatch, destination: PortMatch, (from, to): (u16, u16)| {
-        source.contains(from) && destination.contains(to)
-    };
-    let hidden_match = |source: PortMatch, destination: PortMatch| {
-        let any = source.is_any() && destination.is_any();
-        any || rule.action == FirewallAction::Drop
-    };
     match (rule.filter, transport) {
         (RuleFilter::Any, _) => true,
         (
@@ -241,32 +227,14 @@ fn transport_matches(rule: &FirewallRule, transport: Filtered) -> bool {
                 destination,
             },
             Filtered::Udp(from, to),
-        ) => ports_match(source, destination, (from, to)),
-        (
-            RuleFilter::Tcp {
-                source,
-                destination,
-            },
-            Filtered::Fragment(protocol::TCP),
-        )
-        | (
-            RuleFilter::Udp {
-                source,
-                destination,
-            },
-            Filtered::Fragment(protocol::UDP),
-        ) => hidden_match(source, destination),
+        ) => source.contains(from) && destination.contains(to),
         (RuleFilter::Icmp { kind, code }, Filtered::Icmp(packet_kind, packet_code)) => {
             kind.is_none_or(|kind| kind == packet_kind)
                 && code.is_none_or(|code| code == packet_code)
         }
         (
-            RuleFilter::Icmp { kind, code },
-            Filtered::Fragment(protocol::ICMP | protocol::ICMPV6),
-        ) => (kind.is_none() && code.is_none()) || rule.action == FirewallAction::Drop,
-        (
             RuleFilter::Tcp { .. } | RuleFilter::Udp { .. } | RuleFilter::Icmp { .. },
-            Filtered::Tcp(..) | Filtered::Udp(..) | Filtered::Icmp(..) | Filtered::Fragment(_),
+            Filtered::Tcp(..) | Filtered::Udp(..) | Filtered::Icmp(..),
         ) => false,
     }
 }

@@ -194,7 +194,7 @@ impl Host {
                 .hasher
                 .tuple(Scope::plain(Vni::MAX), &tuple)
                 .map(|keyed| (keyed, tcp_flags.unwrap_or(0), tuple)),
-            Ok(L4::Error { .. }) | Err(_) => None,
+            Ok(L4::Error { .. } | L4::Later) | Err(_) => None,
         };
         assert_eq!(self.hasher.place(&fast.key), fast.place);
         let same = flow.is_some_and(|(keyed, flags, tuple)| {
@@ -214,7 +214,7 @@ pub fn rewritten(ip: &[u8], [source, destination]: [(Ipv4Addr, u16); 2]) -> Opti
     };
     let (source_port, destination_port) = match tuple.transport {
         Transport::Echo { .. } => (source.1, source.1),
-        Transport::Tcp | Transport::Udp | Transport::Fragment => (source.1, destination.1),
+        Transport::Tcp | Transport::Udp => (source.1, destination.1),
     };
     let to = Tuple {
         source: IpAddr::V4(source.0),

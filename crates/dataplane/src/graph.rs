@@ -23,6 +23,7 @@ use crate::flow::adjacency::AdjacencyTable;
 use crate::flow::key::{Keyed, Scope, Transport, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, Service};
+use crate::fragments::Fragments;
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
@@ -57,6 +58,7 @@ pub(crate) struct Parts<'a> {
     pub virtual_services: &'a mut [VirtualService],
     pub counters: &'a mut Counters,
     pub errors: &'a mut ErrorBudget,
+    pub fragments: &'a mut Fragments<Tuple>,
 }
 
 /// What the stages know and may touch while one packet takes its walk.
@@ -70,6 +72,7 @@ pub(crate) struct Context<'a> {
     pub counters: &'a mut Counters,
     /// For ICMP errors.
     pub errors: &'a mut ErrorBudget,
+    pub fragments: &'a mut Fragments<Tuple>,
     pub now: Coarse,
     /// The port it came in on.
     pub from: PortId,
@@ -353,6 +356,7 @@ fn context<'a>(
         virtual_services: parts.virtual_services,
         counters: parts.counters,
         errors: parts.errors,
+        fragments: parts.fragments,
         now,
         from,
         source,

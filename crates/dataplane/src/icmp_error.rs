@@ -98,7 +98,7 @@ fn layout(packet: &[u8]) -> Option<Layout> {
             Some(Layout {
                 icmp,
                 quoted: quoted_at(icmp),
-                transport: (!quoted.is_fragment())
+                transport: (quoted.fragment_offset() == 0)
                     .then(|| (quoted.header_len(), quoted.protocol())),
             })
         }

@@ -42,9 +42,9 @@ pub struct FlowTuple {
     pub destination: IpAddr,
     /// IP protocol.
     pub protocol: u8,
-    /// Source port; the identifier of an echo message; 0 for a piece of a fragmented packet.
+    /// Source port; the identifier of an echo message.
     pub source_port: u16,
-    /// Destination port; the identifier of an echo message; 0 for a piece of a fragmented packet.
+    /// Destination port; the identifier of an echo message.
     pub destination_port: u16,
 }
 
@@ -66,8 +66,6 @@ impl From<Tuple> for FlowTuple {
             (Transport::Echo { .. }, IpAddr::V6(_)) => {
                 (protocol::ICMPV6, (source_port, destination_port))
             }
-            // Both ports are the protocol number there.
-            (Transport::Fragment, _) => (source_port as u8, (0, 0)),
         };
         FlowTuple {
             source,

@@ -29,10 +29,12 @@ mod engine;
 mod error;
 mod firewall;
 mod flow;
+mod fragments;
 #[doc(hidden)]
 pub mod fuzzing;
 mod graph;
 mod history;
+mod hops;
 pub mod icmp_error;
 mod inspect;
 mod ipip;
@@ -42,6 +44,7 @@ mod keep;
 mod lpm;
 mod maglev;
 mod meter;
+mod mss;
 pub mod nat64;
 mod objects;
 mod owner;
@@ -61,8 +64,8 @@ mod virtual_service;
 mod worker;
 
 pub use config::{
-    Dhcp, EngineConfig, Interface, InterfaceSpec, Limits, Metering, PortConfig, PortKind, Pxe,
-    Route, UnderlaySeed, VniType,
+    Dhcp, EngineConfig, Interface, InterfaceSpec, Limits, Metering, MssClamp, PortConfig, PortKind,
+    Pxe, Route, UnderlaySeed, VniType,
 };
 pub use counters::{Counters, Node, PortCounters};
 pub use engine::Engine;
@@ -79,7 +82,7 @@ pub use objects::{
     LocalNat, Nat, NeighborNat, PortMatch, RuleDirection, RuleFilter, RulePrefix, Vip,
     VirtualServiceSpec,
 };
-pub use owner::{flow_hash, owner};
+pub use owner::{Sorter, flow_hash, owner};
 pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
 pub use port_map::{
     NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,

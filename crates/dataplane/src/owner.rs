@@ -4,13 +4,17 @@
 //! translation of this host touches is the far end: a machine's peer behind the uplink. So a packet to or from the underlay belongs to
 //! the worker that the *remote* address (and port, if it is TCP) hashes to; it also follows that all uses of a shared NAT port
 //! towards one destination meet in one worker. Between two machines of this host both ends are known, and a symmetric hash of both
-//! is taken, with the machine's own address in place of a virtual one. Fragments and other protocols count without ports, so that all of
-//! a flow's packets agree. ICMP errors belong to the flow they quote. A virtual service counts as the far end under its real address.
+//! is taken, with the machine's own address in place of a virtual one. All but TCP counts without ports, so that all of a flow's packets
+//! agree, fragments too; of fragmented TCP segments, a [`Sorter`] remembers the ports. ICMP errors belong to the flow they quote. A virtual
+//! service counts as the far end under its real address.
 
 use crate::config::PortKind;
+use crate::flow::Coarse;
+use crate::fragments::{Fragments, PieceKey};
 use crate::ipip::TUNNEL_LEN;
 use crate::objects::VirtualServiceSpec;
 use crate::tables::{Attached, Tables, Target};
+use crate::time::Instant;
 use crate::verdict::PortId;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
@@ -22,12 +26,91 @@ const NAT64: u128 = 0x0064_ff9b << 96;
 /// An end of a connection.
 type End = (IpAddr, u16);
 
+/// Says which worker packets belong to, for one thread that receives them: [`owner`], and beyond that for the later pieces of fragmented TCP
+/// segments whose first piece came by the same thread. (Network cards and kernels spread fragments by their addresses only, so they do.)
+#[derive(Debug)]
+pub struct Sorter {
+    pieces: Fragments<(u16, u16)>,
+}
+
+impl Sorter {
+    pub(crate) fn new(hash_seed: u64) -> Sorter {
+        let pieces = Fragments::new(hash_seed);
+        Sorter { pieces }
+    }
+
+    /// Number of the worker, see [`owner`].
+    pub fn owner(
+        &mut self,
+        tables: &Tables,
+        port: PortId,
+        frame: &[u8],
+        workers: usize,
+        now: Instant,
+    ) -> usize {
+        let known = Some(&mut self.pieces);
+        let (place, now) = (u64::from(port.0), Coarse::of(now));
+        find(tables, port, frame, workers, Pieces { known, place, now })
+    }
+}
+
+/// What is known about pieces of segments.
+struct Pieces<'a> {
+    known: Option<&'a mut Fragments<(u16, u16)>>,
+    place: u64,
+    now: Coarse,
+}
+
+impl Pieces<'_> {
+    /// The ports of a segment of which `payload` is the first piece or a later one.
+    fn ports(
+        &mut self,
+        (source, destination): (IpAddr, IpAddr),
+        identification: u32,
+        is_first: bool,
+        payload: &[u8],
+    ) -> (u16, u16) {
+        let key = PieceKey {
+            place: self.place,
+            source,
+            destination,
+            protocol: protocol::TCP,
+            identification,
+        };
+        let shown = ports(payload);
+        match (&mut self.known, is_first) {
+            (Some(known), true) => {
+                known.remember(key, shown, self.now);
+                shown
+            }
+            (None, true) => shown,
+            (Some(known), false) => known.find(&key, self.now).unwrap_or_default(),
+            (None, false) => (0, 0),
+        }
+    }
+}
+
 /// Number of the worker, of `workers`, to which a packet that came in on `port` belongs.
 ///
 /// Packets that belong to no connection (ARP, neighbour discovery, what cannot be parsed) belong to the worker that the port's number
 /// gives, so that they stay in order.
 #[must_use]
 pub fn owner(tables: &Tables, port: PortId, frame: &[u8], workers: usize) -> usize {
+    let pieces = Pieces {
+        known: None,
+        place: 0,
+        now: Coarse(0),
+    };
+    find(tables, port, frame, workers, pieces)
+}
+
+fn find(
+    tables: &Tables,
+    port: PortId,
+    frame: &[u8],
+    workers: usize,
+    mut pieces: Pieces<'_>,
+) -> usize {
     let by_port = || port.index() % workers.max(1);
     if workers < 2 {
         return 0;
@@ -40,9 +123,9 @@ pub fn owner(tables: &Tables, port: PortId, frame: &[u8], workers: usize) -> usi
         return spread(mix(service), workers);
     }
     let ends = if is_uplink {
-        tunnelled(frame).map(|(source, _)| (source, None))
+        tunnelled(frame, &mut pieces).map(|(source, _)| (source, None))
     } else {
-        plain(frame).map(|(source, destination)| {
+        plain(frame, &mut pieces).map(|(source, destination)| {
             let attached = configured.interface.as_ref();
             let local = attached.and_then(|attached| local_end(tables, attached, destination));
             match local {
@@ -133,36 +216,42 @@ fn mix((address, port): End) -> u64 {
 }
 
 /// Source and destination of a machine's packet.
-fn plain(frame: &[u8]) -> Option<(End, End)> {
+fn plain(frame: &[u8], pieces: &mut Pieces<'_>) -> Option<(End, End)> {
     let (header, ip) = frame.split_first_chunk::<ETHERNET_LEN>()?;
     match u16::from_be_bytes([header[12], header[13]]) {
-        TYPE_IPV4 => ends_v4(ip, true),
-        TYPE_IPV6 => ends_v6(ip, true),
+        TYPE_IPV4 => ends_v4(ip, Some(pieces)),
+        TYPE_IPV6 => ends_v6(ip, Some(pieces)),
         _ => None,
     }
 }
 
 /// Source and destination inside a tunnel.
-fn tunnelled(frame: &[u8]) -> Option<(End, End)> {
+fn tunnelled(frame: &[u8], pieces: &mut Pieces<'_>) -> Option<(End, End)> {
     let (outer, inner) = frame.split_first_chunk::<TUNNEL_LEN>()?;
     match outer[20] {
-        protocol::IPV4 => ends_v4(inner, true),
-        protocol::IPV6 => ends_v6(inner, true),
+        protocol::IPV4 => ends_v4(inner, Some(pieces)),
+        protocol::IPV6 => ends_v6(inner, Some(pieces)),
         _ => None,
     }
 }
 
-fn ends_v4(ip: &[u8], may_quote: bool) -> Option<(End, End)> {
+/// Ends of a packet or, without `pieces`, of one that an error quotes.
+fn ends_v4(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
     let head = ip.first_chunk::<20>()?;
     let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
     let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
     let payload = ip.get(usize::from(head[0] & 0x0f) * 4..)?;
-    let is_fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff != 0;
-    let (from, to) = match head[9] {
-        protocol::TCP if !is_fragment => ports(payload),
+    let fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff;
+    let (from, to) = match (head[9], pieces) {
+        (protocol::TCP, Some(pieces)) if fragment != 0 => {
+            let identification = u32::from(u16::from_be_bytes([head[4], head[5]]));
+            let (ends, is_first) = ((source.into(), destination.into()), fragment & 0x1fff == 0);
+            pieces.ports(ends, identification, is_first, payload)
+        }
+        (protocol::TCP, _) => ports(payload),
         // Destination unreachable, time exceeded, parameter problem quote a packet of the opposite direction.
-        protocol::ICMP if may_quote && matches!(payload.first(), Some(3 | 11 | 12)) => {
-            let (source, destination) = ends_v4(payload.get(8..)?, false)?;
+        (protocol::ICMP, Some(_)) if matches!(payload.first(), Some(3 | 11 | 12)) => {
+            let (source, destination) = ends_v4(payload.get(8..)?, None)?;
             return Some((destination, source));
         }
         _ => (0, 0),
@@ -170,16 +259,28 @@ fn ends_v4(ip: &[u8], may_quote: bool) -> Option<(End, End)> {
     Some(((source.into(), from), (destination.into(), to)))
 }
 
-fn ends_v6(ip: &[u8], may_quote: bool) -> Option<(End, End)> {
+fn ends_v6(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
     let head = ip.first_chunk::<40>()?;
     let source = Ipv6Addr::from(*head.get(8..)?.first_chunk::<16>()?);
     let destination = Ipv6Addr::from(*head.get(24..)?.first_chunk::<16>()?);
     let payload = ip.get(40..)?;
-    let (from, to) = match head[6] {
-        protocol::TCP => ports(payload),
+    let (from, to) = match (head[6], pieces) {
+        (protocol::TCP, _) => ports(payload),
+        (protocol::FRAGMENT, pieces) if payload.first() == Some(&protocol::TCP) => {
+            let (header, piece) = payload.split_first_chunk::<8>()?;
+            let [_, _, high, low, identification @ ..] = *header;
+            let (ends, is_first) = ((source.into(), destination.into()), high == 0 && low < 8);
+            match pieces {
+                Some(pieces) => {
+                    let identification = u32::from_be_bytes(identification);
+                    pieces.ports(ends, identification, is_first, piece)
+                }
+                None => ports(piece),
+            }
+        }
         // Error messages (RFC 4443 §2.1) have the high bit clear.
-        protocol::ICMPV6 if may_quote && payload.first().is_some_and(|kind| kind & 0x80 == 0) => {
-            let (source, destination) = ends_v6(payload.get(8..)?, false)?;
+        (protocol::ICMPV6, Some(_)) if payload.first().is_some_and(|kind| kind & 0x80 == 0) => {
+            let (source, destination) = ends_v6(payload.get(8..)?, None)?;
             return Some((destination, source));
         }
         _ => (0, 0),

@@ -1,11 +1,10 @@
-//! Tells a machine that its packet does not fit through the tunnel: "fragmentation needed" (RFC 1191 §4) and "packet too big" (RFC 4443
+//! Tells a machine that its packet has no hops left, or that it does not fit through the tunnel: "fragmentation needed" (RFC 1191 §4) and "packet too big" (RFC 4443
 //! §3.2).
 //!
 //! The overlay never fragments, so an IPv4 packet that would allow it is answered too: silence would be a black hole.
 
 use crate::cls::{L4, Overlay};
 use crate::flow::Coarse;
-use crate::flow::key::Transport;
 use crate::graph::{Context, Source};
 use crate::packet::Packet;
 use crate::verdict::{DropReason, Verdict};
@@ -19,6 +18,9 @@ use net::icmp::{ErrorMessage, QUOTE_MAX};
 const V4: [u8; 2] = [3, 4];
 /// ICMPv6 packet too big.
 const V6: [u8; 2] = [2, 0];
+/// Time exceeded in transit.
+const EXCEEDED_V4: [u8; 2] = [11, 0];
+const EXCEEDED_V6: [u8; 2] = [3, 0];
 const HOP_LIMIT: u8 = 64;
 /// Errors that can be sent at once, and about how many per second afterwards: one per [`Coarse`] unit.
 const ERRORS_MAX: u32 = 64;
@@ -56,28 +58,67 @@ pub(crate) fn answer(
     overlay: &Overlay,
     mtu: u16,
 ) -> Result<Verdict, DropReason> {
+    let too_big = Complaint {
+        v4: V4,
+        v6: V6,
+        parameter: u32::from(mtu),
+        reason: DropReason::PacketTooBig,
+    };
+    complain(cx, packet, overlay, &too_big)
+}
+
+/// Turns a machine's packet that has no hops left into the answer to it.
+pub(crate) fn answer_exceeded(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+    overlay: &Overlay,
+) -> Result<Verdict, DropReason> {
+    let exceeded = Complaint {
+        v4: EXCEEDED_V4,
+        v6: EXCEEDED_V6,
+        parameter: 0,
+        reason: DropReason::HopsExceeded,
+    };
+    complain(cx, packet, overlay, &exceeded)
+}
+
+/// An ICMP error by family, and what is counted where none is sent.
+#[derive(Clone, Copy, Debug)]
+struct Complaint {
+    v4: [u8; 2],
+    v6: [u8; 2],
+    parameter: u32,
+    reason: DropReason,
+}
+
+fn complain(
+    cx: &mut Context<'_>,
+    packet: &mut dyn Packet,
+    overlay: &Overlay,
+    complaint: &Complaint,
+) -> Result<Verdict, DropReason> {
     // No error about an error, nor about a later fragment (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
     let is_plain = match overlay.l4 {
-        Ok(L4::Flow { tuple, .. }) => tuple.transport != Transport::Fragment,
-        Ok(L4::Error { .. }) | Err(_) => false,
+        Ok(L4::Flow { .. }) => true,
+        Ok(L4::Error { .. } | L4::Later) | Err(_) => false,
     };
     let is_machine = matches!(cx.source, Source::Machine);
     if !is_machine || !is_plain || !cx.errors.take(cx.now) {
-        return Err(DropReason::PacketTooBig);
+        return Err(complaint.reason);
     }
     let port = cx.tables.port(cx.machine).ok_or(DropReason::Bug)?;
     let frame = Ethernet::new_checked(packet.frame()).map_err(|_| DropReason::Runt)?;
     let to_mac = frame.source();
     let (source, [kind, code], ethertype) = match overlay.source {
-        IpAddr::V4(_) => (IpAddr::V4(GATEWAY_IPV4), V4, ethernet::TYPE_IPV4),
-        IpAddr::V6(_) => (IpAddr::V6(GATEWAY_IPV6), V6, ethernet::TYPE_IPV6),
+        IpAddr::V4(_) => (IpAddr::V4(GATEWAY_IPV4), complaint.v4, ethernet::TYPE_IPV4),
+        IpAddr::V6(_) => (IpAddr::V6(GATEWAY_IPV6), complaint.v6, ethernet::TYPE_IPV6),
     };
     let message = ErrorMessage {
         source,
         destination: overlay.source,
         kind,
         code,
-        parameter: u32::from(mtu),
+        parameter: complaint.parameter,
         ttl: HOP_LIMIT,
     };
     let mut quote = [0; QUOTE_MAX];
@@ -87,7 +128,7 @@ pub(crate) fn answer(
     quote.copy_from_slice(bytes);
     packet.clear();
     if !packet.resize(ETHERNET_LEN + message.packet_len(quoted)) {
-        return Err(DropReason::PacketTooBig);
+        return Err(complaint.reason);
     }
     let (front, rest) = packet
         .frame_mut()

@@ -201,7 +201,6 @@ pub(crate) fn path_hash(vni: u32, tuple: &Tuple, function: u8) -> u32 {
                 u16::from(icmp::V6_ECHO_REPLY),
             ),
         },
-        Transport::Fragment => (tuple.source_port as u8, 0, 0),
     };
     let mut key = [0; 44];
     let mut at = 0;

@@ -1,7 +1,7 @@
 //! The snapshot a worker reads: ports, underlay addresses, routes. Written only by [`crate::Engine`].
 
 use crate::capture::Capture;
-use crate::config::{Dhcp, Interface, PortKind};
+use crate::config::{Dhcp, Interface, MssClamp, PortKind};
 use crate::history::History;
 use crate::lpm::Lpm;
 use crate::objects::{FirewallMode, VirtualServiceSpec};
@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub wcmp_slots: u8,
     pub flow_timeout_s: u32,
     pub firewall: FirewallMode,
+    pub mss_clamp: MssClamp,
+    pub decrement_hops: bool,
     pub virtual_services: Vec<VirtualServiceSpec>,
     /// These tables are a copy, to find out what would become of a packet: whatever counts is left alone.
     pub is_rehearsal: bool,

@@ -110,6 +110,8 @@ drop_reasons! {
     AdjacencyTableFull = "adjacency_table_full",
     /// With its outer header the packet is larger than the uplink's MTU.
     PacketTooBig = "packet_too_big",
+    /// Its TTL or hop limit is used up.
+    HopsExceeded = "hops_exceeded",
     /// A rule of the sender's packet filter drops it, or none accepts it.
     FirewallEgress = "firewall_egress",
     /// A rule of the receiver's packet filter drops it, or none accepts it.
@@ -124,8 +126,8 @@ drop_reasons! {
     NatExhausted = "nat_exhausted",
     /// The table of NAT ports is full.
     NatTableFull = "nat_table_full",
-    /// A piece of a fragmented packet whose address would have to be translated.
-    TranslatedFragment = "translated_fragment",
+    /// A piece of a fragmented packet whose first piece has not come, was refused, or came too long ago.
+    FragmentUnknown = "fragment_unknown",
     /// There is no such packet in the other address family.
     NotTranslatable = "not_translatable",
     /// Over the limit of all traffic of the machine.

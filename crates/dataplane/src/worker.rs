@@ -11,12 +11,15 @@ use crate::config::Limits;
 use crate::conntrack;
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{Hasher, Scope};
+use crate::flow::key::{Hasher, Scope, Tuple};
 use crate::flow::rewrite::Layout;
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, NONE};
+use crate::fragments::Fragments;
 use crate::graph::{self, Parts, Plain};
+use crate::hops;
 use crate::ipip::{self, TUNNEL_LEN};
+use crate::mss;
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
@@ -51,6 +54,7 @@ pub struct Worker {
     virtual_services: Vec<VirtualService>,
     counters: Counters,
     errors: ErrorBudget,
+    fragments: Fragments<Tuple>,
     /// Working space of a burst, kept to spare its initialization.
     parsed: Box<[Parsed; BURST_MAX]>,
 }
@@ -85,6 +89,8 @@ struct Burst<'w, 't> {
     ip_offset: usize,
     slow: u64,
     is_refreshed: bool,
+    /// See [`crate::EngineConfig::decrement_hops`].
+    counts_hops: bool,
 }
 
 /// A run of packets to the same port, added to its counters once.
@@ -115,6 +121,7 @@ impl Worker {
             virtual_services: virtual_services.collect(),
             counters: Counters::new(ports),
             errors: ErrorBudget::FULL,
+            fragments: Fragments::new(hash_seed),
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
         }
     }
@@ -214,6 +221,7 @@ impl Worker {
         let Worker { flows, parsed, .. } = self;
         let hasher = *flows.hasher();
         let parsed = parsed.iter_mut().zip(packets);
+        let slow_flags = mss::flags(tables.settings.mss_clamp);
         let mut bytes = 0;
         match tables
             .port(port)
@@ -226,7 +234,9 @@ impl Worker {
                     let frame = packet.frame();
                     bytes += frame.len() as u64;
                     parsed.ingress = ingress;
-                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast) {
+                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast)
+                        || parsed.fast.tcp_flags & slow_flags != 0
+                    {
                         parsed.forget();
                     }
                 }
@@ -235,7 +245,9 @@ impl Worker {
                 for (parsed, packet) in parsed {
                     let frame = packet.frame();
                     bytes += frame.len() as u64;
-                    if !uplink_fast(&hasher, tables, frame, parsed) {
+                    if !uplink_fast(&hasher, tables, frame, parsed)
+                        || parsed.fast.tcp_flags & slow_flags != 0
+                    {
                         parsed.forget();
                     }
                 }
@@ -294,6 +306,7 @@ impl Worker {
             virtual_services,
             counters,
             errors,
+            fragments,
             parsed,
         } = self;
         let is_tunnel = matches!(
@@ -309,6 +322,7 @@ impl Worker {
                 virtual_services,
                 counters,
                 errors,
+                fragments,
             },
             tables,
             ports: &tables.ports,
@@ -318,6 +332,7 @@ impl Worker {
             ip_offset,
             slow: 0,
             is_refreshed: false,
+            counts_hops: tables.settings.decrement_hops,
         };
         let mut sent = Sent::default();
         let burst = parsed.get(..packets.len()).unwrap_or_default();
@@ -446,6 +461,14 @@ fn answer_hit(
     if !is_valid || !entry.key.is(key) {
         return None;
     }
+    if cx.counts_hops
+        && !packet
+            .frame()
+            .get(cx.ip_offset..)
+            .is_some_and(hops::has_more)
+    {
+        return None;
+    }
     let to = ipip::apply(
         entry,
         cx.parts.adjacencies,
@@ -454,6 +477,9 @@ fn answer_hit(
         (cx.ip_offset, *length, Layout::PLAIN_V4),
     )
     .ok()?;
+    if cx.counts_hops {
+        hops::decrement(packet, *length);
+    }
     if entry.last_seen != cx.now {
         entry.last_seen = cx.now;
     }

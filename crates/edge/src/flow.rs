@@ -139,7 +139,7 @@ fn parse_v6(bytes: &[u8]) -> Result<Inner, DropReason> {
         Upper::Transport {
             protocol, bytes, ..
         } => transport(ends, protocol, bytes)?,
-        Upper::Fragment { protocol } => fragment(ends, protocol),
+        Upper::Fragment { protocol, .. } => fragment(ends, protocol),
         Upper::SourceRoute => return Err(DropReason::SourceRoute),
         Upper::TooMany => return Err(DropReason::ExtensionHeaders),
     };

@@ -82,6 +82,18 @@ impl<'a> Ipv4<'a> {
         u16::from_be_bytes([self.header[6], self.header[7]]) & 0x3fff != 0
     }
 
+    /// Where in the original payload this piece belongs, in units of eight bytes: 0 for the first one.
+    #[must_use]
+    pub const fn fragment_offset(&self) -> u16 {
+        u16::from_be_bytes([self.header[6], self.header[7]]) & 0x1fff
+    }
+
+    /// Whether further pieces follow this one.
+    #[must_use]
+    pub const fn has_more_fragments(&self) -> bool {
+        self.header[6] & 0x20 != 0
+    }
+
     /// Time to live.
     #[must_use]
     pub const fn ttl(&self) -> u8 {

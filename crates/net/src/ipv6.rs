@@ -26,8 +26,16 @@ pub enum Upper<'a> {
         offset: usize,
         bytes: &'a [u8],
     },
-    /// A piece of a fragmented packet of this protocol. The transport header is not to be read, not even in the first one.
-    Fragment { protocol: u8 },
+    /// A piece of a fragmented packet of this protocol, which starts `offset` bytes behind the fixed header and belongs `position` times
+    /// eight bytes into the original payload. Only the first one begins with a transport header.
+    Fragment {
+        protocol: u8,
+        offset: usize,
+        position: u16,
+        has_more: bool,
+        identification: u32,
+        bytes: &'a [u8],
+    },
     /// A routing header with segments left: source routing, which would bypass every address check (RFC 5095).
     SourceRoute,
     /// More than [`EXTENSION_HEADERS_MAX`] headers.
@@ -114,9 +122,17 @@ impl<'a> Ipv6<'a> {
                     protocol = next;
                 }
                 protocol::FRAGMENT => {
-                    let fragment: &[u8; 8] = bytes.first_chunk().ok_or(Malformed::Truncated)?;
+                    let (header, bytes) =
+                        bytes.split_first_chunk::<8>().ok_or(Malformed::Truncated)?;
+                    let [protocol, _, high, low, identification @ ..] = *header;
+                    let position = u16::from_be_bytes([high, low]);
                     return Ok(Upper::Fragment {
-                        protocol: fragment[0],
+                        protocol,
+                        offset: self.payload.len() - bytes.len(),
+                        position: position >> 3,
+                        has_more: position & 1 != 0,
+                        identification: u32::from_be_bytes(identification),
+                        bytes,
                     });
                 }
                 _ => {

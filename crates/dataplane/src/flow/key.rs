@@ -6,6 +6,8 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::Vni;
 
+use super::Ingress;
+
 /// What the two port fields mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -16,8 +18,6 @@ pub(crate) enum Transport {
     Echo {
         request: bool,
     },
-    /// Pieces of fragmented packets, which show no ports: one flow per protocol, both ports are the protocol number.
-    Fragment,
 }
 
 /// The addresses and ports of a packet as it shows them.
@@ -47,7 +47,7 @@ impl Tuple {
             destination_port: source_port,
             transport: match transport {
                 Transport::Echo { request } => Transport::Echo { request: !request },
-                Transport::Tcp | Transport::Udp | Transport::Fragment => transport,
+                Transport::Tcp | Transport::Udp => transport,
             },
         }
     }
@@ -62,6 +62,11 @@ impl Scope {
     /// Packets from machines and to them.
     pub(crate) const fn plain(vni: Vni) -> Scope {
         Scope(vni.get())
+    }
+
+    /// The same together with where packets come in.
+    pub(crate) fn place(self, ingress: Ingress) -> u64 {
+        u64::from(self.0) << 32 | u64::from(ingress.number())
     }
 
     /// The network.
@@ -94,7 +99,6 @@ pub(crate) struct Kind(u32);
 impl Kind {
     pub(crate) const TCP: Kind = Kind(1 << 28);
     pub(crate) const UDP: Kind = Kind(2 << 28);
-    const FRAGMENT: Kind = Kind(3 << 28);
     const MASK: u32 = 7 << 28;
     const IPV6: u32 = 1 << 31;
 
@@ -108,7 +112,6 @@ impl Kind {
             Transport::Tcp => Kind::TCP,
             Transport::Udp => Kind::UDP,
             Transport::Echo { request } => Kind::echo(request),
-            Transport::Fragment => Kind::FRAGMENT,
         }
     }
 
@@ -116,7 +119,6 @@ impl Kind {
         match self {
             Kind::TCP => Transport::Tcp,
             Kind::UDP => Transport::Udp,
-            Kind::FRAGMENT => Transport::Fragment,
             Kind(other) => Transport::Echo {
                 request: other & (1 << 28) != 0,
             },

@@ -61,6 +61,10 @@ impl Ingress {
         Ingress(underlay_slot | Self::TUNNEL)
     }
 
+    pub(crate) const fn number(self) -> u16 {
+        self.0
+    }
+
     /// The slot of a tunnel's underlay address; `None` for machines.
     pub(crate) const fn underlay_slot(self) -> Option<u16> {
         if self.0 & Self::TUNNEL == 0 {

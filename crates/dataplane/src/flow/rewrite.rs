@@ -73,7 +73,6 @@ pub(crate) fn prescribe(entry: &mut Entry, from: &Tuple, to: &Tuple) -> bool {
         Transport::Tcp | Transport::Udp => {
             fold(sum64(!old) + sum64(new) + sum32(!old_ports) + sum32(new_ports))
         }
-        Transport::Fragment => return false,
     };
     entry.flags |= Entry::TRANSLATED;
     entry.rewrite = new;

@@ -2,7 +2,6 @@
 
 use crate::counters::Node;
 use crate::flow::Service;
-use crate::flow::key::Transport;
 use crate::graph::{Context, Source, Walk};
 use crate::services::Translated;
 use crate::underlay::UnderlayKind;
@@ -50,9 +49,6 @@ fn from_tunnel(
     if to_vip(walk, translated)?.is_some() {
         return Ok(());
     }
-    if walk.tuple.transport == Transport::Fragment {
-        return Err(DropReason::TranslatedFragment);
-    }
     let owner = translated.neighbor(walk.tuple.destination_port);
     let owner = owner.ok_or(DropReason::NatUnsolicited)?;
     walk.service = Service::NeighbourNat;
@@ -65,9 +61,6 @@ fn to_vip(walk: &mut Walk, translated: &Translated) -> Result<Option<()>, DropRe
     let Some((_, machine)) = translated.vip else {
         return Ok(None);
     };
-    if walk.tuple.transport == Transport::Fragment {
-        return Err(DropReason::TranslatedFragment);
-    }
     walk.leaves.destination = IpAddr::V4(machine);
     walk.service = Service::Vip;
     Ok(Some(()))

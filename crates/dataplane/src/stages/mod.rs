@@ -62,6 +62,6 @@ fn port_protocol(transport: Transport) -> Option<u8> {
     match transport {
         Transport::Tcp => Some(protocol::TCP),
         Transport::Udp => Some(protocol::UDP),
-        Transport::Echo { .. } | Transport::Fragment => None,
+        Transport::Echo { .. } => None,
     }
 }

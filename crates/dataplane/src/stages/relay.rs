@@ -54,6 +54,10 @@ fn asks_us(cx: &Context<'_>, overlay: &Overlay) -> bool {
     let Ok(L4::Flow { tuple, .. }) = overlay.l4 else {
         return false;
     };
+    if overlay.piece.is_some() {
+        // An answer to the first piece would be one that never gets whole.
+        return false;
+    }
     let services = &cx.tables.services;
     tuple.transport == Transport::Echo { request: true }
         && match (endpoint.kind, overlay.destination) {

@@ -28,9 +28,6 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
                 (Some(nat), _) => translate(cx, walk, nat, remote, Service::Nat),
                 (None, Some(vip)) => {
                     cx.counters.count(Node::Snat);
-                    if walk.tuple.transport == Transport::Fragment {
-                        return Err(DropReason::TranslatedFragment);
-                    }
                     walk.leaves.source = IpAddr::V4(vip.address);
                     walk.service = Service::Vip;
                     Ok(())
@@ -59,7 +56,7 @@ fn translate(
     let source = source(cx.vni, &walk.tuple);
     let end = match walk.previous {
         None => {
-            let remote = self::remote(&walk.tuple, remote).ok_or(DropReason::TranslatedFragment)?;
+            let remote = self::remote(&walk.tuple, remote).ok_or(DropReason::Bug)?;
             let end = cx.nat.allocate(source, remote, nat.address, nat.ports);
             end.map_err(|error| match error {
                 NatError::Exhausted | NatError::Conflict => DropReason::NatExhausted,
@@ -104,7 +101,6 @@ fn remote(tuple: &Tuple, address: Ipv4Addr) -> Option<NatRemote> {
             protocol: super::port_protocol(tuple.transport)?,
         }),
         Transport::Echo { .. } => Some(NatRemote::echo(address)),
-        Transport::Fragment => None,
     }
 }
 

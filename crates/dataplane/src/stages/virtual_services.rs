@@ -76,7 +76,7 @@ fn find<'s>(services: &'s mut [VirtualService], tuple: &Tuple) -> Option<&'s mut
     let wanted = match tuple.transport {
         Transport::Tcp => protocol::TCP,
         Transport::Udp => protocol::UDP,
-        Transport::Echo { .. } | Transport::Fragment => return None,
+        Transport::Echo { .. } => return None,
     };
     services.iter_mut().find(|service| {
         let spec = service.spec();

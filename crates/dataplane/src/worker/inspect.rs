@@ -6,7 +6,8 @@ use crate::config::{Limits, PortKind};
 use crate::conntrack::TcpState;
 use crate::flow::adjacency::Adjacency;
 use crate::flow::key::{Scope, Tuple};
-use crate::flow::{Action, Coarse, Cold, Entry};
+use crate::flow::{Action, Coarse, Cold, Entry, Ingress};
+use crate::fragments::PieceKey;
 use crate::inspect::{FlowOutput, FlowRow};
 use crate::ipip;
 use crate::tables::Tables;
@@ -32,6 +33,8 @@ pub struct KnownConnection {
     /// The tunnels that the entries use.
     tunnels: [Option<Adjacency>; 2],
     record: Cold,
+    /// If the frame is a piece of a fragmented packet: what its first piece showed, and when.
+    piece: Option<(PieceKey, Tuple, Coarse)>,
 }
 
 /// Places in the flow table that one call of [`Worker::visit_flows`] looks at: some ten microseconds.
@@ -96,7 +99,13 @@ impl Worker {
         port: PortId,
         frame: &[u8],
     ) -> Option<KnownConnection> {
-        let (scope, tuple) = tracked_tuple(tables, port, frame)?;
+        let (scope, ingress, overlay) = parsed(tables, port, frame)?;
+        let piece = overlay.piece_key(scope.place(ingress)).and_then(|key| {
+            self.fragments
+                .recall(&key)
+                .map(|(tuple, since)| (key, tuple, since))
+        });
+        let tuple = shown(&overlay).or(piece.map(|(_, tuple, _)| tuple))?;
         let keyed = self.flows.keyed(scope, &tuple)?;
         let number = self.flows.find(&keyed)? & !1;
         let entries = [*self.flows.entry(number)?, *self.flows.entry(number | 1)?];
@@ -108,6 +117,7 @@ impl Worker {
             entries,
             tunnels,
             record: *self.flows.cold(number)?,
+            piece,
         })
     }
 
@@ -127,7 +137,11 @@ impl Worker {
             entries,
             tunnels,
             record,
+            piece,
         } = known;
+        if let Some((key, tuple, since)) = piece {
+            self.fragments.remember(*key, *tuple, *since);
+        }
         let [Some(forward), Some(backward)] = entries.map(|entry| {
             let tuple = entry.key.tuple();
             self.flows.keyed(entry.key.scope(), &tuple)
@@ -152,24 +166,29 @@ impl Worker {
     }
 }
 
-/// What connection tracking looks a frame up by.
-fn tracked_tuple(tables: &Tables, port: PortId, frame: &[u8]) -> Option<(Scope, Tuple)> {
+/// A frame of the overlay, and how and where it is looked up.
+fn parsed(tables: &Tables, port: PortId, frame: &[u8]) -> Option<(Scope, Ingress, Overlay)> {
     let found = tables.port(port)?;
-    let (scope, overlay) = match found.kind {
+    match found.kind {
         PortKind::Machine => {
             let vni = found.interface.as_ref()?.interface.spec.vni;
-            let FromMachine::Overlay(overlay) = cls::from_machine(frame).ok()? else {
-                return None;
-            };
-            (Scope::plain(vni), overlay)
+            match cls::from_machine(frame).ok()? {
+                FromMachine::Overlay(overlay) => {
+                    Some((Scope::plain(vni), Ingress::machine(port), overlay))
+                }
+                FromMachine::Arp
+                | FromMachine::Solicitation(..)
+                | FromMachine::Dhcp
+                | FromMachine::Dhcpv6 => None,
+            }
         }
         PortKind::Uplink(_) => {
             let tunnelled = ipip::decap(tables, frame).ok()?;
             let overlay = cls::from_tunnel(tunnelled.protocol, tunnelled.inner).ok()?;
-            (tunnelled.endpoint.scope, overlay)
+            let ingress = Ingress::tunnel(tunnelled.slot);
+            Some((tunnelled.endpoint.scope, ingress, overlay))
         }
-    };
-    shown(&overlay).map(|tuple| (scope, tuple))
+    }
 }
 
 /// The tuple of a packet, or of the packets that travel like this ICMP error.
@@ -177,6 +196,7 @@ pub(crate) fn shown(overlay: &Overlay) -> Option<Tuple> {
     match overlay.l4.ok()? {
         L4::Flow { tuple, .. } => Some(tuple),
         L4::Error { quoted } => Some(quoted.inverted()),
+        L4::Later => None,
     }
 }
 

@@ -272,6 +272,8 @@ pub fn listing(counters: &Counters) -> BTreeMap<String, u64> {
     all.insert("flows created".to_owned(), counters.flows_created);
     all.insert("flows expired".to_owned(), counters.flows_expired);
     all.insert("flows redecided".to_owned(), counters.flows_redecided);
+    let displaced = counters.fragments_displaced;
+    all.insert("fragments displaced".to_owned(), displaced);
     all.insert("flows kept".to_owned(), counters.flows_kept);
     all.insert("firewall observed".to_owned(), counters.firewall_observed);
     all

@@ -37,7 +37,8 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
         | DropReason::NatUnsolicited
         | DropReason::NatExhausted
         | DropReason::NatTableFull
-        | DropReason::TranslatedFragment
+        | DropReason::FragmentUnknown
+        | DropReason::HopsExceeded
         | DropReason::NotTranslatable
         | DropReason::TotalRate
         | DropReason::PublicRate
@@ -150,6 +151,9 @@ fn provoke(reason: DropReason) -> Option<(Bed, PortId, PacketBuf)> {
             (VM1, from_guest(&echo))
         }
         DropReason::PacketTooBig => {
+            let bytes = build::udp_datagram(1, 2, &[]);
+            let first = build::ipv4_with(17, from, to, 0x2000, &[], &bytes);
+            let _ = bed.send(VM1, &from_guest(&first));
             bed.engine.set_uplink_mtu(PF0, 67);
             // A fragment that is not the first: no error may be sent about it.
             let fragment = build::ipv4_with(17, from, to, 100, &[], &[0; 40]);

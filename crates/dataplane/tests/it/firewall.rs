@@ -103,7 +103,6 @@ fn matches() {
     };
     check(RuleFilter::Any, Filtered::Tcp(1, 2), Yes);
     check(RuleFilter::Any, Filtered::Icmp(8, 0), Yes);
-    check(RuleFilter::Any, Filtered::Fragment(17), Yes);
     for (port, expected) in [(79, No), (80, Yes), (90, Yes), (91, No)] {
         check(tcp_to(80, 90), Filtered::Tcp(1, port), expected);
         check(tcp_to(80, 90), Filtered::Udp(1, port), No);
@@ -122,18 +121,6 @@ fn matches() {
     check(icmp(Some(8), Some(0)), Filtered::Icmp(8, 3), No);
     check(icmp(Some(0), None), Filtered::Icmp(8, 0), No);
     check(icmp(None, None), Filtered::Tcp(1, 2), No);
-    // Pieces of packets: ports cannot be seen.
-    check(tcp_to(80, 80), Filtered::Fragment(6), No);
-    check(tcp_to(-1, -1), Filtered::Fragment(6), Yes);
-    check(tcp_to(-1, -1), Filtered::Fragment(17), No);
-    let mut firewall = Firewall::default();
-    assert!(firewall.add(rule("deny", 0, Drop, tcp_to(80, 80))));
-    assert!(firewall.add(rule("all", 1, Accept, RuleFilter::Any)));
-    assert_eq!(
-        decide(&firewall, Filtered::Fragment(6)),
-        No,
-        "may hide a denied port"
-    );
 }
 
 #[test]

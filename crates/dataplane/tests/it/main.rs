@@ -18,6 +18,8 @@ mod drops;
 mod firewall;
 mod flows;
 mod forward;
+mod fragments;
+mod handshake;
 mod keep;
 mod lpm;
 mod maglev;

@@ -43,10 +43,17 @@ pub fn provoke(reason: DropReason) -> Option<(Bed, PortId, Vec<u8>)> {
             bed.guest(VM1, &build::udp((VM, 7), (PUBLIC, 2), b"x"));
             (VM1, out)
         }
-        DropReason::TranslatedFragment => {
-            nat(&mut bed);
-            let fragment = build::ipv4_with(17, v4(VM), v4(PUBLIC), 0x2000, &[], &[0; 8]);
+        DropReason::FragmentUnknown => {
+            let fragment = build::ipv4_with(17, v4(VM), v4(PUBLIC), 3, &[], &[0; 8]);
             (VM1, from_guest(&fragment))
+        }
+        DropReason::HopsExceeded => {
+            let mut config = config();
+            config.decrement_hops = true;
+            bed = Bed::with(config);
+            let mut packet = build::udp(("10.100.2.1", 7), (VM, 2), b"x");
+            (packet[8], packet[11]) = (1, packet[11].wrapping_add(60));
+            (PF0, from_fabric(bed.underlay("vm1"), &packet))
         }
         DropReason::NotTranslatable => {
             nat(&mut bed);

@@ -231,6 +231,47 @@ fn a_virtual_address_on_the_same_host() {
     }
 }
 
+/// The ports of a segment tell its worker; of its later pieces, only what the receiving thread saw of the first one.
+#[test]
+fn pieces_of_a_segment_follow_the_first() {
+    let mut bed = Bed::public();
+    bed.engine
+        .create_nat("vm1", address(NAT), range(100, 400), None)
+        .unwrap();
+    let mut sorter = bed.engine.sorter();
+    let mut threads = Threads::new(bed, 4);
+    let mut busy = BTreeSet::new();
+    for port in 1..100 {
+        let (near, far) = (v4("10.100.1.1"), v4(PUBLIC));
+        let mut segment = build::tcp(("10.100.1.1", 9), (PUBLIC, port), SYN)[20..].to_vec();
+        segment.extend([9; 12]);
+        let (first, last) = segment.split_at(24);
+        let pieces = [(0x2000, first), (3, last)]
+            .map(|(fragment, bytes)| build::ipv4_with(6, near, far, fragment, &[], bytes));
+        let mut numbers = Vec::new();
+        for piece in pieces {
+            let frame = from_guest(&piece);
+            let now = threads.bed.now;
+            let tables = threads.bed.engine.tables();
+            let number = sorter.owner(tables, VM1, &frame, 4, now);
+            numbers.push(number);
+            let own = threads.others[number].take().unwrap();
+            let resting = core::mem::replace(&mut threads.bed.worker, own);
+            let (verdict, bytes) = threads.bed.send(VM1, &frame);
+            assert_eq!(verdict, Verdict::Transmit(PF0));
+            assert_eq!(bytes[66..70], v4(NAT).octets());
+            let own = core::mem::replace(&mut threads.bed.worker, resting);
+            threads.others[number] = Some(own);
+        }
+        assert_eq!(numbers[0], numbers[1]);
+        let whole = from_guest(&build::tcp(("10.100.1.1", 9), (PUBLIC, port), SYN));
+        let tables = threads.bed.engine.tables();
+        assert_eq!(owner(tables, VM1, &whole, 4), numbers[0]);
+        busy.insert(numbers[0]);
+    }
+    assert_eq!(busy.len(), 4);
+}
+
 #[test]
 fn a_virtual_service_hands_out_its_ports_once() {
     let spec = |index: u16| VirtualServiceSpec {

@@ -531,24 +531,6 @@ fn ports_return_after_resets_and_half_open_connections() {
 }
 
 #[test]
-fn fragments_are_not_translated() {
-    let mut bed = Bed::public();
-    let underlay = nat(&mut bed, "vm1", 100, 101);
-    let fragment = |from, to| build::ipv4_with(17, v4(from), v4(to), 0x2000, &[], &[0; 24]);
-    assert_eq!(
-        bed.guest(VM1, &fragment(VM1_IP, PUBLIC)),
-        Out::Dropped(DropReason::TranslatedFragment)
-    );
-    assert_eq!(
-        bed.fabric(underlay, &fragment(PUBLIC, NAT)),
-        Out::Dropped(DropReason::TranslatedFragment)
-    );
-    let local = from_guest(&fragment(VM1_IP, VM2_IP));
-    let (verdict, _) = bed.send(VM1, &local);
-    assert_eq!(verdict, dataplane::Verdict::Transmit(VM2));
-}
-
-#[test]
 fn deleting_the_interface_ends_translation() {
     let mut bed = Bed::public();
     let underlay = nat(&mut bed, "vm1", 100, 101);

@@ -7,7 +7,7 @@ use crate::devices::Kind;
 use crate::worker::trace::Tracer;
 use crate::worker::{Counters, Inspection, ORDERS_MAX, Settings, Stopped};
 use arrayvec::ArrayVec;
-use dataplane::{BURST_MAX, DropReason, Engine, Instant, PortId, Tables, Verdict, Worker};
+use dataplane::{BURST_MAX, DropReason, Engine, Instant, PortId, Sorter, Tables, Verdict, Worker};
 use ports::ring::{self, Receiver, Sender};
 use ports::{Poller, Port, Ready, Waker};
 use std::io;
@@ -95,6 +95,7 @@ pub(super) struct Lane<P> {
     number: usize,
     pub(super) tables: Arc<Tables>,
     worker: Worker,
+    sorter: Sorter,
     ports: Vec<Attachment<P>>,
     /// Ports that have to be looked at without being asked.
     polled: Vec<PortId>,
@@ -131,6 +132,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             number,
             tables: Arc::clone(engine.tables()),
             worker: engine.worker(),
+            sorter: engine.sorter(),
             ports: (0..setup.ports)
                 .map(|_| Attachment {
                     queue: None,
@@ -366,13 +368,14 @@ impl<P: Kind> Lane<P> {
 
     /// Gives away packets of flows that belong to other threads and moves the rest to the front; returns how many those are.
     fn hand_over_foreign(&mut self, port: PortId, count: usize) -> usize {
-        let workers = self.to.len();
+        let (workers, now) = (self.to.len(), self.now());
         let mut own = 0;
         for slot in 0..count {
             let Some(packet) = self.packets.get_mut(slot) else {
                 break;
             };
-            let owner = dataplane::owner(&self.tables, port, packet.frame(), workers);
+            let sorter = &mut self.sorter;
+            let owner = sorter.owner(&self.tables, port, packet.frame(), workers, now);
             if owner == self.number {
                 self.packets.swap(own, slot);
                 own += 1;
