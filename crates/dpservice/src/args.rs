@@ -7,7 +7,7 @@
 use crate::worker::WORKERS_MAX;
 use anyhow::{Context, bail, ensure};
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use dataplane::{EngineConfig, VirtualServiceSpec};
+use dataplane::{EngineConfig, MssClamp, VirtualServiceSpec};
 use net::protocol;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -102,6 +102,16 @@ pub struct Args {
     /// What becomes of packets that no firewall rule of their interface accepts. observe: they pass, and are counted as if dropped.
     #[arg(long, value_enum, default_value_t = Firewall::Enforce)]
     pub firewall: Firewall,
+
+    /// Lower the segment size that TCP peers announce in connections that leave the host. auto: to what fits the uplink's MTU; or a number
+    /// of bytes.
+    #[arg(long, value_name = "off|auto|BYTES", default_value = "off", value_parser = mss_clamp)]
+    pub mss_clamp: MssClamp,
+
+    /// Count as a router: decrement TTL and hop limit, and answer machines whose packets have none left. Without it the data plane is
+    /// invisible to traceroute, as the reference implementation is.
+    #[arg(long)]
+    pub decrement_hops: bool,
 
     /// TCP port of the gRPC service.
     #[arg(long, value_name = "N", default_value_t = 1337,
@@ -219,6 +229,22 @@ pub enum UplinkDriver {
     AfXdp,
     /// A TAP device that this process creates: for tests without a fabric.
     Tap,
+}
+
+/// Smallest segment size to clamp to: what every IPv4 host takes (RFC 9293 §3.7.1).
+const MSS_MIN: u16 = 536;
+
+fn mss_clamp(text: &str) -> Result<MssClamp, String> {
+    match text {
+        "off" => Ok(MssClamp::Off),
+        "auto" => Ok(MssClamp::Tunnel),
+        number => match number.parse() {
+            Ok(bytes) if bytes >= MSS_MIN => Ok(MssClamp::At(bytes)),
+            Ok(_) | Err(_) => Err(format!(
+                "neither off nor auto nor a number from {MSS_MIN} on"
+            )),
+        },
+    }
 }
 
 /// What the packet filter does.

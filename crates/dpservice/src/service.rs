@@ -343,6 +343,8 @@ fn engine_config(args: &Args, ports: Vec<PortConfig>) -> EngineConfig {
             Firewall::Enforce => FirewallMode::Enforce,
             Firewall::Observe => FirewallMode::Observe,
         },
+        mss_clamp: args.mss_clamp,
+        decrement_hops: args.decrement_hops,
         ..EngineConfig::new(args.ipv6, ports)
     }
 }

@@ -30,7 +30,7 @@ fn cut6(packet: &[u8]) -> [Vec<u8>; 2] {
     let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
     let (from, to, next) = (address(8), address(24), packet[6]);
     let (first, last) = packet[40..].split_at(24);
-    [(0_u16 << 3 | 1, first), (3 << 3, last)].map(|(position, bytes)| {
+    [(1_u16, first), (3 << 3, last)].map(|(position, bytes)| {
         let [high, low] = position.to_be_bytes();
         let header = [next, 0, high, low, 1, 2, 3, 4];
         build::ipv6(44, from, to, &[&header[..], bytes].concat())

@@ -12,7 +12,7 @@ fn segment(from: (&str, u16), to: (&str, u16), flags: u8, options: &[u8]) -> Vec
     let plain = build::tcp(from, to, flags);
     let start = if plain[0] >> 4 == 4 { 20 } else { 40 };
     let mut l4 = plain[start..].to_vec();
-    l4[12] = ((20 + options.len()) / 4 << 4) as u8;
+    l4[12] = (((20 + options.len()) / 4) << 4) as u8;
     l4.extend(options);
     l4[16..18].fill(0);
     let (from, to) = (build::address(from.0), build::address(to.0));
