@@ -64,7 +64,7 @@ enum Task {
     ///
     /// Builds the crate `testkit` and all below it with optimization; needs no root and no set-up.
     Sim {
-        /// `--seeds N`, `--seed FIRST`, `--threads N`, `--verbose`; see `cargo xtask sim --help-sim`.
+        /// `--seeds N`, `--seed FIRST`, `--threads N`, `--verbose`; see `cargo xtask sim -- --help`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -122,10 +122,6 @@ fn sim(args: &[String]) -> Result<()> {
     step("building (release): testkit");
     cargo(&["build", "--release", "-p", "testkit", "--bin", "sim"])?;
     let program = shell::target_dir()?.join("release").join("sim");
-    let args = args.iter().map(|arg| match arg.as_str() {
-        "--help-sim" => "--help",
-        other => other,
-    });
     run(std::process::Command::new(program).args(args))
 }
 

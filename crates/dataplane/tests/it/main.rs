@@ -14,6 +14,7 @@ mod build;
 mod configuration;
 mod conntrack;
 mod dhcp;
+mod differences;
 mod drops;
 mod firewall;
 mod flows;
