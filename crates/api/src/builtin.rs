@@ -5,6 +5,7 @@ use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenReview};
 use k8s_openapi::api::authorization::v1::{
     LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
 };
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event as CoreEvent, Namespace, Node, Secret, ServiceAccount,
@@ -20,6 +21,7 @@ use crate::table::{
     Allocation, Cell, Column, ColumnType, Generation, KindInfo, NameRule, Scope, VERBS, age, int,
     name_column, path, schema, since, text, wide,
 };
+use crate::validate::certificates;
 use Scope::{Cluster, Namespaced};
 
 const fn no_rules(_: &Value) -> Vec<FieldError> {
@@ -173,6 +175,36 @@ fn node_ready(object: &Value) -> String {
     }
 }
 
+/// What became of a signing request: what was decided, and whether there is a certificate.
+fn signing_state(object: &Value) -> String {
+    let conditions = object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array);
+    let mut words: Vec<String> = conditions
+        .into_iter()
+        .flatten()
+        .map(|condition| texts(condition, &["type"]))
+        .collect();
+    if !texts(object, &["status", "certificate"]).is_empty() {
+        words.push("Issued".into());
+    }
+    match words.is_empty() {
+        true => "Pending".into(),
+        false => words.join(","),
+    }
+}
+
+fn signing_duration(object: &Value) -> String {
+    let seconds = object
+        .pointer("/spec/expirationSeconds")
+        .and_then(Value::as_i64);
+    seconds.map_or("<none>".into(), |seconds| format!("{seconds}s"))
+}
+
+fn signing_rules(schema: &mut Schema) {
+    list_map(schema, "status.conditions", &["type"]);
+}
+
 fn role_ref(object: &Value) -> String {
     format!(
         "{}/{}",
@@ -296,6 +328,23 @@ const ROLE_COLUMNS: &[Column] = &[
 const AUTHORIZATION: &str = "authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
+
+const SIGNING_COLUMNS: &[Column] = &[
+    name_column(),
+    age(),
+    path("SignerName", "spec.signerName", "", "Who is asked to sign."),
+    path("Requestor", "spec.username", "", "Who asks."),
+    text(
+        "RequestedDuration",
+        signing_duration,
+        "Life of the certificate that is asked for.",
+    ),
+    text(
+        "Condition",
+        signing_state,
+        "Pending, or what was decided and done.",
+    ),
+];
 
 /// Kinds of Kubernetes itself.
 pub(crate) static ROWS: &[KindInfo] = &[
@@ -445,6 +494,26 @@ pub(crate) static ROWS: &[KindInfo] = &[
                 )),
                 age(),
             ],
+        )
+    },
+    KindInfo {
+        short_names: &["csr"],
+        subresources: &["status", "approval"],
+        selectable: &["spec.signerName"],
+        validate_create: certificates::request,
+        validate_update: certificates::request_update,
+        validate_status: certificates::request_status,
+        ..row(
+            "certificates.k8s.io",
+            [
+                "CertificateSigningRequest",
+                "CertificateSigningRequestList",
+                "certificatesigningrequests",
+                "certificatesigningrequest",
+            ],
+            Cluster,
+            schema!(CertificateSigningRequest, signing_rules),
+            SIGNING_COLUMNS,
         )
     },
     KindInfo {

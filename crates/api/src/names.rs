@@ -203,6 +203,22 @@ pub mod origin {
     pub const METALNET_INSTANCE: &str = "metalnetlet.openkcm.dev/instance";
 }
 
+/// Client certificates that parts ask for themselves.
+pub mod certificate {
+    /// Group of certificate signing requests.
+    pub const GROUP: &str = "certificates.k8s.io";
+    /// The signer of client certificates of the API server.
+    pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
+    /// Subresource of requests that stands for "ask for the certificate of an apinetlet".
+    pub const APINETLET_CLIENT: &str = "apinetletclient";
+    /// Subresource of requests that stands for "ask for the certificate of a metalnetlet".
+    pub const METALNETLET_CLIENT: &str = "metalnetletclient";
+    /// Group of those that may ask for the first certificate of an apinetlet.
+    pub const APINETLETS_BOOTSTRAP: &str = "system:bootstrappers:apinet-openkcm-dev:apinetlets";
+    /// Group of those that may ask for the first certificate of a metalnetlet.
+    pub const METALNETLETS_BOOTSTRAP: &str = "system:bootstrappers:apinet-openkcm-dev:metalnetlets";
+}
+
 /// User names (certificate CN) and groups (certificate O) of the parts.
 pub mod identity {
     /// The administrator.

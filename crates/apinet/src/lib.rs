@@ -7,6 +7,7 @@
 //! The one rule: nothing is freed that a live owner or a data plane holds or may be about to hold. Collectors check name *and* uid by
 //! an uncached read right before, and young lock objects are left alone for longer than a request can take.
 
+mod certificate_approval;
 mod collect;
 mod daemon_set;
 mod index;
@@ -23,6 +24,7 @@ mod node_lifecycle;
 pub mod placement;
 pub mod ports;
 
+pub use certificate_approval::{CertificateApprovalController, RECOGNIZERS, recognize};
 pub use collect::GRACE;
 pub use daemon_set::{DaemonSetController, instance_name};
 pub use instance_scheduler::InstanceSchedulerController;

@@ -7,6 +7,7 @@ use api::names;
 use controller::{
     Cluster, Controller, Options, Runner,
     args::{CommonArgs, client},
+    certificate::{self, CertificateArgs},
     part,
 };
 use tokio_util::sync::CancellationToken;
@@ -47,17 +48,30 @@ pub struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(i32).range(1..))]
     pub nat_gateway_max_public_ips: i32,
     #[command(flatten)]
+    pub certificate: CertificateArgs,
+    #[command(flatten)]
     pub common: CommonArgs,
 }
 
 /// Runs until shutdown.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let kubeconfig = args.api_net_kubeconfig.as_ref();
+    let certificate = args.certificate.certificate(
+        kubeconfig.or(args.kubeconfig.as_ref()),
+        names::identity::apinetlet(&args.api_net_namespace),
+        names::identity::APINETLETS,
+    )?;
+    certificate::run(certificate, shutdown, |stop| work(&args, stop)).await
+}
+
+/// Runs with the kubeconfigs as they are now.
+async fn work(args: &Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let user = client(args.kubeconfig.as_ref()).await?;
     let apinet = match &args.api_net_kubeconfig {
         Some(path) => client(Some(path)).await.context("--api-net-kubeconfig")?,
         None => user.clone(),
     };
-    let settings = Settings::of(&args)?;
+    let settings = Settings::of(args)?;
     let build = {
         let user = user.clone();
         move || {

@@ -1,7 +1,8 @@
 //! Rules that need more than the object: its namespace, its users, the rights of whoever writes it.
 
 use crate::allocate::{entries, is_released};
-use crate::auth::rbac;
+use crate::auth::{User, rbac};
+use crate::certificates;
 use crate::kinds::Kind;
 use crate::object::{self, Encoded};
 use crate::region::Region;
@@ -16,7 +17,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
 /// Completes a new object.
-pub fn mutate_create(kind: &Kind, object: &mut Value) {
+pub fn mutate_create(kind: &Kind, user: &User, object: &mut Value) {
     match (kind.group, kind.plural) {
         ("", "namespaces") => {
             let name = object::metadata_text(object, "name").to_owned();
@@ -39,6 +40,7 @@ pub fn mutate_create(kind: &Kind, object: &mut Value) {
             }
             object::set_finalizers(object, list);
         }
+        (certificates::GROUP, certificates::REQUESTS) => certificates::own(user, object),
         _ => {}
     }
 }
@@ -126,6 +128,11 @@ pub fn permit(write: &Write<'_>, old: Option<&Value>, new: Option<&Value>) -> Ou
             write.name,
             &why,
         ));
+    }
+    if write.kind.group == certificates::GROUP
+        && let (Some(old), Some(new)) = (old, new)
+    {
+        return certificates::permit(write, old, new);
     }
     if write.kind.group == RBAC
         && let Some(new) = new

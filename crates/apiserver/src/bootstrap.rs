@@ -9,7 +9,7 @@ use crate::query::Query;
 use crate::region::Region;
 use crate::registry::{Part, Write};
 use crate::status::{Failure, Outcome, Reason};
-use api::names::{APINET, COMPUTE, IPAM, METALNET, NETWORKING, identity, namespace};
+use api::names::{APINET, COMPUTE, IPAM, METALNET, NETWORKING, certificate, identity, namespace};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -51,6 +51,25 @@ const LEASES: RuleRow = (
         "get", "list", "watch", "create", "delete", "patch", "update",
     ],
 );
+
+/// Asking for certificates and looking after what became of it.
+const ASK: RuleRow = (
+    &[certificate::GROUP],
+    &["certificatesigningrequests"],
+    &["create", "get", "list", "watch"],
+);
+const ASK_APINETLET: RuleRow = (
+    &[certificate::GROUP],
+    &["certificatesigningrequests/apinetletclient"],
+    &["create"],
+);
+const ASK_METALNETLET: RuleRow = (
+    &[certificate::GROUP],
+    &["certificatesigningrequests/metalnetletclient"],
+    &["create"],
+);
+/// The resource of rights at signers. Such rules are about the signer of clients only.
+const SIGNERS: &str = "signers";
 
 const ROLES: &[RoleRow] = &[
     RoleRow {
@@ -155,6 +174,18 @@ const ROLES: &[RoleRow] = &[
         rules: &[
             (&[NETWORKING, IPAM, COMPUTE, APINET], ALL, ALL),
             (&[""], &["namespaces", "secrets", "configmaps"], READ),
+            (&[certificate::GROUP], &["certificatesigningrequests"], READ),
+            (
+                &[certificate::GROUP],
+                &["certificatesigningrequests/approval"],
+                &["update", "patch"],
+            ),
+            (&[certificate::GROUP], &[SIGNERS], &["approve"]),
+            (
+                &["authorization.k8s.io"],
+                &["subjectaccessreviews"],
+                &["create"],
+            ),
             COMMON,
             LEASES,
         ],
@@ -222,6 +253,8 @@ const ROLES: &[RoleRow] = &[
             ),
             (&[APINET], &["nodes", "ipaddresses", "networkids"], READ),
             (&[""], &["namespaces"], READ),
+            ASK,
+            ASK_APINETLET,
             COMMON,
             LEASES,
         ],
@@ -261,11 +294,25 @@ const ROLES: &[RoleRow] = &[
             (&[METALNET], ALL, OWN),
             (&[""], &["nodes"], CHANGE),
             (&[""], &["namespaces"], READ),
+            ASK,
+            ASK_METALNETLET,
             COMMON,
             LEASES,
         ],
         paths: &[],
         group: Some(identity::METALNETLETS),
+    },
+    RoleRow {
+        name: "apinet.openkcm.dev:system:apinetlets-bootstrapper",
+        rules: &[ASK, ASK_APINETLET],
+        paths: &[],
+        group: Some(certificate::APINETLETS_BOOTSTRAP),
+    },
+    RoleRow {
+        name: "apinet.openkcm.dev:system:metalnetlets-bootstrapper",
+        rules: &[ASK, ASK_METALNETLET],
+        paths: &[],
+        group: Some(certificate::METALNETLETS_BOOTSTRAP),
     },
     RoleRow {
         name: "networking.metalnet.openkcm.dev:system:metalnets",
@@ -382,7 +429,11 @@ fn bootstrap_metadata(name: &str) -> Value {
 
 fn rules(role: &RoleRow) -> Vec<Value> {
     let resources = role.rules.iter().map(|(groups, resources, verbs)| {
-        json!({ "apiGroups": groups, "resources": resources, "verbs": verbs })
+        let mut rule = json!({ "apiGroups": groups, "resources": resources, "verbs": verbs });
+        if let (true, Some(map)) = (*resources == [SIGNERS], rule.as_object_mut()) {
+            map.insert("resourceNames".into(), json!([certificate::CLIENT_SIGNER]));
+        }
+        rule
     });
     let verbs: &[&str] = if role.paths == ["*"] { ALL } else { &["get"] };
     let paths =

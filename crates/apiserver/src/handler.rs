@@ -423,6 +423,7 @@ fn part(kind: &Kind, subresource: &str, verb: &str) -> Outcome<Part> {
         "" => return Err(Failure::method_not_allowed()),
         "status" => Part::Status,
         "finalize" => Part::Finalize,
+        "approval" => Part::Approval,
         _ => return Err(Failure::no_such_path()),
     };
     let known = kind

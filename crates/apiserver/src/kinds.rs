@@ -132,6 +132,7 @@ impl Kind {
             "status" => Some(("status", STATUS_VERBS)),
             "finalize" => Some(("finalize", FINALIZE_VERBS)),
             "token" => Some(("token", TOKEN_VERBS)),
+            "approval" => Some(("approval", STATUS_VERBS)),
             _ => None,
         };
         self.info.subresources.iter().filter_map(served).collect()

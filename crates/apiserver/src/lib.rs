@@ -12,6 +12,7 @@ mod args;
 pub mod auth;
 mod bootstrap;
 pub mod cache;
+pub mod certificates;
 mod decode;
 mod discovery;
 mod events;

@@ -6,8 +6,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -202,6 +202,26 @@ impl Ca {
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue(params, now, life)
+    }
+
+    /// A client certificate for the subject, alternative names and key of a request (PEM). The signature of the request is
+    /// checked; what else it wishes for is not granted.
+    pub fn sign_client(
+        &self,
+        request_pem: &str,
+        usages: Vec<KeyUsagePurpose>,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<String, PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(request_pem)?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = request.params.distinguished_name;
+        params.subject_alt_names = request.params.subject_alt_names;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = usages;
+        params.use_authority_key_identifier_extension = true;
+        window(&mut params, now, life);
+        Ok(params.signed_by(&request.public_key, &self.issuer)?.pem())
     }
 
     fn issue(

@@ -72,6 +72,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.spawn(crate::gc::run(collector));
     tasks.spawn(crate::namespace::run(Arc::clone(&region)));
     tasks.spawn(crate::events::sweep(Arc::clone(&region)));
+    tasks.spawn(crate::certificates::run(
+        Arc::clone(&region),
+        Arc::clone(&ca),
+    ));
     region.documents();
     let pair = ca.issue_server(&names, SystemTime::now(), crate::pki::CERTIFICATE_LIFE)?;
     let acceptor = server::tls(&ca, &pair)?;

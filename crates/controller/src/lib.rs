@@ -9,6 +9,7 @@
 //! [`process`] run plans without any server.
 
 pub mod args;
+pub mod certificate;
 pub mod error;
 pub mod events;
 pub mod execute;

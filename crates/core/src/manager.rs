@@ -47,13 +47,13 @@ pub struct Args {
 /// Runs until shutdown, or until another replica leads.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let client = client(args.kubeconfig.as_ref()).await?;
-    let chosen = choose(
-        all(
-            Duration::from_secs(args.machine_pool_lifecycle_grace_period),
-            Duration::from_secs(args.node_lifecycle_grace_period),
-        ),
-        &args.controllers,
-    )?;
+    let mut every = all(
+        Duration::from_secs(args.machine_pool_lifecycle_grace_period),
+        Duration::from_secs(args.node_lifecycle_grace_period),
+    );
+    let approval = apinet::CertificateApprovalController::new(client.clone());
+    every.push((Arc::new(approval), 1));
+    let chosen = choose(every, &args.controllers)?;
     let build = {
         let client = client.clone();
         move || {
@@ -83,7 +83,7 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 /// A controller and its number of workers.
 pub type Entry = (Arc<dyn Controller>, usize);
 
-/// Every controller; `grace` is how long machine pools may be silent, `node_grace` how long hypervisors. The scheduler has one
+/// Every controller that needs no client of its own; `grace` is how long machine pools may be silent, `node_grace` how long hypervisors. The scheduler has one
 /// worker, because its decisions depend on each other.
 pub fn all(grace: Duration, node_grace: Duration) -> Vec<Entry> {
     vec![

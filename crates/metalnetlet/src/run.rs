@@ -7,6 +7,7 @@ use api::names::{self, namespace};
 use controller::{
     Cluster, Options, Runner,
     args::{CommonArgs, client},
+    certificate::{self, CertificateArgs},
     part,
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ pub struct Args {
     #[arg(long)]
     pub disable_network_peering: bool,
     #[command(flatten)]
+    pub certificate: CertificateArgs,
+    #[command(flatten)]
     pub common: CommonArgs,
 }
 
@@ -55,6 +58,16 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 
 /// Runs until shutdown.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let certificate = args.certificate.certificate(
+        args.kubeconfig.as_ref(),
+        names::identity::metalnetlet(&args.name),
+        names::identity::METALNETLETS,
+    )?;
+    certificate::run(certificate, shutdown, |stop| work(&args, stop)).await
+}
+
+/// Runs with the kubeconfigs as they are now.
+async fn work(args: &Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let mut partition = Partition::new(&args.name, &args.metalnet_namespace).context("--name")?;
     partition.node_labels = args.node_label.iter().cloned().collect();
     partition.only_used_networks = args.only_used_networks;

@@ -7,6 +7,7 @@
 
 pub mod apinet;
 pub mod apinet_services;
+pub mod certificates;
 pub mod compute;
 pub mod ipam;
 mod meta;

@@ -7,6 +7,7 @@
 
 mod autoscaler;
 mod balancing;
+mod certificates;
 mod nat;
 mod nodes;
 mod placement;

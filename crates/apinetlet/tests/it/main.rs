@@ -5,6 +5,7 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod certificate;
 mod load_balancer;
 mod nat_gateway;
 mod network;

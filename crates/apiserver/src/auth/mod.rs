@@ -1,5 +1,6 @@
 //! Who asks, and whether he may: client certificates, tokens, RBAC, and the reviews that tell a client about both.
 
+pub mod bootstrap_token;
 pub mod certificate;
 pub mod node;
 pub mod rbac;

@@ -4,7 +4,7 @@
 //! account by uid and dies with it. `TokenRequest` issues one, `TokenReview` tells whose it is, and a request may carry one instead
 //! of a client certificate.
 
-use super::User;
+use super::{User, bootstrap_token};
 use crate::handler::Call;
 use crate::region::Region;
 use crate::status::{Cause, Failure, Outcome};
@@ -135,6 +135,10 @@ pub fn authenticate(region: &Region, headers: &HeaderMap) -> Outcome<Option<User
     let (scheme, token) = text.split_once(' ').ok_or_else(Failure::unauthorized)?;
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(Failure::unauthorized());
+    }
+    if let Some((id, secret)) = bootstrap_token::parse(token.trim()) {
+        let user = bootstrap_token::user(region, id, secret, jiff::Timestamp::now());
+        return user.map(Some).ok_or_else(Failure::unauthorized);
     }
     match check(region, token.trim(), &[AUDIENCE.to_owned()]) {
         Ok((claims, _)) => Ok(Some(claims.account.user())),

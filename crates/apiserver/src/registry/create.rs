@@ -123,12 +123,14 @@ impl Write<'_> {
             map.remove("status");
         }
         self.kind.defaults(object);
-        crate::admission::mutate_create(self.kind, object);
+        crate::admission::mutate_create(self.kind, self.user, object);
     }
 
     async fn insert(&self, mut object: Value, track: bool) -> Outcome<(Encoded, u64)> {
         let name = object::metadata_text(&object, "name").to_owned();
-        self.check(&name, self.kind.check_create(&object))?;
+        let mut errors = self.kind.check_create(&object);
+        errors.extend(crate::certificates::check_create(self.kind, &object));
+        self.check(&name, errors)?;
         crate::admission::permit(self, None, Some(&object))?;
         if track {
             object::remove_metadata(&mut object, "managedFields");

@@ -41,6 +41,8 @@ pub enum Part {
     Status,
     /// Namespaces only: `spec.finalizers`.
     Finalize,
+    /// Certificate signing requests only: whether they are approved.
+    Approval,
 }
 
 impl Part {
@@ -49,6 +51,7 @@ impl Part {
             Part::Main => "",
             Part::Status => "status",
             Part::Finalize => "finalize",
+            Part::Approval => "approval",
         }
     }
 }

@@ -244,7 +244,7 @@ impl Write<'_> {
         let ignored: &[&str] = match self.part {
             Part::Main if self.kind.has_status && !self.kind.builtin => &["status"],
             Part::Main => &[],
-            Part::Status => &["metadata", "spec"],
+            Part::Status | Part::Approval => &["metadata", "spec"],
             Part::Finalize => &["metadata", "status"],
         };
         run(&patch::apply::Write {

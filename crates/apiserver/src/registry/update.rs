@@ -140,7 +140,7 @@ impl Write<'_> {
         self.count_generation(old, &mut new);
         let errors = match self.part {
             Part::Main => self.kind.check_update(&new, old),
-            Part::Status => self.kind.check_status(&new, old),
+            Part::Status | Part::Approval => self.kind.check_status(&new, old),
             Part::Finalize => Vec::new(),
         };
         self.check(self.name, errors)?;
@@ -255,9 +255,10 @@ impl Write<'_> {
                 }
                 self.kind.keep_main(old, new);
             }
-            Part::Status => {
+            Part::Status | Part::Approval => {
                 let mut kept = old.clone();
                 copy_member(new, &mut kept, "status");
+                crate::certificates::keep_parts(self, old, &mut kept);
                 if let Some(managed) = object::metadata(new, "managedFields") {
                     object::set_metadata(&mut kept, "managedFields", managed.clone());
                 }

@@ -33,6 +33,8 @@ mod rules;
 #[cfg(test)]
 mod selector;
 #[cfg(test)]
+mod signing;
+#[cfg(test)]
 mod store;
 #[cfg(test)]
 mod support;

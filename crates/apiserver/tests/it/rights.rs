@@ -83,7 +83,31 @@ const TABLE: &[(&str, &str, &str, &str)] = &[
         "create",
         "authorization.k8s.io",
         "subjectaccessreviews",
-        "y------",
+        "yy-----",
+    ),
+    (
+        "create",
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        "y-yy---",
+    ),
+    (
+        "update",
+        "certificates.k8s.io",
+        "certificatesigningrequests/approval",
+        "yy-----",
+    ),
+    (
+        "create",
+        "certificates.k8s.io",
+        "certificatesigningrequests/apinetletclient",
+        "y-y----",
+    ),
+    (
+        "create",
+        "certificates.k8s.io",
+        "certificatesigningrequests/metalnetletclient",
+        "y--y---",
     ),
     ("impersonate", "", "users", "y------"),
 ];

@@ -255,3 +255,71 @@ async fn bad_token_requests() {
         (StatusCode::UNAUTHORIZED, &json!("Unauthorized"))
     );
 }
+
+#[tokio::test]
+async fn a_bootstrap_token_lets_in_who_has_nothing_yet() {
+    let server = spawn().await.unwrap();
+    let admin = client(&server, None).await;
+    let secret = |id: &str, changes: Value| {
+        let mut data = json!({
+            "token-id": id, "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:apinet-openkcm-dev:apinetlets",
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            data[key] = value.clone();
+        }
+        json!({
+            "metadata": { "name": format!("bootstrap-token-{id}") }, "type": "bootstrap.kubernetes.io/token",
+            "stringData": data,
+        })
+    };
+    let path = "/api/v1/namespaces/kube-system/secrets";
+    for (id, changes, user) in [
+        ("good00", json!({}), Some("system:bootstrap:good00")),
+        (
+            "later0",
+            json!({ "expiration": "2999-01-01T00:00:00Z" }),
+            Some("system:bootstrap:later0"),
+        ),
+        (
+            "over00",
+            json!({ "expiration": "2020-01-01T00:00:00Z" }),
+            None,
+        ),
+        ("never0", json!({ "expiration": "tomorrow" }), None),
+        (
+            "other0",
+            json!({ "token-secret": "fedcba9876543210" }),
+            None,
+        ),
+        (
+            "usage0",
+            json!({ "usage-bootstrap-authentication": "false" }),
+            None,
+        ),
+        (
+            "group0",
+            json!({ "auth-extra-groups": "system:masters" }),
+            None,
+        ),
+        ("id0000", json!({ "token-id": "abcdef" }), None),
+    ] {
+        let (code, made) = post(&admin, path, secret(id, changes)).await;
+        assert_eq!(code, StatusCode::CREATED, "{made}");
+        let newcomer = client(&server, Some(&format!("{id}.0123456789abcdef"))).await;
+        let (code, me) = post(&newcomer, SELF, json!({})).await;
+        let expected = user.map_or(StatusCode::UNAUTHORIZED, |_| StatusCode::CREATED);
+        assert_eq!(code, expected, "{id}: {me}");
+        if let Some(user) = user {
+            assert_eq!(me["status"]["userInfo"]["username"], user);
+            let groups = [
+                "system:bootstrappers",
+                "system:bootstrappers:apinet-openkcm-dev:apinetlets",
+                "system:authenticated",
+            ];
+            assert_eq!(me["status"]["userInfo"]["groups"], json!(groups));
+            let (code, _) = call(&newcomer, Method::GET, path, Value::Null).await;
+            assert_eq!(code, StatusCode::FORBIDDEN);
+        }
+    }
+}
