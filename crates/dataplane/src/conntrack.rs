@@ -287,8 +287,8 @@ fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, Dro
     let (from, to) = (walk.tuple, walk.leaves);
     let scope = answer_scope(cx, &output);
     let is_same = from == to;
-    let back = if is_same && scope == cx.scope() {
-        Some(cx.flows.hasher().inverted(&keyed.key))
+    let back = if is_same {
+        Some(cx.flows.hasher().answers(&keyed.key, scope))
     } else {
         cx.flows.keyed(scope, &to.inverted())
     };
@@ -339,7 +339,8 @@ fn settle(
     Ok(())
 }
 
-/// Decides an entry anew; false if the connection must begin anew because it would be translated differently.
+/// Decides an entry anew; false if the connection must begin anew because it would be translated differently, or be answered from the other
+/// side of this host.
 fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, DropReason> {
     let known = previous(cx, number).ok_or(DropReason::Bug)?;
     let mut walk = Walk::new(*tuple);
@@ -354,6 +355,10 @@ fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, Dr
         route_lookup::process(cx, &mut walk)?;
     }
     let output = walk.output.ok_or(DropReason::Bug)?;
+    let answers = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
+    if number & 1 == 0 && answers.key.scope() != answer_scope(cx, &output) {
+        return Ok(false);
+    }
     let resolved = resolve(cx, &output, &walk.leaves)?;
     let entry = cx.flows.entry(number).ok_or(DropReason::Bug)?;
     cx.counters.flows_redecided += u64::from(entry.action != Action::Undecided);
@@ -387,11 +392,12 @@ pub(crate) fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
     })
 }
 
-/// Where answers will come in: at a machine, unless the packet goes from tunnel to tunnel.
+/// Where answers will come in: where the packets go, but those that only turn round here are answered at the same address.
 fn answer_scope(cx: &Context<'_>, output: &Output) -> Scope {
     match (cx.source, output) {
+        (_, Output::Deliver(_)) => Scope::machine(cx.vni),
+        (Source::Machine, Output::Encap { .. }) => Scope::fabric(cx.vni),
         (Source::Tunnel { endpoint, .. }, Output::Encap { .. }) => endpoint.scope,
-        (Source::Machine, _) | (_, Output::Deliver(_)) => Scope::plain(cx.vni),
     }
 }
 

@@ -176,8 +176,8 @@ impl Host {
     fn compare(&self, family: u8, ip: &[u8], slow: Option<cls::Overlay>) {
         let mut fast = Fast::EMPTY;
         let is_plain = match family {
-            protocol::IPV4 => cls::fast_v4(&self.hasher, Scope::plain(Vni::MAX), ip, &mut fast),
-            _ => cls::fast_v6(&self.hasher, Scope::plain(Vni::MAX), ip, &mut fast),
+            protocol::IPV4 => cls::fast_v4(&self.hasher, Scope::machine(Vni::MAX), ip, &mut fast),
+            _ => cls::fast_v6(&self.hasher, Scope::machine(Vni::MAX), ip, &mut fast),
         };
         if !is_plain {
             return;
@@ -192,7 +192,7 @@ impl Host {
         let flow = match overlay.l4 {
             Ok(L4::Flow { tuple, tcp_flags }) => self
                 .hasher
-                .tuple(Scope::plain(Vni::MAX), &tuple)
+                .tuple(Scope::machine(Vni::MAX), &tuple)
                 .map(|keyed| (keyed, tcp_flags.unwrap_or(0), tuple)),
             Ok(L4::Error { .. } | L4::Later) | Err(_) => None,
         };
@@ -224,7 +224,7 @@ pub fn rewritten(ip: &[u8], [source, destination]: [(Ipv4Addr, u16); 2]) -> Opti
         ..tuple
     };
     let mut entry = Entry {
-        key: FlowKey::of(Scope::plain(Vni::MAX), &tuple)?,
+        key: FlowKey::of(Scope::machine(Vni::MAX), &tuple)?,
         ..Entry::FREE
     };
     let mut packet = ip.to_vec();

@@ -157,7 +157,7 @@ impl Context<'_> {
     /// How tuples of packets that come in where this one did are meant.
     pub(crate) fn scope(&self) -> Scope {
         match self.source {
-            Source::Machine => Scope::plain(self.vni),
+            Source::Machine => Scope::machine(self.vni),
             Source::Tunnel { endpoint, .. } => endpoint.scope,
         }
     }

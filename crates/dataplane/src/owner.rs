@@ -4,8 +4,8 @@
 //! translation of this host touches is the far end: a machine's peer behind the uplink. So a packet to or from the underlay belongs to
 //! the worker that the *remote* address (and port, if it is TCP) hashes to; it also follows that all uses of a shared NAT port
 //! towards one destination meet in one worker. Between two machines of this host both ends are known, and a symmetric hash of both
-//! is taken, with the machine's own address in place of a virtual one. All but TCP counts without ports, so that all of a flow's packets
-//! agree, fragments too; of fragmented TCP segments, a [`Sorter`] remembers the ports. ICMP errors belong to the flow they quote. A virtual
+//! is taken, with the machine's own address in place of a virtual one. (Not so for what a load balancer's target answers: that came by the
+//! fabric, even if from a machine of this host.) All but TCP counts without ports, so that all of a flow's packets agree, fragments too; of fragmented TCP segments, a [`Sorter`] remembers the ports. ICMP errors belong to the flow they quote. A virtual
 //! service counts as the far end under its real address.
 
 use crate::config::PortKind;
@@ -127,6 +127,8 @@ fn find(
     } else {
         plain(frame, &mut pieces).map(|(source, destination)| {
             let attached = configured.interface.as_ref();
+            // In the name of a load balancer it answers what came by the fabric, from whomever.
+            let attached = attached.filter(|attached| !attached.services.serves(source.0));
             let local = attached.and_then(|attached| local_end(tables, attached, destination));
             match local {
                 Some(end) => (end, Some(source)),

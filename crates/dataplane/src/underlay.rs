@@ -52,7 +52,7 @@ impl Endpoint {
     ) -> Endpoint {
         Endpoint {
             port,
-            scope: Scope::plain(vni),
+            scope: Scope::fabric(vni),
             vni,
             kind,
             prefix,

@@ -228,7 +228,7 @@ impl Worker {
             .map(|found| (found.kind, found.interface.as_ref()))
         {
             Some((PortKind::Machine, Some(attached))) => {
-                let scope = Scope::plain(attached.interface.spec.vni);
+                let scope = Scope::machine(attached.interface.spec.vni);
                 let ingress = Ingress::machine(port);
                 for (parsed, packet) in parsed {
                     let frame = packet.frame();

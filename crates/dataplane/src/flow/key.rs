@@ -53,15 +53,31 @@ impl Tuple {
     }
 }
 
-/// In which network a tuple is meant, and in which of two roles: a packet on its way to a load balancer's address and the same packet on its
-/// way from there to a target differ in nothing but the outer header.
+/// In which network a tuple is meant, and on which side of this host. A packet that goes out to a load balancer's address, the same packet when
+/// the fabric brings it back for the balancer, and once more when it comes from there to a target differ in nothing but the outer header; so do
+/// their answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scope(u32);
 
 impl Scope {
-    /// Packets from machines and to them.
-    pub(crate) const fn plain(vni: Vni) -> Scope {
+    /// Packets that came through a tunnel.
+    const FABRIC: u32 = 1 << 25;
+    /// Those for the underlay address of a load balancer.
+    const BALANCED: u32 = 1 << 24;
+
+    /// Packets that machines send.
+    pub(crate) const fn machine(vni: Vni) -> Scope {
         Scope(vni.get())
+    }
+
+    /// Packets that the fabric brings.
+    pub(crate) const fn fabric(vni: Vni) -> Scope {
+        Scope(vni.get() | Self::FABRIC)
+    }
+
+    /// Packets for the underlay address of a load balancer.
+    pub(crate) const fn balanced(vni: Vni) -> Scope {
+        Scope(vni.get() | Self::FABRIC | Self::BALANCED)
     }
 
     /// The same together with where packets come in.
@@ -77,9 +93,9 @@ impl Scope {
         }
     }
 
-    /// Packets for the underlay address of a load balancer.
-    pub(crate) const fn balanced(vni: Vni) -> Scope {
-        Scope(vni.get() | 1 << 24)
+    /// How answers are meant, most probably: those to machines' packets come through a tunnel, and the other way round.
+    pub(crate) const fn of_answers(self) -> Scope {
+        Scope((self.0 ^ Self::FABRIC) & !Self::BALANCED)
     }
 }
 
@@ -100,6 +116,8 @@ impl Kind {
     pub(crate) const TCP: Kind = Kind(1 << 28);
     pub(crate) const UDP: Kind = Kind(2 << 28);
     const MASK: u32 = 7 << 28;
+    /// The bits of the scope.
+    const BELOW: u32 = (1 << 28) - 1;
     const IPV6: u32 = 1 << 31;
 
     #[inline(always)]
@@ -187,10 +205,10 @@ impl FlowKey {
         same && (!self.is_v6() || (b ^ x) | (c ^ y) | (d ^ z) == 0)
     }
 
-    /// The key of answers, if nothing is translated: both ends exchanged. What an IPv4 key leaves unused is zero.
+    /// The key of answers in their scope, if nothing is translated: both ends exchanged. What an IPv4 key leaves unused is zero.
     #[inline(always)]
-    pub(crate) const fn inverted(&self) -> FlowKey {
-        let head = self.first as u32;
+    const fn answers(&self, scope: Scope) -> FlowKey {
+        let head = self.first as u32 & !Kind::BELOW | scope.0;
         // Of the kinds, only those of echo have the upper of three bits; the lowest one tells requests.
         let echo = head & (4 << 28) != 0;
         let head = if echo { head ^ (1 << 28) } else { head };
@@ -246,7 +264,7 @@ impl FlowKey {
 
     /// The scope it was made with.
     pub(crate) const fn scope(&self) -> Scope {
-        Scope(self.first as u32 & 0x0fff_ffff)
+        Scope(self.first as u32 & Kind::BELOW)
     }
 }
 
@@ -363,10 +381,10 @@ impl Hasher {
         }
     }
 
-    /// Key and place of answers, if nothing is translated.
+    /// Key and place of answers in their scope, if nothing is translated.
     #[inline(always)]
-    pub(crate) const fn inverted(&self, key: &FlowKey) -> Keyed {
-        let key = key.inverted();
+    pub(crate) const fn answers(&self, key: &FlowKey, scope: Scope) -> Keyed {
+        let key = key.answers(scope);
         let place = self.place(&key);
         Keyed { key, place }
     }

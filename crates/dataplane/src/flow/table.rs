@@ -178,7 +178,8 @@ impl FlowTable {
     /// Something of all buckets that a new connection is looked for and put in, but for the first one, if nothing is translated.
     #[inline]
     pub(crate) fn touch_buckets_of_new(&self, key: &FlowKey, place: Place) -> u64 {
-        let answer = self.hasher.inverted(key).place;
+        let scope = key.scope().of_answers();
+        let answer = self.hasher.answers(key, scope).place;
         self.touch_bucket(self.hasher.other(place))
             ^ self.touch_bucket(answer)
             ^ self.touch_bucket(self.hasher.other(answer))

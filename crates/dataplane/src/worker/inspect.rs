@@ -174,7 +174,7 @@ fn parsed(tables: &Tables, port: PortId, frame: &[u8]) -> Option<(Scope, Ingress
             let vni = found.interface.as_ref()?.interface.spec.vni;
             match cls::from_machine(frame).ok()? {
                 FromMachine::Overlay(overlay) => {
-                    Some((Scope::plain(vni), Ingress::machine(port), overlay))
+                    Some((Scope::machine(vni), Ingress::machine(port), overlay))
                 }
                 FromMachine::Arp
                 | FromMachine::Solicitation(..)

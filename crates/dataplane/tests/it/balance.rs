@@ -4,7 +4,7 @@ use crate::bed::*;
 use crate::build::{self, address};
 use crate::scene::*;
 use core::net::Ipv6Addr;
-use dataplane::{DropReason, LbPort, LoadBalancerSpec};
+use dataplane::{DropReason, LbPort, LoadBalancerSpec, PortId};
 use net::tcp::{ACK, SYN};
 use std::collections::BTreeSet;
 
@@ -306,4 +306,149 @@ fn from_a_machine_with_vip_or_nat_over_the_router_to_a_balancer_here() {
         bed.fabric(underlay, &inner),
         Out::Machine(VM1, inner.clone())
     );
+}
+
+/// A client, its address and the one that others see; where the fabric brings what is for that.
+struct Client {
+    id: &'static str,
+    port: PortId,
+    own: &'static str,
+    /// `None` if the port of a NAT address has to be found out.
+    seen: Option<&'static str>,
+    underlay: Ipv6Addr,
+}
+
+/// Packets of a connection, each brought on by the edge as far as it goes: what the client sends out comes back for the balancer, or for the
+/// target if the balancer is elsewhere.
+#[track_caller]
+fn talks_to_a_target_next_door(bed: &mut Bed, client: &Client, (at, served): (Ipv6Addr, &str)) {
+    let (own, target) = (bed.underlay(client.id), bed.underlay("vm1"));
+    for (asked, answered) in [(SYN, SYN | ACK), (ACK, ACK), (ACK, ACK)] {
+        let sent = build::tcp((client.own, 777), (served, 80), asked);
+        let Out::Tunnel(_, from, to, seen) = bed.guest(client.port, &sent) else {
+            panic!("{}: the request does not go out", client.id)
+        };
+        assert_eq!((from, to), (own, router()), "{}", client.id);
+        let port = ports(&seen).0;
+        if let Some(address) = client.seen {
+            let expected = build::tcp((address, 777), (served, 80), asked);
+            assert_eq!(hex(&seen), hex(&expected), "{}", client.id);
+        }
+        assert_eq!(
+            bed.fabric(at, &seen),
+            Out::Machine(VM1, seen.clone()),
+            "{}: the request at the target",
+            client.id
+        );
+        let address = client.seen.unwrap_or(NAT);
+        let answer = build::tcp((served, 80), (address, port), answered);
+        let received = build::tcp((served, 80), (client.own, 777), answered);
+        match bed.guest(VM1, &answer) {
+            // An address of the network itself is next door, and no edge has to be asked.
+            Out::Machine(to, bytes) => {
+                assert_eq!(client.own, address);
+                assert_eq!((to, hex(&bytes)), (client.port, hex(&received)));
+            }
+            out => {
+                assert_eq!(out, Out::Tunnel(PF0, target, router(), answer.clone()));
+                assert_eq!(
+                    bed.fabric(client.underlay, &answer),
+                    Out::Machine(client.port, received),
+                    "{}: the answer",
+                    client.id
+                );
+            }
+        }
+        // The target complains about what it got.
+        if address.parse::<Ipv6Addr>().is_err() {
+            let error = build::icmp(served, address, 3, 3, [0; 4], &seen);
+            let out = bed.guest(VM1, &error);
+            assert_eq!(out, Out::Tunnel(PF0, target, router(), error.clone()));
+            let quoted = build::icmp(served, client.own, 3, 3, [0; 4], &sent);
+            assert_eq!(
+                bed.fabric(client.underlay, &error),
+                Out::Machine(client.port, quoted),
+                "{}: the error",
+                client.id
+            );
+        }
+        // The next packets are decided anew.
+        bed.engine.set_uplink_mtu(PF1, 9_000 + u16::from(answered));
+        dataplane::fuzzing::forget_decisions(&mut bed.engine);
+    }
+}
+
+#[test]
+fn a_target_of_the_clients_own_host_and_network() {
+    // With "true" the balancer is on another host, and its tunnel leads to the target.
+    for is_elsewhere in [false, true] {
+        let mut bed = Bed::public();
+        let served = [(LB, 32), (LB6, 128)].map(|(text, length)| {
+            let underlay = balancer(&mut bed, text, text);
+            let prefix = bed
+                .engine
+                .create_lb_prefix("vm1", address(text), length, None)
+                .unwrap();
+            target(&mut bed, text, prefix);
+            (if is_elsewhere { prefix } else { underlay }, text)
+        });
+        bed.attach(spec("vm4", VM4, V100, "10.100.1.4", ""));
+        let client = |id, port, own, seen, underlay| Client {
+            id,
+            port,
+            own,
+            seen,
+            underlay,
+        };
+        let vip = bed.engine.create_vip("vm2", address(VIP), None).unwrap();
+        let nat = bed
+            .engine
+            .create_nat("vm4", address(NAT), range(100, 200), None)
+            .unwrap();
+        let (six, other) = (bed.underlay("vm2"), bed.underlay("vm3"));
+        let elsewhere = bed
+            .engine
+            .create_vip("vm3", address(PUBLIC_OTHER), None)
+            .unwrap();
+        let six_own = "2000:100:1::2";
+        let six_other = "2000:100:1::1";
+        let [four, sixth] = served;
+        for (client, served) in [
+            (client("vm2", VM2, "10.100.1.2", Some(VIP), vip), four),
+            (client("vm4", VM4, "10.100.1.4", None, nat), four),
+            (client("vm2", VM2, six_own, Some(six_own), six), sixth),
+            (
+                client("vm3", VM3, "10.100.1.1", Some(PUBLIC_OTHER), elsewhere),
+                four,
+            ),
+        ] {
+            talks_to_a_target_next_door(&mut bed, &client, served);
+        }
+        // From another network without any translation, under an address that the balancer's network uses for the target itself.
+        let sent = build::tcp((six_other, 777), (LB6, 80), SYN);
+        assert_eq!(
+            bed.guest(VM3, &sent),
+            Out::Tunnel(PF0, other, router(), sent.clone())
+        );
+        assert_eq!(bed.fabric(sixth.0, &sent), Out::Machine(VM1, sent.clone()));
+    }
+}
+
+/// A connection whose other end moves to this host is answered from the other side.
+#[test]
+fn a_peer_that_moves_here_goes_on() {
+    let mut bed = Bed::new();
+    let (here, there) = (("10.100.1.1", 777), ("10.100.2.9", 80));
+    let sent = build::tcp(here, there, SYN);
+    assert!(matches!(bed.guest(VM1, &sent), Out::Tunnel(..)));
+    let answer = build::tcp(there, here, SYN | ACK);
+    let own = bed.underlay("vm1");
+    assert_eq!(bed.fabric(own, &answer), Out::Machine(VM1, answer.clone()));
+    bed.attach(spec("vm4", VM4, V100, "10.100.2.9", ""));
+    let sent = build::tcp(here, there, ACK);
+    assert_eq!(bed.guest(VM1, &sent), Out::Machine(VM4, sent.clone()));
+    let flows = bed.worker.flow_saturation().0;
+    let answer = build::tcp(there, here, ACK);
+    assert_eq!(bed.guest(VM4, &answer), Out::Machine(VM1, answer.clone()));
+    assert_eq!(bed.worker.flow_saturation().0, flows, "the same connection");
 }

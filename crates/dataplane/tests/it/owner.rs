@@ -142,6 +142,39 @@ fn both_directions_and_errors_meet() {
     assert!(spread.iter().all(|count| *count > 200), "{spread:?}");
 }
 
+/// What a machine sends to a balanced address goes round by the fabric, even if a neighbour serves it.
+#[test]
+fn answers_of_a_target_meet_the_requests_that_the_fabric_brought() {
+    let mut engine = engine();
+    for v6 in [false, true] {
+        let (served, virtual_address) = (local(200, v6), local(100, v6));
+        let length = if v6 { 128 } else { 32 };
+        engine.create_lb_prefix("m2", served, length, None).unwrap();
+        let client = if v6 {
+            local(1, true)
+        } else {
+            engine.create_vip("m1", virtual_address, None).unwrap();
+            virtual_address
+        };
+        let owned = |port, frame: &[u8]| owner(engine.tables(), port, frame, WORKERS);
+        for number in 0..100 {
+            let request = packet(client, served, 6, &tcp(number, 443));
+            let answer = packet(served, client, 6, &tcp(443, number));
+            assert_eq!(
+                owned(UPLINK, &uplink_frame(&request)),
+                owned(SECOND, &machine_frame(&answer)),
+                "at the target"
+            );
+            let sent = packet(local(1, v6), served, 6, &tcp(number, 443));
+            assert_eq!(
+                owned(FIRST, &machine_frame(&sent)),
+                owned(UPLINK, &uplink_frame(&answer)),
+                "at the client"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_belongs_to_no_connection_stays_in_order() {
     let engine = engine();

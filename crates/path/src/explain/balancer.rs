@@ -18,8 +18,8 @@ use super::outbound::guest;
 use super::overlay::{Expected, decision};
 use super::rehearse::Expect;
 use super::table::Live;
-use super::{Walk, broken, finding, note, warning};
-use crate::model::{Hop, Level, Packet, Protocol, Source, Stage};
+use super::{Walk, broken, note, warning};
+use crate::model::{Hop, Packet, Protocol, Source, Stage};
 use crate::snapshot::{Action, RouteKind, named, same_node};
 
 /// Targets named in a line.
@@ -236,7 +236,6 @@ impl<'a> Walk<'a> {
         let usable = self.known_targets(&mut hop, &targets, &served, packet);
         self.push(hop);
         let decided = self.decided(&targets, served.first(), packet);
-        let is_certain = decided.is_some() || targets.len() == 1;
         let Some(chosen) = decided.or(usable).or(targets.first().cloned()) else {
             return;
         };
@@ -259,31 +258,6 @@ impl<'a> Walk<'a> {
             guest(last, text);
         }
         self.answer(&chosen, packet.source);
-        self.short_cut(&chosen, is_certain);
-    }
-
-    /// A target that answers somebody of its own hypervisor and network, who came round by an edge: dpservice takes the short way for the
-    /// answer, on which the connection is not known.
-    fn short_cut(&mut self, target: &Nic<'a>, is_certain: bool) {
-        let came_round = self.hops.iter().any(|hop| hop.stage == Stage::Edge);
-        let shares = |sender: &Nic<'_>| sender.node == target.node && sender.vni == target.vni;
-        if !came_round || !self.sender.as_ref().is_some_and(shares) {
-            return;
-        }
-        let text = format!(
-            "the request came round by an edge, but {} shares hypervisor and network with the sender: dpservice does not bring such an answer back",
-            target.place()
-        );
-        let level = if is_certain {
-            Level::Broken
-        } else {
-            Level::Warning
-        };
-        let found = finding(level, "AnswerShortCut", Source::Dpservice, text)
-            .next("inside the network use an internal load balancer, or a machine's own address");
-        if let Some(last) = self.hops.last_mut() {
-            last.find(found);
-        }
     }
 
     /// The target to which the data plane says that this very connection falls.
