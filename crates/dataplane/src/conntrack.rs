@@ -4,7 +4,7 @@
 
 use crate::cls::{L4, Overlay};
 use crate::counters::Node;
-use crate::flow::adjacency::AdjacencyTable;
+use crate::flow::adjacency::{AdjacencyTable, Tunnel};
 use crate::flow::key::{Keyed, Scope, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Entry, Ingress, Service};
@@ -297,29 +297,39 @@ fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, Dro
         // Both cannot be told apart by their answers: the newer one gets them.
         end(cx, other);
     }
-    let [mut forward, mut backward] = [Entry::FREE; 2];
+    let (action, target) = resolve(cx, &output, &to)?;
+    let mut forward = Entry {
+        key: keyed.key,
+        epoch: cx.tables.epoch,
+        last_seen: cx.now,
+        target,
+        ingress: ingress(cx),
+        action,
+        ..Entry::FREE
+    };
+    let mut backward = Entry {
+        key: back.key,
+        last_seen: cx.now,
+        ..Entry::FREE
+    };
     let changes_family = from.source.is_ipv4() != to.source.is_ipv4();
     let is_possible = is_same
         || changes_family
         || flow::rewrite::prescribe(&mut forward, &from, &to)
             && flow::rewrite::prescribe(&mut backward, &to.inverted(), &from.inverted());
     if !is_possible {
+        release_target(cx.adjacencies, action, target);
         return Err(DropReason::Bug);
     }
-    let (action, target) = resolve(cx, &output, &to)?;
+    slow::mark(cx, &mut forward, walk);
+    let entries = [(keyed.place, &forward), (back.place, &backward)];
     let owner = (cx.machine, cx.generation);
-    let created = cx.flows.insert([keyed, &back], owner, walk.service, cx.now);
+    let created = cx.flows.insert(entries, owner, walk.service);
     let Some(number) = created else {
         release_target(cx.adjacencies, action, target);
         return Err(DropReason::FlowTableFull);
     };
     cx.counters.flows_created += 1;
-    for (number, prescribed) in [(number, forward), (number | 1, backward)] {
-        if let Some(entry) = cx.flows.entry_mut(number) {
-            entry.take_rewrite(&prescribed);
-        }
-    }
-    settle(cx, number, (action, target), walk)?;
     Ok(number)
 }
 
@@ -331,9 +341,10 @@ fn settle(
     walk: &Walk,
 ) -> Result<(), DropReason> {
     let (ingress, epoch) = (ingress(cx), cx.tables.epoch);
-    let mut entry = *cx.flows.entry(number).ok_or(DropReason::Bug)?;
+    let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
     (entry.action, entry.target) = (action, target);
     (entry.ingress, entry.epoch) = (ingress, epoch);
+    let mut entry = *entry;
     slow::mark(cx, &mut entry, walk);
     *cx.flows.entry_mut(number).ok_or(DropReason::Bug)? = entry;
     Ok(())
@@ -421,8 +432,12 @@ fn resolve(
             source,
             destination,
         } => {
-            let adjacency = ipip::adjacency(uplink, leaves.destination, *source, *destination);
-            let index = cx.adjacencies.acquire(&adjacency);
+            let index = cx.adjacencies.acquire_tunnel(&Tunnel {
+                uplink: *uplink,
+                is_v6: leaves.destination.is_ipv6(),
+                source: *source,
+                destination: *destination,
+            });
             Ok((Action::Encap, index.ok_or(DropReason::AdjacencyTableFull)?))
         }
     }

@@ -5,7 +5,7 @@
 //! verdict is taken for the first packet of a connection, on addresses as the machine sees them, and holds for its answers.
 
 use crate::flow::key::{Transport, Tuple};
-use crate::objects::{FirewallAction, FirewallRule, RuleDirection, RuleFilter, RulePrefix};
+use crate::objects::{FirewallAction, FirewallRule, PortMatch, RuleDirection, RuleFilter};
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -47,6 +47,7 @@ pub enum Filter {
 /// A rule in force, with the number of connections it decided.
 #[derive(Clone, Debug)]
 struct Entry {
+    test: Test,
     rule: Arc<FirewallRule>,
     hits: Arc<AtomicU64>,
 }
@@ -100,6 +101,7 @@ impl Firewall {
         }
         let order = order(&rule);
         let entry = Entry {
+            test: Test::of(&rule),
             rule: Arc::new(rule),
             hits: Arc::default(),
         };
@@ -162,7 +164,8 @@ impl Firewall {
         if tried.is_empty() {
             return (Filter::Accept, None);
         }
-        let Some(entry) = tried.iter().find(|entry| matches(&entry.rule, packet)) else {
+        let subject = Subject::of(packet);
+        let Some(entry) = tried.iter().find(|entry| entry.test.matches(&subject)) else {
             return (Filter::Drop, None);
         };
         let filter = match entry.rule.action {
@@ -204,37 +207,116 @@ fn order(rule: &FirewallRule) -> (u32, bool) {
     (rule.priority, rule.action == FirewallAction::Accept)
 }
 
-fn matches(rule: &FirewallRule, packet: &FilterPacket) -> bool {
-    let is_there = |given: &RulePrefix, address| given.prefix().contains(address);
-    is_there(&rule.source, packet.source)
-        && is_there(&rule.destination, packet.destination)
-        && transport_matches(rule, packet.transport)
+/// An address as a number: family, and bits aligned to the left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Numbered {
+    bits: u128,
+    is_v6: bool,
 }
 
-fn transport_matches(rule: &FirewallRule, transport: Filtered) -> bool {
-    match (rule.filter, transport) {
-        (RuleFilter::Any, _) => true,
-        (
+impl Numbered {
+    fn of(address: IpAddr) -> Numbered {
+        match address {
+            IpAddr::V4(address) => Numbered {
+                bits: u128::from(address.to_bits()) << 96,
+                is_v6: false,
+            },
+            IpAddr::V6(address) => Numbered {
+                bits: address.to_bits(),
+                is_v6: true,
+            },
+        }
+    }
+}
+
+/// Sets of transports.
+const TCP: u8 = 1;
+const UDP: u8 = 2;
+const ICMP: u8 = 4;
+
+/// A packet in numbers: what a rule's [`Test`] compares.
+#[derive(Clone, Copy, Debug)]
+struct Subject {
+    source: Numbered,
+    destination: Numbered,
+    transport: u8,
+    /// Ports, or type and code.
+    numbers: [u16; 2],
+}
+
+impl Subject {
+    fn of(packet: &FilterPacket) -> Subject {
+        let (transport, numbers) = match packet.transport {
+            Filtered::Tcp(from, to) => (TCP, [from, to]),
+            Filtered::Udp(from, to) => (UDP, [from, to]),
+            Filtered::Icmp(kind, code) => (ICMP, [kind.into(), code.into()]),
+        };
+        Subject {
+            source: Numbered::of(packet.source),
+            destination: Numbered::of(packet.destination),
+            transport,
+            numbers,
+        }
+    }
+}
+
+/// What a rule asks for, worked out once: the first packet of a connection may meet many rules.
+#[derive(Clone, Copy, Debug)]
+struct Test {
+    source: Numbered,
+    destination: Numbered,
+    /// Significant bits of both.
+    lengths: [u8; 2],
+    transports: u8,
+    /// First and last.
+    ranges: [(u16, u16); 2],
+}
+
+impl Test {
+    fn of(rule: &FirewallRule) -> Test {
+        const ANY: (u16, u16) = (0, u16::MAX);
+        let ports = |given: PortMatch| match given {
+            PortMatch { lower: None, .. } => ANY,
+            PortMatch {
+                lower: Some(lower),
+                upper,
+            } => (lower, upper.unwrap_or(u16::MAX)),
+        };
+        let exactly = |given: Option<u8>| given.map_or(ANY, |value| (value.into(), value.into()));
+        let (transports, ranges) = match rule.filter {
+            RuleFilter::Any => (TCP | UDP | ICMP, [ANY; 2]),
             RuleFilter::Tcp {
                 source,
                 destination,
-            },
-            Filtered::Tcp(from, to),
-        )
-        | (
+            } => (TCP, [ports(source), ports(destination)]),
             RuleFilter::Udp {
                 source,
                 destination,
-            },
-            Filtered::Udp(from, to),
-        ) => source.contains(from) && destination.contains(to),
-        (RuleFilter::Icmp { kind, code }, Filtered::Icmp(packet_kind, packet_code)) => {
-            kind.is_none_or(|kind| kind == packet_kind)
-                && code.is_none_or(|code| code == packet_code)
+            } => (UDP, [ports(source), ports(destination)]),
+            RuleFilter::Icmp { kind, code } => (ICMP, [exactly(kind), exactly(code)]),
+        };
+        let (source, destination) = (rule.source.prefix(), rule.destination.prefix());
+        Test {
+            source: Numbered::of(source.address()),
+            destination: Numbered::of(destination.address()),
+            lengths: [source.len(), destination.len()],
+            transports,
+            ranges,
         }
-        (
-            RuleFilter::Tcp { .. } | RuleFilter::Udp { .. } | RuleFilter::Icmp { .. },
-            Filtered::Tcp(..) | Filtered::Udp(..) | Filtered::Icmp(..),
-        ) => false,
+    }
+
+    fn matches(&self, subject: &Subject) -> bool {
+        let covers = |prefix: &Numbered, length: u8, address: &Numbered| {
+            prefix.is_v6 == address.is_v6
+                && (prefix.bits ^ address.bits).leading_zeros() >= u32::from(length)
+        };
+        let within = |(first, last): (u16, u16), number| (first..=last).contains(&number);
+        let ([of_source, of_destination], [one, two]) = (self.lengths, self.ranges);
+        let [from, to] = subject.numbers;
+        self.transports & subject.transport != 0
+            && covers(&self.source, of_source, &subject.source)
+            && covers(&self.destination, of_destination, &subject.destination)
+            && within(one, from)
+            && within(two, to)
     }
 }

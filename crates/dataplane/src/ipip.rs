@@ -3,14 +3,13 @@
 //! The inner packet is not touched: no hop limit is decremented, no DSCP copied. The VNI is not on the wire; the receiver knows
 //! it from the outer destination.
 
-use crate::flow::adjacency::{Adjacency, AdjacencyTable};
+use crate::flow::adjacency::{Adjacency, AdjacencyTable, Tunnel};
 use crate::flow::rewrite::{self, Layout};
 use crate::flow::{Action, Entry};
 use crate::packet::Packet;
-use crate::tables::{Port, Tables, Uplink};
+use crate::tables::{Port, Tables};
 use crate::underlay::{Endpoint, HostPart};
 use crate::verdict::{DropReason, PortId};
-use core::net::{IpAddr, Ipv6Addr};
 use net::ethernet::{self, HEADER_LEN as ETHERNET_LEN};
 use net::{Ethernet, Ipv6, ipv6, protocol};
 
@@ -19,16 +18,18 @@ const HOP_LIMIT: u8 = 64;
 /// Ethernet and IPv6 header.
 pub(crate) const TUNNEL_LEN: usize = ETHERNET_LEN + ipv6::HEADER_LEN;
 
-/// The tunnel for packets to an `inner` destination.
-pub(crate) fn adjacency(
-    uplink: &Uplink,
-    inner: IpAddr,
-    source: Ipv6Addr,
-    destination: Ipv6Addr,
-) -> Adjacency {
-    let next_header = match inner {
-        IpAddr::V4(_) => protocol::IPV4,
-        IpAddr::V6(_) => protocol::IPV6,
+/// The headers of a tunnel.
+pub(crate) fn adjacency(tunnel: &Tunnel) -> Adjacency {
+    let Tunnel {
+        uplink,
+        is_v6,
+        source,
+        destination,
+    } = *tunnel;
+    let next_header = if is_v6 {
+        protocol::IPV6
+    } else {
+        protocol::IPV4
     };
     let next_hop = uplink.next_hop.unwrap_or_default();
     let outer = ipv6::Header {

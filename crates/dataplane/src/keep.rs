@@ -3,16 +3,16 @@
 
 use crate::conntrack;
 use crate::counters::Counters;
-use crate::flow::adjacency::AdjacencyTable;
+use crate::flow::adjacency::{AdjacencyTable, Tunnel};
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Entry, Ingress};
 use crate::graph::{Context, Output, Source, Walk};
 use crate::history::Change;
+use crate::route_lookup;
 use crate::stages::{self, slow};
 use crate::tables::Tables;
 use crate::underlay::UnderlayKind;
 use crate::verdict::PortId;
-use crate::{ipip, route_lookup};
 use net::Prefix;
 
 /// Which parts of a decision changes may concern: a set of bits.
@@ -188,8 +188,13 @@ fn is_route_kept(cx: &Context<'_>, entry: &Entry, walk: &Walk) -> bool {
             source,
             destination,
         }) => {
-            let wanted = ipip::adjacency(&uplink, walk.leaves.destination, source, destination);
-            entry.action == Action::Encap && cx.adjacencies.get(entry.target) == Some(&wanted)
+            let tunnel = Tunnel {
+                uplink,
+                is_v6: walk.leaves.destination.is_ipv6(),
+                source,
+                destination,
+            };
+            entry.action == Action::Encap && cx.adjacencies.is(entry.target, &tunnel)
         }
         None => false,
     };

@@ -47,9 +47,16 @@ fn from_machine(
 ) -> Result<Output, DropReason> {
     let tables = cx.tables;
     let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
-    let services = cx.services();
-    let serves = |address| services.is_some_and(|services| services.serves(address));
-    if !is_own(routes, source, cx.machine) && !serves(source) {
+    let may_use = cx.attached(cx.machine).is_some_and(|attached| {
+        // The interface's own address, mostly: nobody else can have it.
+        let spec = &attached.interface.spec;
+        let is_first = match source {
+            IpAddr::V4(source) => spec.ipv4 == Some(source),
+            IpAddr::V6(source) => spec.ipv6 == Some(source),
+        };
+        is_first || is_own(routes, source, cx.machine) || attached.services.serves(source)
+    });
+    if !may_use {
         return Err(DropReason::SourceSpoofed);
     }
     let (length, target) = routes.lookup(destination).ok_or(DropReason::NoRoute)?;

@@ -55,6 +55,14 @@ pub(crate) struct Settings {
     pub is_rehearsal: bool,
 }
 
+impl Settings {
+    /// Whether some packets have to be looked at that the loop over cached answers would send on.
+    #[inline]
+    pub(crate) fn looks_closer(&self) -> bool {
+        self.decrement_hops || self.mss_clamp != MssClamp::Off
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
     pub kind: PortKind,

@@ -89,8 +89,6 @@ struct Burst<'w, 't> {
     ip_offset: usize,
     slow: u64,
     is_refreshed: bool,
-    /// See [`crate::EngineConfig::decrement_hops`].
-    counts_hops: bool,
 }
 
 /// A run of packets to the same port, added to its counters once.
@@ -193,8 +191,15 @@ impl Worker {
             .zip(verdicts.chunks_mut(BURST_MAX))
         {
             let rx_bytes = self.parse_burst(tables, port, packets);
+            if tables.settings.looks_closer() {
+                self.set_aside(tables, port, packets);
+            }
             self.find_entries(packets.len());
-            self.answer_burst(tables, port, packets, verdicts, now);
+            if tables.settings.decrement_hops {
+                self.answer_burst::<true>(tables, port, packets, verdicts, now);
+            } else {
+                self.answer_burst::<false>(tables, port, packets, verdicts, now);
+            }
             self.count_received(tables, port, packets.len(), rx_bytes);
         }
     }
@@ -221,7 +226,6 @@ impl Worker {
         let Worker { flows, parsed, .. } = self;
         let hasher = *flows.hasher();
         let parsed = parsed.iter_mut().zip(packets);
-        let slow_flags = mss::flags(tables.settings.mss_clamp);
         let mut bytes = 0;
         match tables
             .port(port)
@@ -234,9 +238,7 @@ impl Worker {
                     let frame = packet.frame();
                     bytes += frame.len() as u64;
                     parsed.ingress = ingress;
-                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast)
-                        || parsed.fast.tcp_flags & slow_flags != 0
-                    {
+                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast) {
                         parsed.forget();
                     }
                 }
@@ -245,9 +247,7 @@ impl Worker {
                 for (parsed, packet) in parsed {
                     let frame = packet.frame();
                     bytes += frame.len() as u64;
-                    if !uplink_fast(&hasher, tables, frame, parsed)
-                        || parsed.fast.tcp_flags & slow_flags != 0
-                    {
+                    if !uplink_fast(&hasher, tables, frame, parsed) {
                         parsed.forget();
                     }
                 }
@@ -260,6 +260,25 @@ impl Worker {
             }
         }
         bytes
+    }
+
+    /// Leaves to the slow walk what options want a closer look at: segments that announce their size, and packets at the end of their hops.
+    #[cold]
+    #[inline(never)]
+    fn set_aside(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) {
+        let Settings {
+            mss_clamp,
+            decrement_hops,
+            ..
+        } = &*tables.settings;
+        let slow_flags = mss::flags(*mss_clamp);
+        let ip_offset = ip_offset(tables, port);
+        for (parsed, packet) in self.parsed.iter_mut().zip(packets) {
+            let has_hops = || packet.frame().get(ip_offset..).is_some_and(hops::has_more);
+            if parsed.fast.tcp_flags & slow_flags != 0 || *decrement_hops && !has_hops() {
+                parsed.forget();
+            }
+        }
     }
 
     /// Finds the probable entries, one kind of memory per pass. The sums only keep the loads from being optimised away.
@@ -291,7 +310,8 @@ impl Worker {
         black_box(touched);
     }
 
-    fn answer_burst(
+    /// With `HOPS`, every packet that is sent on has one hop less.
+    fn answer_burst<const HOPS: bool>(
         &mut self,
         tables: &Tables,
         port: PortId,
@@ -309,11 +329,8 @@ impl Worker {
             fragments,
             parsed,
         } = self;
-        let is_tunnel = matches!(
-            tables.port(port).map(|found| found.kind),
-            Some(PortKind::Uplink(_))
-        );
-        let ip_offset = if is_tunnel { TUNNEL_LEN } else { ETHERNET_LEN };
+        let ip_offset = ip_offset(tables, port);
+        let is_tunnel = ip_offset == TUNNEL_LEN;
         let mut cx = Burst {
             parts: Parts {
                 flows,
@@ -332,12 +349,11 @@ impl Worker {
             ip_offset,
             slow: 0,
             is_refreshed: false,
-            counts_hops: tables.settings.decrement_hops,
         };
         let mut sent = Sent::default();
         let burst = parsed.get(..packets.len()).unwrap_or_default();
         for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(burst) {
-            match answer_hit(&mut cx, parsed, parsed.entry, packet) {
+            match answer_hit::<HOPS>(&mut cx, parsed, parsed.entry, packet) {
                 Some(to) => {
                     *verdict = Verdict::Transmit(to);
                     if to != sent.to {
@@ -351,7 +367,7 @@ impl Worker {
                     if !core::mem::replace(&mut cx.is_refreshed, true) {
                         refresh(&mut cx, burst);
                     }
-                    *verdict = answer_miss(&mut cx, parsed, packet);
+                    *verdict = answer_miss::<HOPS>(&mut cx, parsed, packet);
                 }
             }
         }
@@ -402,6 +418,14 @@ impl Sent {
     }
 }
 
+/// Where the IP packet of the overlay begins in frames from a port.
+fn ip_offset(tables: &Tables, port: PortId) -> usize {
+    match tables.port(port).map(|found| found.kind) {
+        Some(PortKind::Uplink(_)) => TUNNEL_LEN,
+        Some(PortKind::Machine) | None => ETHERNET_LEN,
+    }
+}
+
 #[inline(always)]
 fn machine_fast(hasher: &Hasher, scope: Scope, frame: &[u8], fast: &mut Fast) -> bool {
     let Some((header, ip)) = frame.split_first_chunk::<ETHERNET_LEN>() else {
@@ -444,7 +468,7 @@ fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Pars
 
 /// Carries out a cached answer that is still valid; `None` sends the packet on the slow walk, untouched.
 #[inline(always)]
-fn answer_hit(
+fn answer_hit<const HOPS: bool>(
     cx: &mut Burst<'_, '_>,
     parsed: &Parsed,
     number: u32,
@@ -461,14 +485,6 @@ fn answer_hit(
     if !is_valid || !entry.key.is(key) {
         return None;
     }
-    if cx.counts_hops
-        && !packet
-            .frame()
-            .get(cx.ip_offset..)
-            .is_some_and(hops::has_more)
-    {
-        return None;
-    }
     let to = ipip::apply(
         entry,
         cx.parts.adjacencies,
@@ -477,7 +493,7 @@ fn answer_hit(
         (cx.ip_offset, *length, Layout::PLAIN_V4),
     )
     .ok()?;
-    if cx.counts_hops {
+    if HOPS {
         hops::decrement(packet, *length);
     }
     if entry.last_seen != cx.now {
@@ -537,13 +553,17 @@ fn refresh(cx: &mut Burst<'_, '_>, burst: &[Parsed]) {
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
 #[cold]
 #[inline(never)]
-fn answer_miss(cx: &mut Burst<'_, '_>, parsed: &Parsed, packet: &mut impl Packet) -> Verdict {
+fn answer_miss<const HOPS: bool>(
+    cx: &mut Burst<'_, '_>,
+    parsed: &Parsed,
+    packet: &mut impl Packet,
+) -> Verdict {
     // An earlier packet of this burst may have begun the connection, or the entry has been refreshed.
     let entry = match parsed.entry {
         NONE => cx.parts.flows.guess(parsed.fast.place),
         entry => entry,
     };
-    if let Some(to) = answer_hit(cx, parsed, entry, packet) {
+    if let Some(to) = answer_hit::<HOPS>(cx, parsed, entry, packet) {
         let (packets, bytes) = (1, u64::from(parsed.fast.length));
         Sent { to, packets, bytes }.flush(cx.ports, cx.parts.counters);
         return Verdict::Transmit(to);

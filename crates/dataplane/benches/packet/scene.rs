@@ -53,8 +53,9 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
     for (prefix, length) in [(IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16), (v6_net, 32)] {
         engine.create_route(vni(), prefix, length, IpAddr::V6(NEIGHBOUR), 100)?;
     }
-    let outside = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 0));
-    engine.create_route(vni(), outside, 15, IpAddr::V6(EDGE), 0)?;
+    // Only what a default route sends is translated.
+    let outside = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    engine.create_route(vni(), outside, 0, IpAddr::V6(EDGE), 0)?;
     let underlay = match case.work {
         Work::NatOut | Work::NatIn => {
             let ports = PortRange::new(1024, 65_000).ok_or(ConfigError::OutOfMemory)?;
@@ -85,12 +86,17 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
     };
     let mut worker = engine.worker();
     let frames = (0..case.flows).map(|flow| frame(case, flow, underlay));
-    let frames = match case.work {
+    let frames: Vec<Vec<u8>> = match case.work {
         Work::NatIn | Work::VipIn => frames
             .map(|sent| reply(&mut engine, &mut worker, &sent, underlay))
             .collect(),
         _ => frames.collect(),
     };
+    let is_translated =
+        |frame: &Vec<u8>| frame.get(TUNNEL_LEN + 16..TUNNEL_LEN + 20) == Some(&PUBLIC.octets());
+    if matches!(case.work, Work::NatIn | Work::VipIn) && !frames.iter().all(is_translated) {
+        return Err(ConfigError::NotFound);
+    }
     Ok(Scene {
         engine,
         worker,

@@ -4,7 +4,8 @@
 //! references; an unused adjacency is free again at once. Lookup is by content, over chains, and only on the slow walk.
 
 use crate::flow::NONE;
-use crate::ipip::TUNNEL_LEN;
+use crate::ipip::{self, TUNNEL_LEN};
+use crate::tables::Uplink;
 use crate::verdict::PortId;
 use core::net::Ipv6Addr;
 
@@ -33,6 +34,28 @@ impl Adjacency {
     }
 }
 
+/// What an adjacency is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tunnel {
+    pub uplink: Uplink,
+    /// Whether IPv6 is inside.
+    pub is_v6: bool,
+    pub source: Ipv6Addr,
+    pub destination: Ipv6Addr,
+}
+
+impl Tunnel {
+    /// Where it is remembered: those to different hosts, and from different interfaces to one host, in different places.
+    fn place(source: Ipv6Addr, destination: Ipv6Addr) -> usize {
+        let bits = destination.to_bits() ^ source.to_bits().rotate_left(7);
+        let folded = (bits >> 64) as u64 ^ bits as u64;
+        (folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % RECENT_MAX
+    }
+}
+
+/// Tunnels remembered with their numbers, so that the next connection through one need not put its header together to find it.
+const RECENT_MAX: usize = 64;
+
 #[derive(Clone, Copy, Debug)]
 struct Cold {
     references: u32,
@@ -45,6 +68,7 @@ pub(crate) struct AdjacencyTable {
     lines: Vec<Adjacency>,
     cold: Vec<Cold>,
     chains: Box<[u32]>,
+    recent: Box<[Option<(Tunnel, u32)>]>,
     max: usize,
     free: u32,
     len: usize,
@@ -57,6 +81,7 @@ impl AdjacencyTable {
             lines: Vec::with_capacity(max),
             cold: Vec::with_capacity(max),
             chains: vec![NONE; max.next_power_of_two()].into_boxed_slice(),
+            recent: vec![None; RECENT_MAX].into_boxed_slice(),
             max,
             free: NONE,
             len: 0,
@@ -71,6 +96,38 @@ impl AdjacencyTable {
     #[inline(always)]
     pub(crate) fn get(&self, index: u32) -> Option<&Adjacency> {
         self.lines.get(index as usize)
+    }
+
+    /// The number of a tunnel's adjacency, with one more reference to it. `None` if the table is full.
+    pub(crate) fn acquire_tunnel(&mut self, tunnel: &Tunnel) -> Option<u32> {
+        if let Some(index) = self.recent(tunnel)
+            && let Some(cold) = self.cold.get_mut(index as usize)
+        {
+            cold.references += 1;
+            return Some(index);
+        }
+        let index = self.acquire(&ipip::adjacency(tunnel))?;
+        let place = Tunnel::place(tunnel.source, tunnel.destination);
+        if let Some(recent) = self.recent.get_mut(place) {
+            *recent = Some((*tunnel, index));
+        }
+        Some(index)
+    }
+
+    /// Whether a number is that of a tunnel's adjacency.
+    pub(crate) fn is(&self, index: u32, tunnel: &Tunnel) -> bool {
+        match self.recent(tunnel) {
+            Some(known) => known == index,
+            None => self.get(index) == Some(&ipip::adjacency(tunnel)),
+        }
+    }
+
+    fn recent(&self, tunnel: &Tunnel) -> Option<u32> {
+        let place = Tunnel::place(tunnel.source, tunnel.destination);
+        match self.recent.get(place) {
+            Some(Some((known, index))) if known == tunnel => Some(*index),
+            _ => None,
+        }
     }
 
     /// The number of an adjacency, with one more reference to it. `None` if the table is full.
@@ -122,6 +179,12 @@ impl AdjacencyTable {
         let after = core::mem::replace(&mut cold.next, self.free);
         self.free = index;
         self.len -= 1;
+        if let Some(line) = self.lines.get(index as usize) {
+            let place = Tunnel::place(line.source(), line.destination());
+            if let Some(recent) = self.recent.get_mut(place) {
+                *recent = recent.filter(|(_, known)| *known != index);
+            }
+        }
         self.unchain(index, after);
     }
 

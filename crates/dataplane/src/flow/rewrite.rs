@@ -81,20 +81,6 @@ pub(crate) fn prescribe(entry: &mut Entry, from: &Tuple, to: &Tuple) -> bool {
     true
 }
 
-impl Entry {
-    /// Takes over what [`prescribe`] has worked out for another entry.
-    pub(crate) fn take_rewrite(&mut self, other: &Entry) {
-        if !other.has(Entry::TRANSLATED) {
-            return;
-        }
-        self.flags |= Entry::TRANSLATED;
-        self.rewrite = other.rewrite;
-        let [_, from, ..] = other.key.addresses;
-        let [_, to, ..] = &mut self.key.addresses;
-        *to = from;
-    }
-}
-
 /// Carries out the change of a [`Entry::TRANSLATED`] entry on the IP packet at the front of `packet`; false if it is too short, which the parser
 /// has excluded.
 #[inline]

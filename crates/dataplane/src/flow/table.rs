@@ -255,15 +255,15 @@ impl FlowTable {
             })
     }
 
-    /// Creates the connection of two keys that are not in the table, undecided, and returns the entry of the first one. `None` if there is no
+    /// Creates the connection of two entries, whose keys are not in the table, and returns the number of the first one. `None` if there is no
     /// room.
     pub(crate) fn insert(
         &mut self,
-        keys: [&Keyed; 2],
+        entries: [(Place, &Entry); 2],
         owner: (PortId, u32),
         service: Service,
-        now: Coarse,
     ) -> Option<u32> {
+        let [(_, Entry { last_seen: now, .. }), _] = entries;
         let record = Cold {
             next: NONE,
             owner: owner.1,
@@ -273,8 +273,8 @@ impl FlowTable {
             service,
         };
         let connection = self.allocate(record)?;
-        for (side, keyed) in (0..).zip(keys) {
-            if !self.place(keyed, connection * 2 + side, now) {
+        for (side, (place, entry)) in (0..).zip(entries) {
+            if !self.place(place, connection * 2 + side, entry) {
                 if side == 1 {
                     self.unplace(connection * 2);
                 }
@@ -282,26 +282,22 @@ impl FlowTable {
                 return None;
             }
         }
-        self.wheel.link(&mut self.cold, connection, now, self.idle);
+        self.wheel.link(&mut self.cold, connection, *now, self.idle);
         self.len += 1;
         Some(connection * 2)
     }
 
-    /// Gives an entry its key and a place in a bucket.
-    fn place(&mut self, keyed: &Keyed, entry: u32, now: Coarse) -> bool {
-        let Some((bucket, way)) = self.make_room(keyed.place) else {
+    /// Gives an entry its content and a place in a bucket.
+    fn place(&mut self, place: Place, number: u32, entry: &Entry) -> bool {
+        let Some((bucket, way)) = self.make_room(place) else {
             return false;
         };
-        let Some(place) = self.entries.get_mut(entry as usize) else {
+        let Some(slot) = self.entries.get_mut(number as usize) else {
             return false;
         };
-        *place = Entry {
-            key: keyed.key,
-            last_seen: now,
-            ..Entry::FREE
-        };
+        *slot = *entry;
         match self.buckets.get_mut(bucket) {
-            Some(bucket) => bucket.set(way, keyed.place.signature, entry),
+            Some(bucket) => bucket.set(way, place.signature, number),
             None => return false,
         }
         true

@@ -3,6 +3,7 @@
 use crate::cls::{L4, Overlay};
 use crate::counters::Node;
 use crate::edit::{Change, set_word};
+use crate::flow::adjacency::Tunnel;
 use crate::flow::key::Transport;
 use crate::graph::{Context, Output, Source};
 use crate::ipip::{self, TUNNEL_LEN};
@@ -33,7 +34,12 @@ pub(crate) fn process(
     else {
         return Err(DropReason::Bug);
     };
-    let adjacency = ipip::adjacency(&uplink, overlay.source, source, destination);
+    let adjacency = ipip::adjacency(&Tunnel {
+        uplink,
+        is_v6: overlay.source.is_ipv6(),
+        source,
+        destination,
+    });
     if !packet.reframe(TUNNEL_LEN, TUNNEL_LEN, usize::from(overlay.length)) {
         return Err(DropReason::Bug);
     }

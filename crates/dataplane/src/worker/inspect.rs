@@ -148,11 +148,10 @@ impl Worker {
         }) else {
             return None;
         };
-        let now = entries.first()?.last_seen;
         let owner = (record.owner_port, record.owner);
-        let number = self
-            .flows
-            .insert([&forward, &backward], owner, record.service, now)?;
+        let [one, two] = entries;
+        let places = [(forward.place, one), (backward.place, two)];
+        let number = self.flows.insert(places, owner, record.service)?;
         for ((side, entry), tunnel) in (0..).zip(entries).zip(tunnels) {
             let target = match tunnel {
                 Some(tunnel) => self.adjacencies.acquire(tunnel)?,
