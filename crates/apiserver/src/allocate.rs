@@ -104,36 +104,24 @@ pub async fn delete(write: &Write<'_>, old: &Value, draft: &mut Draft) -> Outcom
     if write.kind.group != APINET {
         return Ok(());
     }
-    match write.kind.plural {
-        "networks" => {
-            let id = old
-                .pointer("/spec/id")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+    let locked_by_spec = match write.kind.plural {
+        "networks" => Some(("networkids", "/spec/id")),
+        "ips" => Some(("ipaddresses", "/spec/ip")),
+        _ => None,
+    };
+    match locked_by_spec {
+        Some((locks, field)) => {
+            let name = old.pointer(field).and_then(Value::as_str);
             release_lock(
                 write.region,
-                "networkids",
-                id,
+                locks,
+                name.unwrap_or_default(),
                 object::metadata_text(old, "uid"),
                 draft,
             )
             .await
         }
-        "ips" => {
-            let ip = old
-                .pointer("/spec/ip")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            release_lock(
-                write.region,
-                "ipaddresses",
-                ip,
-                object::metadata_text(old, "uid"),
-                draft,
-            )
-            .await
-        }
-        _ => {
+        None => {
             address::release_own(write, old, draft).await?;
             public::release_all(write, old, draft).await
         }

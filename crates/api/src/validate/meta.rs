@@ -83,8 +83,8 @@ pub fn object_meta_update(new: &Value, old: &Value) -> Errors {
     errors
 }
 
-pub(super) fn labels_and_annotations(meta: &At<'_>, errors: &mut Errors) {
-    let labels = meta.field("labels");
+/// Keys and values of labels, or of the labels that a selector names.
+pub(super) fn labels(labels: &At<'_>, errors: &mut Errors) {
     for (key, value) in labels.entries() {
         if let Some(detail) = name::qualified_name(key) {
             errors.push(FieldError::invalid(labels.path.clone(), key, detail));
@@ -97,10 +97,14 @@ pub(super) fn labels_and_annotations(meta: &At<'_>, errors: &mut Errors) {
             ));
         }
     }
+}
+
+pub(super) fn labels_and_annotations(meta: &At<'_>, errors: &mut Errors) {
+    labels(&meta.field("labels"), errors);
     let annotations = meta.field("annotations");
     let mut size = 0;
     for (key, value) in annotations.entries() {
-        // Keys of annotations compare without regard to case (upstream lowers them first).
+        // Keys of annotations compare without regard to case.
         if let Some(detail) = name::qualified_name(&key.to_ascii_lowercase()) {
             errors.push(FieldError::invalid(annotations.path.clone(), key, detail));
         }

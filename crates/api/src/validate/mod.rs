@@ -228,19 +228,7 @@ pub fn unique(list: &At<'_>, errors: &mut Errors) {
 
 /// A label selector: keys, operators and values must fit together.
 pub fn label_selector(at: &At<'_>, errors: &mut Errors) {
-    let labels = at.field("matchLabels");
-    for (key, value) in labels.entries() {
-        if let Some(detail) = name::qualified_name(key) {
-            errors.push(FieldError::invalid(labels.path.clone(), key, detail));
-        }
-        if let Some(detail) = value.as_str().and_then(name::label_value) {
-            errors.push(FieldError::invalid(
-                labels.path.clone(),
-                value.clone(),
-                detail,
-            ));
-        }
-    }
+    meta::labels(&at.field("matchLabels"), errors);
     for item in at.field("matchExpressions").items() {
         let (key, values) = (item.field("key"), item.field("values"));
         syntax(&key, name::qualified_name, errors);

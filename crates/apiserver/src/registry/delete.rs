@@ -1,12 +1,12 @@
 //! DELETE: finalizers first, then the object and its locks in one transaction.
 
-use super::{CONFLICT_RETRIES_MAX, Write, Written, store_key};
+use super::{CONFLICT_RETRIES_MAX, Write, Written};
 use crate::allocate::Draft;
 use crate::filter::Filter;
 use crate::object::{self, Encoded};
 use crate::query::Query;
 use crate::status::{Failure, Outcome};
-use crate::store::{Expect, Guard, Op, Txn, TxnOutcome};
+use crate::store::TxnOutcome;
 use serde_json::{Value, json};
 
 /// What happens to objects that the deleted one owns.
@@ -106,22 +106,7 @@ impl Write<'_> {
             if options.dry_run || self.dry_run {
                 return done(encoded, live.rev);
             }
-            let key = store_key(self.kind, self.namespace, self.name);
-            let mut txn = Txn::new();
-            txn.guards.push(Guard {
-                key: key.clone(),
-                expect: Expect::ModRev(live.rev),
-            });
-            txn.ops.push(if gone {
-                Op::Delete { key }
-            } else {
-                Op::Put {
-                    key,
-                    value: encoded.stored(),
-                }
-            });
-            txn.guards.extend(draft.guards);
-            txn.ops.extend(draft.ops);
+            let txn = self.over(live.rev, (!gone).then_some(&encoded), draft);
             match self.region.store.txn(txn).await? {
                 TxnOutcome::Committed(rev) => return done(encoded, rev),
                 TxnOutcome::Failed { .. } => {

@@ -181,26 +181,31 @@ impl Write<'_> {
         if self.dry_run {
             return Ok(written(live.rev));
         }
-        let key = store_key(self.kind, self.namespace, self.name);
-        let mut txn = Txn::new();
-        txn.guards.push(Guard {
-            key: key.clone(),
-            expect: Expect::ModRev(live.rev),
-        });
-        txn.ops.push(if gone {
-            Op::Delete { key }
-        } else {
-            Op::Put {
-                key,
-                value: encoded.stored(),
-            }
-        });
-        txn.guards.extend(draft.guards);
-        txn.ops.extend(draft.ops);
+        let txn = self.over(live.rev, (!gone).then_some(&encoded), draft);
         match self.region.store.txn(txn).await? {
             TxnOutcome::Committed(rev) => Ok(written(rev)),
             TxnOutcome::Failed { .. } => Ok(None),
         }
+    }
+
+    /// The transaction that puts `encoded`, or nothing, in place of version `rev` of the object, with all that was drafted for it.
+    pub(super) fn over(&self, rev: Rev, encoded: Option<&Encoded>, draft: Draft) -> Txn {
+        let key = store_key(self.kind, self.namespace, self.name);
+        let mut txn = Txn::new();
+        txn.guards.push(Guard {
+            key: key.clone(),
+            expect: Expect::ModRev(rev),
+        });
+        txn.ops.push(match encoded {
+            None => Op::Delete { key },
+            Some(encoded) => Op::Put {
+                key,
+                value: encoded.stored(),
+            },
+        });
+        txn.guards.extend(draft.guards);
+        txn.ops.extend(draft.ops);
+        txn
     }
 
     fn preconditions(&self, old: &Value, new: &Value) -> Outcome<()> {
