@@ -165,6 +165,7 @@ async fn create_interface(client: &mut Client, args: CreateInterface) -> Result<
             public_rate: args.public_meter_rate,
         }),
         preferred_underlay_route: underlay_bytes(args.underlay),
+        firewall_rules: Vec::new(),
         hostname: args.hostname.clone(),
     };
     let reply = client.create_interface(request).await?.into_inner();

@@ -70,10 +70,12 @@ pub const RPCS: &[Rpc] = &[
             "Invalid hostname",
             "Invalid preferred_underlay_route",
             "VNI exceeds 24-bit range",
+            "Invalid firewall_rules",
         ],
         refused: &[
             NOT_FOUND,
             ALREADY_EXISTS,
+            OUT_OF_MEMORY,
             VNF_INSERT,
             VM_HANDLE,
             VNI_INIT4,

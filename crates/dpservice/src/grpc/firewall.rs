@@ -79,7 +79,7 @@ pub(super) async fn list(
 
 // ---- input -----------------------------------------------------------------------------------------------------------------
 
-fn parse_rule(rule: dpdk::FirewallRule) -> Result<FirewallRule, Failure> {
+pub(super) fn parse_rule(rule: dpdk::FirewallRule) -> Result<FirewallRule, Failure> {
     let dpdk::FirewallRule {
         id,
         direction,

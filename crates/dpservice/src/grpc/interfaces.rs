@@ -3,10 +3,10 @@
 //! Creating and removing a kernel device takes milliseconds, so the packet thread does neither: the engine accepts the interface first, the
 //! driver is opened here and handed over, or the interface is taken back.
 
-use super::{Failure, Service, parse};
+use super::{Failure, Service, firewall, parse};
 use crate::devices::Driver;
 use crate::worker::Plane;
-use dataplane::{ConfigError, Interface, InterfaceSpec, Metering, PortId, Pxe};
+use dataplane::{ConfigError, FirewallRule, Interface, InterfaceSpec, Metering, PortId, Pxe};
 use ports::OpenError;
 use proto::{code, dpdk};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,14 +23,12 @@ pub(super) async fn create(
     service: &Service,
     request: dpdk::CreateInterfaceRequest,
 ) -> Result<dpdk::CreateInterfaceResponse, Failure> {
-    let spec = parse_spec(service.host, request)?;
+    let (spec, rules) = parse_spec(service.host, request)?;
     let id = spec.id.clone();
-    let created = service.worker.call(move |plane| {
-        plane
-            .engine
-            .create_interface(spec)
-            .map(|interface| (interface.port, interface.underlay))
-    });
+    let firewall_rules_created = !rules.is_empty();
+    let created = service
+        .worker
+        .call(move |plane| create_with(plane, spec, rules));
     let (port, underlay) = created.await??;
     let index = port.0.saturating_sub(service.machine_ports_start);
     if let Err(error) = attach(service, &id, port, index).await? {
@@ -48,7 +46,26 @@ pub(super) async fn create(
             name: service.devices.netdev(index),
             ..Default::default()
         }),
+        firewall_rules_created,
     })
+}
+
+/// An interface and its rules, or neither.
+fn create_with(
+    plane: &mut Plane,
+    spec: InterfaceSpec,
+    rules: Vec<FirewallRule>,
+) -> Result<(PortId, Ipv6Addr), ConfigError> {
+    let id = spec.id.clone();
+    let interface = plane.engine.create_interface(spec)?;
+    let created = (interface.port, interface.underlay);
+    for rule in rules {
+        if let Err(error) = plane.engine.create_firewall_rule(&id, rule) {
+            let _ = plane.engine.delete_interface(&id);
+            return Err(error);
+        }
+    }
+    Ok(created)
 }
 
 /// Opens the driver and gives it to the packet thread; the inner error tells why the port cannot start.
@@ -214,7 +231,7 @@ fn show(interface: &Interface) -> dpdk::Interface {
 fn parse_spec(
     host: Ipv6Addr,
     request: dpdk::CreateInterfaceRequest,
-) -> Result<InterfaceSpec, Failure> {
+) -> Result<(InterfaceSpec, Vec<FirewallRule>), Failure> {
     let dpdk::CreateInterfaceRequest {
         interface_type: _,
         interface_id,
@@ -226,6 +243,7 @@ fn parse_spec(
         metering_parameters,
         preferred_underlay_route,
         hostname,
+        firewall_rules,
     } = request;
     let id = parse::id(interface_id, "interface_id")?;
     if !id
@@ -257,7 +275,11 @@ fn parse_spec(
         total_rate,
         public_rate,
     } = metering_parameters.unwrap_or_default();
-    Ok(InterfaceSpec {
+    let rules = firewall_rules.into_iter().map(firewall::parse_rule);
+    let rules: Result<Vec<FirewallRule>, Failure> = rules.collect();
+    // Of a list the field is named, not its parts: their texts belong to the call for one rule.
+    let rules = rules.map_err(|_| Failure::invalid("firewall_rules"))?;
+    let spec = InterfaceSpec {
         id,
         device: device_name,
         vni,
@@ -270,7 +292,8 @@ fn parse_spec(
         },
         preferred_underlay,
         hostname: Some(hostname).filter(|hostname| !hostname.is_empty()),
-    })
+    };
+    Ok((spec, rules))
 }
 
 fn some_v4(address: Ipv4Addr) -> Option<Ipv4Addr> {

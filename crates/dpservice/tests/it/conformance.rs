@@ -103,7 +103,7 @@ pub async fn interface_input() {
     let good = || interface("vm-1_A", "net_tap2", "10.0.0.1", "fd00::1");
     type Spoil = fn(&mut dpdk::CreateInterfaceRequest);
     let combination = "ipv4_config.primary_address and ipv6_config.primary_address combination";
-    let cases: [(Spoil, &str); 22] = [
+    let cases: [(Spoil, &str); 23] = [
         (|r| r.interface_id = Vec::new(), "interface_id"),
         (|r| r.interface_id = vec![b'a'; 64], "interface_id"),
         (|r| r.interface_id = b"a.b".to_vec(), "interface_id"),
@@ -154,6 +154,10 @@ pub async fn interface_input() {
         (|r| r.device_name = String::new(), "device_name"),
         (|r| r.device_name = "d".repeat(64), "device_name"),
         (|r| r.hostname = "h".repeat(64), "hostname"),
+        (
+            |r| r.firewall_rules = vec![dpdk::FirewallRule::default()],
+            "firewall_rules",
+        ),
         (
             |r| r.preferred_underlay_route = b"nonsense".to_vec(),
             "preferred_underlay_route",

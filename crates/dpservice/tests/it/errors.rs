@@ -59,13 +59,14 @@ impl Subscriber for Provoked {
 }
 
 /// Rows for which a table of the engine would have to be full.
-const FULL: [(&str, &str); 6] = [
+const FULL: [(&str, &str); 7] = [
     ("CreateInterface", "VNI_INIT4"),
     ("CreateInterface", "ROUTE_INSERT"),
     ("CreateLoadBalancer", "OUT_OF_MEMORY"),
     ("CreateLoadBalancer", "VNI_INIT4"),
     ("CreateNeighborNat", "OUT_OF_MEMORY"),
     ("CreateFirewallRule", "OUT_OF_MEMORY"),
+    ("CreateInterface", "OUT_OF_MEMORY"),
 ];
 
 #[test]

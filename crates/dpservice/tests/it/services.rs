@@ -613,10 +613,43 @@ pub async fn firewall_input() {
     }
 }
 
+/// No moment without its rules: an interface may bring them along, all or nothing.
+async fn rules_that_come_with_the_interface(client: &mut Client) {
+    let request = |rules| dpdk::CreateInterfaceRequest {
+        firewall_rules: rules,
+        ..interface("vm7", "net_tap7", "10.0.0.7", "::")
+    };
+    let twice = vec![rule("b"), rule("c"), rule("b")];
+    assert_eq!(
+        outcome!(client.create_interface(request(twice))),
+        "202 ALREADY_EXISTS"
+    );
+    let get = dpdk::GetInterfaceRequest {
+        interface_id: b"vm7".to_vec(),
+    };
+    assert_eq!(outcome!(client.get_interface(get)), "201 NOT_FOUND");
+    let reply = client
+        .create_interface(request(vec![rule("b"), rule("c")]))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(reply.firewall_rules_created);
+    let list = dpdk::ListFirewallRulesRequest {
+        interface_id: b"vm7".to_vec(),
+    };
+    let list = client.list_firewall_rules(list).await.unwrap().into_inner();
+    assert_eq!(list.rules, [rule("b"), rule("c")]);
+    let delete = dpdk::DeleteInterfaceRequest {
+        interface_id: b"vm7".to_vec(),
+    };
+    assert_eq!(outcome!(client.delete_interface(delete)), OK);
+}
+
 #[tokio::test]
 pub async fn firewall_rules() {
     let server = Server::start().await;
     let mut client = machines(&server).await;
+    rules_that_come_with_the_interface(&mut client).await;
     let create = |id: &str, rule| dpdk::CreateFirewallRuleRequest {
         interface_id: id.into(),
         rule: Some(rule),

@@ -29,8 +29,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(45);
 /// Between two pings.
 const PING_INTERVAL: Duration = Duration::from_millis(100);
-/// Longest silence that the ping may see; the storm shares the machine's cores with everything else.
-const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// Longest silence that the ping may see: longer than any pause of a busy machine, as the storm shares its cores with everything else.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Share of pings that may be lost, in percent.
 const LOST_PERCENT_MAX: u32 = 1;
 

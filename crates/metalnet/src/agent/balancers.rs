@@ -289,7 +289,7 @@ impl Agent {
                 }
                 self.touch_networks_of(vni);
             }
-            Ok(DpDone::Done | DpDone::Instance(_) | DpDone::Inventory(_)) => {
+            Ok(DpDone::Done | DpDone::Guarded(_) | DpDone::Instance(_) | DpDone::Inventory(_)) => {
                 self.list_wanted = true;
                 self.balancer_succeeded(&uid);
             }

@@ -123,7 +123,8 @@ impl Agent {
                     self.adopt(*inventory, now);
                 }
             }
-            Ok(DpDone::Done | DpDone::Underlay(_) | DpDone::Instance(_)) | Err(_) => {
+            Ok(DpDone::Done | DpDone::Underlay(_) | DpDone::Guarded(_) | DpDone::Instance(_))
+            | Err(_) => {
                 self.service.fail(now, DP_BACKOFF);
                 if self.phase == Phase::Listing {
                     self.phase = Phase::Stale;
@@ -188,9 +189,17 @@ impl Agent {
             total_rate,
             public_rate,
             hostname,
+            rules,
         } = request;
         match result {
-            Ok(DpDone::Underlay(underlay)) => {
+            Ok(done @ (DpDone::Underlay(underlay) | DpDone::Guarded(underlay))) => {
+                // A dpservice that cannot create both at once has the interface only: the rules follow one by one.
+                let guarded = matches!(done, DpDone::Guarded(_));
+                let rules = rules.into_iter().filter(|_| guarded);
+                let services = Services {
+                    rules: rules.map(|(id, rule)| (id, Some(rule))).collect(),
+                    ..Services::default()
+                };
                 let prefixes = BTreeMap::new();
                 let interface = Interface {
                     vni,
@@ -202,7 +211,7 @@ impl Agent {
                     hostname,
                     underlay,
                     prefixes,
-                    services: Services::default(),
+                    services,
                 };
                 let first = self.observed.insert_interface(uid.clone(), interface);
                 self.nic_succeeded(&uid);
@@ -369,7 +378,7 @@ impl Agent {
                 self.observed.set_prefix(&uid, prefix, Some(underlay));
                 self.nic_succeeded(&uid);
             }
-            Ok(DpDone::Done | DpDone::Instance(_) | DpDone::Inventory(_)) => {
+            Ok(DpDone::Done | DpDone::Guarded(_) | DpDone::Instance(_) | DpDone::Inventory(_)) => {
                 self.list_wanted = true;
                 self.nic_succeeded(&uid);
             }

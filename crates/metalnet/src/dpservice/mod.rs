@@ -22,7 +22,7 @@ use crate::agent::Input;
 use crate::model::Uid;
 use crate::plan::observed::{Hop, Observed};
 use crate::plan::ops::{DpDone, DpError, DpOp, InterfaceRequest, RouteKey, code};
-use wire::{address, id, to_address, to_prefix};
+use wire::{address, id, to_address, to_prefix, to_rule};
 
 /// A generated client; clones share the connection.
 pub type Client = DpdKironcoreClient<Channel>;
@@ -344,6 +344,7 @@ async fn create_interface(
         total_rate,
         public_rate,
         hostname,
+        rules,
     } = request;
     // The unspecified address switches a family off.
     let ipv4 = ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).to_string();
@@ -366,13 +367,18 @@ async fn create_interface(
         }),
         preferred_underlay_route: Vec::new(),
         hostname: hostname.clone(),
+        firewall_rules: rules.iter().map(|(id, rule)| to_rule(id, rule)).collect(),
     };
     let reply = client
         .create_interface(request)
         .await
         .map_err(transport)?
         .into_inner();
-    created(reply.status, &reply.underlay_route)
+    let done = created(reply.status, &reply.underlay_route)?;
+    Ok(match done {
+        DpDone::Underlay(underlay) if reply.firewall_rules_created => DpDone::Guarded(underlay),
+        done => done,
+    })
 }
 
 async fn create_route(

@@ -338,7 +338,7 @@ fn request(spec: &NicSpec, vni: Vni, device: &Device) -> InterfaceRequest {
         vip: _,
         nat: _,
         targets: _,
-        rules: _,
+        rules,
         problems: _,
     } = spec;
     InterfaceRequest {
@@ -349,6 +349,7 @@ fn request(spec: &NicSpec, vni: Vni, device: &Device) -> InterfaceRequest {
         total_rate: *total_rate,
         public_rate: *public_rate,
         hostname: hostname.clone(),
+        rules: rules.clone(),
     }
 }
 

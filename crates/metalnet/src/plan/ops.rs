@@ -26,6 +26,8 @@ pub struct InterfaceRequest {
     pub total_rate: u64,
     pub public_rate: u64,
     pub hostname: String,
+    /// The packet filter that the interface must not be without for a moment, by rule id.
+    pub rules: BTreeMap<String, Rule>,
 }
 
 /// Everything dpservice needs to create a load balancer.
@@ -147,6 +149,8 @@ pub enum DpDone {
     Instance(String),
     /// The underlay address that dpservice made for what was created.
     Underlay(Ipv6Addr),
+    /// An interface was created together with its rules.
+    Guarded(Ipv6Addr),
     Inventory(Box<Observed>),
 }
 

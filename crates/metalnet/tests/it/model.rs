@@ -32,6 +32,8 @@ pub struct Model {
     pub devices: BTreeSet<String>,
     /// IPv6 routes are missing from lists, as in the reference implementation.
     pub hide_ipv6_routes: bool,
+    /// Interfaces come without the rules that they were asked for with, as from a dpservice that cannot do both at once.
+    pub rules_apart: bool,
     counter: u64,
     /// Every call that was carried out, by name.
     pub calls: Vec<&'static str>,
@@ -233,6 +235,7 @@ impl Model {
             total_rate,
             public_rate,
             hostname,
+            rules,
         } = request.clone();
         if !self.devices.contains(&device) {
             return Err(code(201, "NOT_FOUND"));
@@ -269,8 +272,13 @@ impl Model {
             prefixes,
             services: Services::default(),
         };
-        self.interfaces.insert(uid.clone(), interface);
-        Ok(DpDone::Underlay(underlay))
+        let interface = self.interfaces.entry(uid.clone()).or_insert(interface);
+        if self.rules_apart || rules.is_empty() {
+            return Ok(DpDone::Underlay(underlay));
+        }
+        let rules = rules.into_iter().map(|(id, rule)| (id, Some(rule)));
+        interface.services.rules = rules.collect();
+        Ok(DpDone::Guarded(underlay))
     }
 
     fn delete_interface(&mut self, uid: &Uid) -> Result<DpDone, DpError> {

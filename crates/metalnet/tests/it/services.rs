@@ -387,6 +387,7 @@ fn a_changed_rule_is_changed_and_never_absent() {
 #[test]
 fn new_rules_come_before_the_old_ones_go_and_before_the_outside_gets_in() {
     let mut sim = Sim::started(2);
+    sim.model.rules_apart = true;
     sim.add_network("net", 200, &[]);
     set(&mut sim, "a", "10.0.0.1", |spec| {
         spec.rules = [("x".to_owned(), allow(22))].into();
@@ -404,6 +405,25 @@ fn new_rules_come_before_the_old_ones_go_and_before_the_outside_gets_in() {
     });
     sim.settle();
     assert!(place(&sim, "CreateFirewallRule") < place(&sim, "DeleteFirewallRule"));
+}
+
+#[test]
+fn an_interface_is_never_without_its_rules() {
+    let mut sim = with(|spec| {
+        spec.rules = [("x".to_owned(), allow(22)), ("y".to_owned(), deny(23))].into();
+    });
+    assert!(calls(&sim, "FirewallRule").is_empty(), "they came with it");
+    sim.model.calls.clear();
+    sim.restart_dpservice();
+    sim.connect();
+    sim.sync();
+    sim.settle();
+    sim.hear(Heard::All);
+    sim.settle();
+    sim.check();
+    assert_eq!(calls(&sim, "CreateInterface").len(), 1);
+    assert!(calls(&sim, "FirewallRule").is_empty());
+    assert_eq!(sim.model.interfaces[&uid("a")].services.rules.len(), 2);
 }
 
 #[test]

@@ -106,6 +106,7 @@ async fn start() -> Real {
 fn outcome(result: &Result<DpDone, DpError>) -> String {
     match result {
         Ok(DpDone::Underlay(_)) => "underlay".to_owned(),
+        Ok(DpDone::Guarded(_)) => "guarded".to_owned(),
         Ok(DpDone::Instance(_)) => "instance".to_owned(),
         Ok(DpDone::Done) => "done".to_owned(),
         Ok(DpDone::Inventory(_)) => "inventory".to_owned(),
@@ -145,8 +146,22 @@ fn interface(name: &str, device: u16, ipv4: &str, ipv6: &str) -> DpOp {
             total_rate: 0,
             public_rate: 0,
             hostname: "vm".to_owned(),
+            rules: BTreeMap::new(),
         }),
     }
+}
+
+/// An interface that comes with all kinds of rules.
+fn guarded(name: &str, device: u16, ipv4: &str) -> DpOp {
+    let mut op = interface(name, device, ipv4, "");
+    if let DpOp::CreateInterface { request, .. } = &mut op {
+        let named = rules()
+            .into_iter()
+            .zip(0..)
+            .map(|(content, number)| (format!("r{number}"), content));
+        request.rules = named.collect();
+    }
+    op
 }
 
 fn part(name: &str, part: Part) -> DpOp {
@@ -257,6 +272,7 @@ fn creations() -> Vec<DpOp> {
         interface("b", 1, "10.0.0.1", ""),
         interface("b", 1, "10.0.0.2", ""),
         interface("c", 99, "10.0.0.3", ""),
+        guarded("d", 2, "10.0.0.4"),
         DpOp::CreatePrefix {
             uid: uid("a"),
             prefix: prefix("2001:db8:f::1/128"),

@@ -47,6 +47,7 @@ fn create_interface() {
             }),
             preferred_underlay_route: b"fc00::1".to_vec(),
             hostname: "h".into(),
+            ..Default::default()
         },
         b"\x08\x01\
           \x12\x03vm1\
@@ -67,6 +68,7 @@ fn create_interface() {
                 name: "dtapvf_0".into(),
                 ..Default::default()
             }),
+            ..Default::default()
         },
         b"\x12\x07fc00::2\x1a\x0a\x0a\x08dtapvf_0",
     );

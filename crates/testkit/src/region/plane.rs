@@ -117,10 +117,7 @@ impl Plane {
                 Ok(DpDone::Instance(self.uuid.clone()))
             }
             DpOp::List => Ok(DpDone::Inventory(Box::new(self.inventory()))),
-            DpOp::CreateInterface { uid, request } => {
-                let created = engine.create_interface(interface_spec(uid, request));
-                underlay(created.map(|interface| interface.underlay))
-            }
+            DpOp::CreateInterface { uid, request } => create_interface(engine, uid, request),
             DpOp::DeleteInterface { uid } => done(engine.delete_interface(uid.as_str())),
             DpOp::CreatePrefix { uid, prefix } => {
                 underlay(engine.create_prefix(uid.as_str(), prefix.address(), prefix.len(), None))
@@ -265,6 +262,28 @@ impl Plane {
     }
 }
 
+/// An interface with its rules, or neither.
+fn create_interface(
+    engine: &mut Engine,
+    uid: &Uid,
+    request: &InterfaceRequest,
+) -> Result<DpDone, DpError> {
+    let created = engine.create_interface(interface_spec(uid, request));
+    let underlay = created
+        .map(|interface| interface.underlay)
+        .map_err(refused)?;
+    for (id, rule) in &request.rules {
+        if let Err(error) = create_rule(engine, uid.as_str(), id, rule) {
+            done(engine.delete_interface(uid.as_str()))?;
+            return Err(error);
+        }
+    }
+    Ok(match request.rules.is_empty() {
+        true => DpDone::Underlay(underlay),
+        false => DpDone::Guarded(underlay),
+    })
+}
+
 fn interface_spec(uid: &Uid, request: &InterfaceRequest) -> InterfaceSpec {
     let InterfaceRequest {
         vni,
@@ -274,6 +293,7 @@ fn interface_spec(uid: &Uid, request: &InterfaceRequest) -> InterfaceSpec {
         total_rate,
         public_rate,
         hostname,
+        rules: _,
     } = request.clone();
     InterfaceSpec {
         id: uid.as_str().to_owned(),
