@@ -360,9 +360,10 @@ pub fn route(world: Routing<'_>, key: RouteKey) -> Option<Hop> {
         return Some(Hop { vni, address });
     }
     if default_prefixes(world.settings).any(|default| default == prefix) {
+        let settings = world.settings;
         let learned = world
             .rib
-            .select(world.settings.public_vni, &prefix, within(vni));
+            .router(settings.public_vni, &prefix, &settings.node);
         if let Some(address) = learned.or(world.settings.router) {
             return Some(Hop { vni, address });
         }

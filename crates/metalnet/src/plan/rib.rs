@@ -4,8 +4,11 @@
 //! address announced on two hosts). The rule, in order: the hop announced last wins, because it is the newest truth
 //! (a moved machine, a restarted data plane); among hops that came with the initial dump, whose order says nothing,
 //! the one already installed wins, so that a restart of metalnet disturbs no flow; then the lowest address.
+//! Default routers all lead to the same place and are up as long as they announce: each node has its own order of them, so that the
+//! nodes of a region share all routers, and one that goes spreads its nodes over the others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use net::{PortRange, Prefix};
@@ -53,6 +56,13 @@ pub enum Heard {
     Dumped,
     /// Every announcer has had the time to be heard: what is missing does not exist.
     All,
+}
+
+/// The place of a router in a node's order (highest random weight). The same in every run of one build, and nobody else needs it.
+fn weight(node: &str, router: Ipv6Addr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (node, router).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Learned routes of the subscribed VNIs.
@@ -146,6 +156,17 @@ impl Rib {
                 )
             })
             .map(|candidate| candidate.hop.address)
+    }
+
+    /// The default router that counts for `node` and `prefix`: the first of those that announce it, in the node's own order.
+    pub fn router(&self, vni: Vni, prefix: &Prefix, node: &str) -> Option<Ipv6Addr> {
+        let candidates = self.tables.get(&vni)?.get(prefix)?;
+        let routers = candidates
+            .iter()
+            .filter(|candidate| candidate.hop.kind == HopKind::Standard);
+        routers
+            .map(|candidate| candidate.hop.address)
+            .max_by_key(|address| (weight(node, *address), *address))
     }
 
     /// Targets of the load balancer whose address is `prefix`.

@@ -16,7 +16,7 @@ fn code(code: u32) -> DpError {
     }
 }
 
-fn two_nics() -> Sim {
+pub fn two_nics() -> Sim {
     let mut sim = Sim::started(4);
     sim.add_network("net", 200, &[]);
     sim.set_nic(
@@ -160,40 +160,6 @@ fn the_newest_hop_wins_and_the_survivor_takes_over() {
         via("fc00::5"),
         "removal of one hop does not remove the other"
     );
-}
-
-#[test]
-fn the_default_route_follows_the_routers() {
-    let mut sim = two_nics();
-    sim.learn(100, "0.0.0.0/0", "fc00::a", true);
-    sim.learn(100, "::/0", "fc00::b", true);
-    sim.settle();
-    assert_eq!(
-        sim.route(200, "0.0.0.0/0"),
-        Some((200, "fc00::a".parse().unwrap()))
-    );
-    assert_eq!(
-        sim.route(200, "::/0"),
-        Some((200, "fc00::b".parse().unwrap())),
-        "each family has its own router"
-    );
-    // Make before break: the second router comes, the first one goes.
-    sim.learn(100, "0.0.0.0/0", "fc00::c", true);
-    sim.learn(100, "0.0.0.0/0", "fc00::a", false);
-    sim.settle();
-    assert_eq!(
-        sim.route(200, "0.0.0.0/0"),
-        Some((200, "fc00::c".parse().unwrap()))
-    );
-    sim.add_network("other", 300, &[]);
-    sim.set_nic("c", "other", spec("10.0.0.1", "", &[]));
-    sim.settle();
-    assert_eq!(
-        sim.route(300, "0.0.0.0/0"),
-        Some((300, "fc00::c".parse().unwrap())),
-        "new tables get it as well"
-    );
-    sim.check();
 }
 
 #[test]

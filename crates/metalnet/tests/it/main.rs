@@ -17,6 +17,7 @@ mod parse;
 mod parse_services;
 mod peering;
 mod property;
+mod routers;
 mod services;
 mod sim;
 mod wire;
