@@ -47,6 +47,7 @@ mod meter;
 mod mss;
 pub mod nat64;
 mod objects;
+pub mod offload;
 mod owner;
 mod packet;
 mod periodic;

@@ -110,6 +110,12 @@ impl UnderlayTable {
         self.endpoints.get(usize::from(slot))?.as_ref()
     }
 
+    /// The address in a slot.
+    pub(crate) fn key_at(&self, slot: u16) -> Option<HostPart> {
+        self.at(slot)?;
+        self.keys.get(usize::from(slot)).copied().map(HostPart)
+    }
+
     /// Addresses in use.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -20,6 +20,7 @@ use crate::graph::{self, Parts, Plain};
 use crate::hops;
 use crate::ipip::{self, TUNNEL_LEN};
 use crate::mss;
+use crate::offload::slots::Slots;
 use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
@@ -35,6 +36,7 @@ use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
 use net::protocol;
 
 mod inspect;
+mod offload;
 
 pub(crate) use inspect::shown;
 pub use inspect::{FLOW_PAGE_MAX, KnownConnection};
@@ -55,6 +57,8 @@ pub struct Worker {
     counters: Counters,
     errors: ErrorBudget,
     fragments: Fragments<Tuple>,
+    /// Flows that a NIC handles.
+    offloaded: Slots,
     /// Working space of a burst, kept to spare its initialization.
     parsed: Box<[Parsed; BURST_MAX]>,
 }
@@ -120,6 +124,7 @@ impl Worker {
             counters: Counters::new(ports),
             errors: ErrorBudget::FULL,
             fragments: Fragments::new(hash_seed),
+            offloaded: Slots::new(),
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
         }
     }
@@ -328,6 +333,7 @@ impl Worker {
             errors,
             fragments,
             parsed,
+            ..
         } = self;
         let ip_offset = ip_offset(tables, port);
         let is_tunnel = ip_offset == TUNNEL_LEN;

@@ -104,10 +104,15 @@ pub fn udp(from: (&str, u16), to: (&str, u16), payload: &[u8]) -> Vec<u8> {
 }
 
 pub fn tcp(from: (&str, u16), to: (&str, u16), flags: u8) -> Vec<u8> {
+    tcp_with(from, to, flags, &[])
+}
+
+pub fn tcp_with(from: (&str, u16), to: (&str, u16), flags: u8, payload: &[u8]) -> Vec<u8> {
     let mut l4 = Vec::new();
     l4.extend(from.1.to_be_bytes());
     l4.extend(to.1.to_be_bytes());
     l4.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    l4.extend(payload);
     ip(6, address(from.0), address(to.0), l4, 16)
 }
 

@@ -27,6 +27,7 @@ mod maglev;
 mod memory;
 mod meter;
 mod nat64;
+mod offload;
 mod owner;
 mod pmtu;
 mod policy;
