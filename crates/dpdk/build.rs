@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::path::PathBuf;
 
     println!("cargo::rerun-if-changed=shim.c");
+    println!("cargo::rerun-if-changed=rules.c");
     println!("cargo::rerun-if-changed=shim.h");
     let dpdk = pkg_config::Config::new()
         .atleast_version("22.11")
@@ -30,7 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map(|path| format!("-I{}", path.display())),
     );
     let mut shim = cc::Build::new();
-    shim.file("shim.c").opt_level(2).warnings(true);
+    shim.files(["shim.c", "rules.c"])
+        .opt_level(2)
+        .warnings(true);
     for flag in &flags {
         shim.flag(flag);
     }
@@ -44,8 +47,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         )
         .allowlist_function("rte_eth_dev_(start|stop|set_mtu|get_mtu)|rte_eth_promiscuous_enable")
         .allowlist_function("rte_pktmbuf_pool_create|rte_mempool_free|rte_mempool_avail_count")
+        .allowlist_function("rte_telemetry_register_cmd")
+        .allowlist_function(
+            "rte_tel_data_(alloc|free|start_dict|string|add_dict_u64|add_dict_container)",
+        )
         .allowlist_type("rte_mbuf|okm_.*")
-        .opaque_type("rte_mempool|rte_mbuf_ext_shared_info")
+        .opaque_type("rte_mempool|rte_mbuf_ext_shared_info|rte_flow|rte_tel_data")
         .derive_debug(false)
         .layout_tests(false)
         .generate_comments(false)

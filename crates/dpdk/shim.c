@@ -1,6 +1,7 @@
 #include "shim.h"
 
 #include <errno.h>
+#include <rte_log.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -170,6 +171,24 @@ struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool)
 void okm_mbuf_free(struct rte_mbuf *packet)
 {
 	rte_pktmbuf_free(packet);
+}
+
+static ssize_t write_log(void *cookie, const char *text, size_t length)
+{
+	okm_log_sink sink = (okm_log_sink)(uintptr_t)cookie;
+
+	sink((uint32_t)rte_log_cur_msg_loglevel(), text, length);
+	return (ssize_t)length;
+}
+
+int okm_log_to(okm_log_sink sink)
+{
+	cookie_io_functions_t functions = { .write = write_log };
+	FILE *stream = fopencookie((void *)(uintptr_t)sink, "w", functions);
+
+	if (stream == NULL)
+		return -ENOMEM;
+	return rte_openlog_stream(stream);
 }
 
 unsigned int okm_worker_cores(void)

@@ -6,9 +6,11 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_flow.h>
 #include <rte_lcore.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
+#include <rte_telemetry.h>
 
 #define OKM_NAME_LEN 64
 
@@ -65,6 +67,89 @@ int okm_rx_interrupt_arm(uint16_t port, uint16_t queue);
 
 struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool);
 void okm_mbuf_free(struct rte_mbuf *packet);
+
+#define OKM_ITEMS_MAX 8
+#define OKM_ACTIONS_MAX 16
+#define OKM_HEADER_MAX 64
+
+enum okm_item_kind {
+	OKM_ITEM_ETHERNET,
+	OKM_ITEM_IPV4,
+	OKM_ITEM_IPV6,
+	OKM_ITEM_TCP,
+	OKM_ITEM_UDP,
+	OKM_ITEM_ECHO,
+};
+
+/* Numbers in host byte order, addresses as on the wire. */
+struct okm_item {
+	uint8_t kind;
+	/* IPv4, IPv6: what follows; 0: anything. Echo: type. */
+	uint8_t protocol;
+	/* IPv4, IPv6: exactly this, or -1. */
+	int16_t ttl;
+	/* Ethernet: type. TCP, UDP: source port. Echo: identifier. */
+	uint16_t first;
+	/* TCP, UDP: destination port. */
+	uint16_t second;
+	/* Leading bits of the addresses that count. */
+	uint8_t source_bits;
+	uint8_t destination_bits;
+	/* IPv6: traffic class and flow label are zero. */
+	uint8_t unmarked;
+	uint8_t source[16];
+	uint8_t destination[16];
+};
+
+enum okm_action_kind {
+	OKM_ACTION_RAW_DECAP,
+	OKM_ACTION_RAW_ENCAP,
+	OKM_ACTION_SET_MAC_SRC,
+	OKM_ACTION_SET_MAC_DST,
+	OKM_ACTION_SET_IPV4_SRC,
+	OKM_ACTION_SET_IPV4_DST,
+	OKM_ACTION_SET_IPV6_SRC,
+	OKM_ACTION_SET_IPV6_DST,
+	OKM_ACTION_SET_TP_SRC,
+	OKM_ACTION_SET_TP_DST,
+	OKM_ACTION_SET_TTL,
+	OKM_ACTION_DEC_TTL,
+	OKM_ACTION_COUNT,
+	OKM_ACTION_AGE,
+	OKM_ACTION_PORT,
+	OKM_ACTION_SOFTWARE,
+};
+
+struct okm_action {
+	uint8_t kind;
+	uint8_t length;
+	/* Port, TTL, seconds. */
+	uint32_t value;
+	/* Address or header. */
+	uint8_t bytes[OKM_HEADER_MAX];
+};
+
+struct okm_rule {
+	uint16_t port;
+	uint8_t transfer;
+	uint32_t priority;
+	uint8_t item_count;
+	uint8_t action_count;
+	struct okm_item items[OKM_ITEMS_MAX];
+	struct okm_action actions[OKM_ACTIONS_MAX];
+};
+
+/* Asks the device whether it can, then installs. Writes the rule, or what the driver says (`text` has OKM_NAME_LEN bytes). */
+int okm_rule_create(const struct okm_rule *rule, struct rte_flow **created, char *text);
+int okm_rule_destroy(uint16_t port, struct rte_flow *rule);
+int okm_rule_query(uint16_t port, struct rte_flow *rule, uint64_t *packets, uint64_t *bytes);
+int okm_rule_flush(uint16_t port);
+/* From now on only packets that a rule names come to us. */
+int okm_isolate(uint16_t port);
+
+typedef void (*okm_log_sink)(uint32_t level, const char *text, size_t length);
+/* Gives everything that DPDK logs to `sink`, in pieces that are no whole lines. */
+int okm_log_to(okm_log_sink sink);
 
 /* Cores beside the main one. */
 unsigned int okm_worker_cores(void);

@@ -6,7 +6,7 @@ use crate::mbuf::{Mbuf, Pool};
 use crate::sys;
 use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// Packets that one call moves at most.
 pub const BURST_MAX: usize = 64;
@@ -74,6 +74,8 @@ pub struct Config {
     pub interrupts: bool,
     /// Offloads when sending; those that the port lacks are left out.
     pub tx_offloads: u64,
+    /// Receive only what rules name and leave the rest to the kernel, if the driver can share the device so.
+    pub isolated: bool,
 }
 
 /// Packets as the port counted them.
@@ -102,18 +104,21 @@ pub struct Stats {
 pub struct Device(Arc<Started>);
 
 #[derive(Debug)]
-struct Started {
-    eal: &'static Eal,
-    port: u16,
+pub(crate) struct Started {
+    pub(crate) eal: &'static Eal,
+    pub(crate) port: u16,
     /// Receive queues point into it.
     _pool: Pool,
     queues: u16,
     interrupts: bool,
+    isolated: bool,
 }
 
 impl Drop for Started {
     fn drop(&mut self) {
         let _control = self.eal.control();
+        // SAFETY: accepts any port. Rules do not survive a stop: whoever holds one finds the port gone.
+        unsafe { sys::okm_rule_flush(self.port) };
         // SAFETY: no queue of the port is in use: each holds a reference to this value.
         unsafe { sys::rte_eth_dev_stop(self.port) };
     }
@@ -132,7 +137,10 @@ impl Device {
             descriptors,
             interrupts,
             tx_offloads,
+            isolated,
         } = config;
+        // SAFETY: accepts any port; to be called before it is configured.
+        let isolated = isolated && unsafe { sys::okm_isolate(port) } == 0;
         let mut config = sys::okm_config {
             queues,
             rx_descriptors: descriptors,
@@ -145,14 +153,17 @@ impl Device {
         Error::check(unsafe { sys::okm_configure(port, &mut config) })?;
         // SAFETY: the port was configured above. Fails for an invalid number.
         Error::check(unsafe { sys::rte_eth_dev_start(port) })?;
-        // SAFETY: as above. A driver that cannot is promiscuous anyway (or a wire without addresses).
-        let _ = unsafe { sys::rte_eth_promiscuous_enable(port) };
+        if !isolated {
+            // SAFETY: as above. A driver that cannot is promiscuous anyway (or a wire without addresses).
+            let _ = unsafe { sys::rte_eth_promiscuous_enable(port) };
+        }
         Ok(Device(Arc::new(Started {
             eal,
             port,
             _pool: pool.clone(),
             queues,
             interrupts: config.interrupts != 0,
+            isolated,
         })))
     }
 
@@ -179,6 +190,18 @@ impl Device {
         (fd >= 0).then_some(fd)
     }
 
+    /// The started port, to install rules on while it lasts.
+    #[must_use]
+    pub fn rule_port(&self) -> RulePort {
+        RulePort(Arc::downgrade(&self.0))
+    }
+
+    /// Whether only packets that rules name are received.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        self.0.isolated
+    }
+
     /// What the port says about itself now.
     #[must_use]
     pub fn info(&self) -> Option<Info> {
@@ -186,6 +209,10 @@ impl Device {
         info(self.0.port)
     }
 }
+
+/// A started port as rules need it: it does not keep the port from being stopped.
+#[derive(Clone, Debug)]
+pub struct RulePort(pub(crate) Weak<Started>);
 
 /// A receive and a transmit queue of a started port, for one thread.
 #[derive(Debug)]

@@ -194,8 +194,8 @@ pub struct Args {
     #[arg(long, help_heading = COMPATIBILITY)]
     pub no_stats: bool,
 
-    /// No effect: every packet is handled in software.
-    #[arg(long, help_heading = COMPATIBILITY)]
+    /// Handle every packet in software, even where a NIC under DPDK could carry out rules.
+    #[arg(long)]
     pub no_offload: bool,
 
     /// No effect: no rules are installed in NICs, so their switches need no other ones. Requires --no-offload.

@@ -6,15 +6,24 @@
 
 use crate::args::Args;
 use crate::devices::{Devices, Driver, Kind};
-use crate::worker::WORKERS_MAX;
+use crate::telemetry::commands::COMMANDS;
+use crate::telemetry::{self, Facts};
+use crate::worker::{Handle, WORKERS_MAX};
 use anyhow::{Context, bail, ensure};
-use dataplane::{EngineConfig, PortConfig, PortKind};
-use dpdk::{Config, Eal, Info, Mbuf, Pool};
+use dataplane::offload::Nic;
+use dataplane::{EngineConfig, PortConfig, PortId, PortKind};
+use dpdk::{Answer, Config, Device, Eal, Error, Info, InstalledRule, Level, Mbuf, Pool, RuleError};
 use net::Mac;
-use ports::dpdk::DpdkPort;
+use ports::dpdk::{DpdkPort, DpdkRules, RulePorts};
+use ports::offload::RuleDevice;
 use ports::{ETHERNET_LEN, OpenError, Port};
 use std::io;
-use std::sync::OnceLock;
+use std::net::Ipv6Addr;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Descriptors of a receive or transmit queue.
 const DESCRIPTORS: u16 = 512;
@@ -24,6 +33,16 @@ const BUFFERS_PER_THREAD: usize = 2048;
 const FRAME_MAX_MIN: u16 = 2048;
 /// DPDK's marks of the packet threads' cores and of ports must fit this.
 const PORTS_MAX: usize = EngineConfig::PORTS_MAX;
+
+/// Commands that wait for their answers; DPDK serves as many clients and more, of whom further ones get an error.
+const QUESTIONS_MAX: usize = 16;
+/// How long a command waits for its answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+/// What the names of our commands begin with; the others are DPDK's own.
+const OWN_COMMANDS: &str = "/dp_service/";
+
+/// DPDK's name of the driver whose devices are kernel TAPs.
+const TAP_DRIVER: &str = "net_tap";
 
 /// The pool of this process, for packets that it makes itself.
 static POOL: OnceLock<Pool> = OnceLock::new();
@@ -64,6 +83,8 @@ pub struct Layout {
     poll: bool,
     uplinks: Vec<Info>,
     machines: Vec<Info>,
+    host: Ipv6Addr,
+    rules: Arc<RulePorts>,
 }
 
 /// Kernel name of a port's device, else DPDK's.
@@ -83,12 +104,71 @@ fn netdev(info: &Info) -> String {
 /// # Errors
 /// What DPDK says.
 pub fn start(args: &mut Args) -> anyhow::Result<()> {
+    dpdk::log_to(log).context("cannot take over DPDK's log")?;
     let eal = Eal::init(&args.eal)?;
     if args.workers == 1 {
         let cores = eal.worker_cores().clamp(1, WORKERS_MAX);
         args.workers = u8::try_from(cores).unwrap_or(1);
     }
     Ok(())
+}
+
+/// Logs a line of DPDK, which begins with the part of DPDK that says it.
+fn log(level: Level, line: &str) {
+    match level {
+        Level::Error => tracing::error!("{line}"),
+        Level::Warning => tracing::warn!("{line}"),
+        Level::Info => tracing::info!("{line}"),
+        Level::Debug => tracing::debug!("{line}"),
+    }
+}
+
+/// A command on DPDK's telemetry socket, and where its answer goes.
+type Question = (String, SyncSender<Option<Answer>>);
+
+/// Answers telemetry commands on DPDK's own socket until `shutdown`. `devices` are the names of the engine's ports.
+///
+/// # Errors
+/// DPDK does not take the commands.
+pub async fn serve_telemetry(
+    devices: Vec<String>,
+    worker: Handle,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let (questions, mut asked) = mpsc::channel::<Question>(QUESTIONS_MAX);
+    let own = |(name, _): &&(&str, &str)| name.starts_with(OWN_COMMANDS);
+    let commands: Vec<(&str, &str)> = COMMANDS.iter().filter(own).copied().collect();
+    let responder = move |command: &str| {
+        let (reply, answer) = sync_channel(1);
+        questions.try_send((command.to_owned(), reply)).ok()?;
+        answer.recv_timeout(ANSWER_TIME_MAX).ok()?
+    };
+    dpdk::register_command(&commands, Box::new(responder))
+        .context("cannot add commands to DPDK's telemetry")?;
+    loop {
+        let (command, reply) = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Some(question) = asked.recv() => question,
+        };
+        let facts = Facts::gather(&worker, &devices).await?;
+        let answer = telemetry::commands::answer(&facts, &command);
+        let value = answer.as_ref().and_then(|answer| answer.get(&command));
+        // Whoever asked may have given up.
+        let _ = reply.try_send(value.and_then(for_socket));
+    }
+}
+
+/// An answer in the form that DPDK writes.
+fn for_socket(value: &serde_json::Value) -> Option<Answer> {
+    match value {
+        serde_json::Value::Object(entries) => {
+            let entries = entries
+                .iter()
+                .map(|(name, value)| Some((name.clone(), for_socket(value)?)));
+            Some(Answer::Object(entries.collect::<Option<_>>()?))
+        }
+        other => other.as_u64().map(Answer::Number),
+    }
 }
 
 impl Layout {
@@ -160,7 +240,41 @@ impl Layout {
             poll: args.poll,
             uplinks,
             machines,
+            host: args.ipv6,
+            rules: Arc::default(),
         })
+    }
+
+    /// The NICs as far as they carry out rules, if there are any. Which rules they do shows when they are asked.
+    #[must_use]
+    pub fn nic(&self) -> Option<Box<dyn RuleDevice>> {
+        let all = self.uplinks.iter().chain(&self.machines);
+        let mtus = all.map(|info| {
+            // A TAP's rules are the kernel's packet filter on the other side: they would change what others see.
+            (info.driver != TAP_DRIVER).then_some(info.mtu)
+        });
+        let mtus: Vec<Option<u16>> = mtus.collect();
+        mtus.iter().any(Option::is_some).then(|| {
+            let rules = DpdkRules::new(Nic { mtus }, Arc::clone(&self.rules));
+            Box::new(rules) as Box<dyn RuleDevice>
+        })
+    }
+
+    /// On a NIC that the kernel uses as well, takes the host's tunnelled packets and nothing else.
+    fn isolate(&self, device: &Device, uplink: PortId) -> Result<(), Error> {
+        if !device.is_isolated() {
+            return Ok(());
+        }
+        let rule = dataplane::offload::isolation(uplink, self.host);
+        match InstalledRule::install(&device.rule_port(), &rule, |_| None) {
+            Ok(rule) => {
+                // It lasts as long as the port is started: stopping the port removes its rules.
+                std::mem::forget(rule);
+                Ok(())
+            }
+            Err(RuleError::Refused { source, .. }) => Err(source),
+            Err(RuleError::Stopped | RuleError::TooLong) => Err(Error(libc_enodev())),
+        }
     }
 
     /// The engine's ports, uplinks first.
@@ -202,10 +316,11 @@ impl Layout {
     /// # Errors
     /// What DPDK says.
     pub fn open_uplink(&self, number: usize) -> Result<Driver, OpenError> {
-        self.open_port(self.uplinks.get(number))
+        self.open_port(self.uplinks.get(number), number)
     }
 
-    fn open_port(&self, info: Option<&Info>) -> Result<Driver, OpenError> {
+    /// Opens the port that is the engine's port `place`.
+    fn open_port(&self, info: Option<&Info>, place: usize) -> Result<Driver, OpenError> {
         let name = info.map_or_else(|| "DPDK port".to_owned(), netdev);
         let fail = |errno: i32, action| OpenError {
             device: name.clone(),
@@ -218,11 +333,16 @@ impl Layout {
             descriptors: DESCRIPTORS,
             interrupts: !self.poll,
             tx_offloads: 0,
+            isolated: place < self.uplinks.len() && info.driver != TAP_DRIVER,
         };
+        let port = PortId(u16::try_from(place).unwrap_or(u16::MAX));
         let device = self
             .eal
             .open(info.port, &self.pool, config)
             .map_err(|error| fail(error.0, "start DPDK port"))?;
+        self.rules.started(port, info.port, &device);
+        self.isolate(&device, port)
+            .map_err(|error| fail(error.0, "take tunnelled packets from the kernel"))?;
         let queues = DpdkPort::of(device)?.into_iter();
         Ok(Driver::Dpdk(
             queues.map(|queue| Box::new(queue) as _).collect(),
@@ -243,6 +363,7 @@ impl Devices for Layout {
     }
 
     fn open(&self, index: u16) -> Result<Driver, OpenError> {
-        self.open_port(self.machines.get(usize::from(index)))
+        let index = usize::from(index);
+        self.open_port(self.machines.get(index), self.uplinks.len() + index)
     }
 }

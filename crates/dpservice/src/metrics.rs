@@ -6,6 +6,7 @@
 use crate::telemetry::{Facts, commands};
 use crate::worker::Handle;
 use anyhow::Context;
+use dataplane::offload::{OffloadCounters, Stays};
 use dataplane::{DropReason, Node};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -260,6 +261,7 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
         "Packets discarded by the engine, by reason",
         drops,
     );
+    register_offload(registry, facts);
     let ports = Family::<PortLabels, Counter>::default();
     for (port, _, counters) in &facts.drivers {
         let port = facts.ports.get(port.index());
@@ -333,4 +335,60 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
     let interfaces = Count::default();
     interfaces.set(facts.interfaces() as u64);
     registry.register("interfaces", "Attached interfaces", interfaces);
+}
+
+/// Flows in a NIC.
+fn register_offload(registry: &mut Registry, facts: &Facts) {
+    let sum = |value: fn(&OffloadCounters) -> u64| facts.offload.iter().map(value).sum::<u64>();
+    let flows = Count::default();
+    flows.set(sum(|counters| counters.flows));
+    registry.register(
+        "offload_flows",
+        "Directions of connections that the NIC handles",
+        flows,
+    );
+    for (name, help, value) in [
+        (
+            "offload_installed",
+            "Flows whose rules came into force",
+            sum(|counters| counters.installed),
+        ),
+        (
+            "offload_removed",
+            "Flows whose rules were taken back",
+            sum(|counters| counters.removed),
+        ),
+        (
+            "offload_queue_full",
+            "Times that the queue to the NIC had no room",
+            sum(|counters| counters.queue_full),
+        ),
+        (
+            "offload_packets",
+            "Packets that the NIC handled",
+            sum(|counters| counters.packets),
+        ),
+        (
+            "offload_bytes",
+            "Bytes that the NIC handled",
+            sum(|counters| counters.bytes),
+        ),
+    ] {
+        let counter: Counter = Counter::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    }
+    let stays = Family::<ReasonLabels, Counter>::default();
+    for reason in Stays::ALL {
+        let labels = ReasonLabels {
+            reason: reason.name(),
+        };
+        let flows = facts.offload.iter().map(|counters| counters.stays(*reason));
+        stays.get_or_create(&labels).inc_by(flows.sum());
+    }
+    registry.register(
+        "offload_stays",
+        "Decisions of flows that stayed in software, by reason",
+        stays,
+    );
 }

@@ -14,6 +14,7 @@ use dataplane::{
 };
 use net::Mac;
 use ports::af_packet::Select;
+use ports::offload::RuleDevice;
 use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
 use proto::inspection::inspection_server::InspectionServer;
@@ -51,6 +52,8 @@ struct Parts {
     watched: Vec<Uplink>,
     /// The kernel gets a copy of what comes in on an uplink.
     kernel_copies: bool,
+    /// Handles flows by itself.
+    nic: Option<Box<dyn RuleDevice>>,
     /// Opens machine devices; index 0 belongs to the port after the last uplink.
     devices: Arc<dyn Devices>,
 }
@@ -141,6 +144,7 @@ fn native_parts(args: &Args) -> anyhow::Result<Parts> {
         mtus,
         watched: watched.collect(),
         kernel_copies: args.uplink_driver == UplinkDriver::AfPacket,
+        nic: None,
         devices: Arc::new(taps),
     })
 }
@@ -180,6 +184,7 @@ fn dpdk_parts(args: &Args, layout: crate::dpdk::Layout) -> anyhow::Result<Parts>
         mtus,
         watched,
         kernel_copies,
+        nic: if args.no_offload { None } else { layout.nic() },
         devices: layout,
     })
 }
@@ -208,6 +213,7 @@ async fn serve_parts<P: devices::Kind>(
         mtus,
         watched,
         kernel_copies,
+        nic,
         devices,
     } = parts;
     let settings = Settings {
@@ -219,7 +225,7 @@ async fn serve_parts<P: devices::Kind>(
         Some(path) => Some(standby::request(path)?),
         None => None,
     };
-    let (handle, threads, lost) = start_threads::<P>(&engine, uplinks, settings).await?;
+    let (handle, threads, lost) = start_threads_with::<P>(&engine, uplinks, settings, nic).await?;
     handle
         .call(move |plane| {
             for (number, mtu) in (0..).zip(mtus) {
@@ -252,6 +258,12 @@ async fn serve_parts<P: devices::Kind>(
             handle.clone(),
             shutdown.clone(),
         ));
+    }
+    #[cfg(feature = "dpdk")]
+    if !args.eal.is_empty() {
+        let devices = engine.ports.iter().map(|port| port.name.clone()).collect();
+        let serving = crate::dpdk::serve_telemetry(devices, handle.clone(), shutdown.clone());
+        tasks.spawn(serving);
     }
     let service = service(&engine, devices, args.list_ipv6_routes, handle.clone());
     tasks.spawn(serve(service, lost, listener, shutdown.clone()));
@@ -361,9 +373,22 @@ pub async fn start_threads<P: devices::Kind>(
     uplinks: Vec<Driver>,
     settings: Settings,
 ) -> anyhow::Result<(Handle, worker::Threads, Lost)> {
+    start_threads_with::<P>(config, uplinks, settings, None).await
+}
+
+/// The same with a NIC that handles flows by itself.
+///
+/// # Errors
+/// As above.
+pub async fn start_threads_with<P: devices::Kind>(
+    config: &EngineConfig,
+    uplinks: Vec<Driver>,
+    settings: Settings,
+    nic: Option<Box<dyn RuleDevice>>,
+) -> anyhow::Result<(Handle, worker::Threads, Lost)> {
     let engine = Engine::new(config.clone());
     let (lost, lost_ports) = mpsc::channel(worker::LOST_MAX);
-    let (handle, threads) = worker::start::<P>(engine, config.ports.len(), settings, &lost)
+    let (handle, threads) = worker::start::<P>(engine, config.ports.len(), settings, &lost, nic)
         .context("cannot start the packet threads")?;
     for (number, uplink) in (0..).zip(uplinks) {
         handle

@@ -1,10 +1,15 @@
 //! A port of DPDK, whichever driver it has: buffers come from DPDK's pool, are edited in place and leave by another port uncopied.
 
+use crate::offload::{Hits, Refusal, RuleDevice, RuleHandle};
 use crate::{Counters, ETHERNET_LEN, Gone, OpenError, Port};
-use ::dpdk::{Device, Mbuf, Queue};
+use ::dpdk::{Device, InstalledRule, Mbuf, Queue, RuleError, RulePort};
+use dataplane::PortId;
+use dataplane::offload::{Nic, Rule};
 use net::Mac;
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One pair of queues of a started port.
 #[derive(Debug)]
@@ -40,6 +45,91 @@ impl DpdkPort {
     #[must_use]
     pub fn link(&self) -> Option<bool> {
         self.queue.link()
+    }
+}
+
+/// Which started ports of DPDK the engine's ports are. Written as ports come and go, read when rules are installed.
+#[derive(Debug, Default)]
+pub struct RulePorts {
+    /// By number of the engine's port: DPDK's number and the port as it was started last.
+    ports: Mutex<Vec<Option<(u16, RulePort)>>>,
+}
+
+impl RulePorts {
+    /// Notes that a port was started.
+    pub fn started(&self, port: PortId, number: u16, device: &Device) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if ports.len() <= port.index() {
+            ports.resize(port.index() + 1, None);
+        }
+        if let Some(place) = ports.get_mut(port.index()) {
+            *place = Some((number, device.rule_port()));
+        }
+    }
+
+    fn get(&self, port: PortId) -> Option<(u16, RulePort)> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.get(port.index())?.clone()
+    }
+}
+
+/// Rules by DPDK's rte_flow, on whichever ports can.
+#[derive(Debug)]
+pub struct DpdkRules {
+    nic: Nic,
+    ports: Arc<RulePorts>,
+    installed: BTreeMap<RuleHandle, Vec<InstalledRule>>,
+    next: u64,
+}
+
+impl DpdkRules {
+    /// Rules on `ports`, whose largest packets are those of `nic`.
+    #[must_use]
+    pub fn new(nic: Nic, ports: Arc<RulePorts>) -> DpdkRules {
+        DpdkRules {
+            nic,
+            ports,
+            installed: BTreeMap::new(),
+            next: 0,
+        }
+    }
+}
+
+impl RuleDevice for DpdkRules {
+    fn nic(&self) -> Nic {
+        self.nic.clone()
+    }
+
+    fn install(&mut self, rules: &[Rule]) -> Result<RuleHandle, Refusal> {
+        let mut installed = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let port = self.ports.get(rule.port);
+            let created = port.ok_or(RuleError::Stopped).and_then(|(_, port)| {
+                let number = |port| self.ports.get(port).map(|(number, _)| number);
+                InstalledRule::install(&port, rule, number)
+            });
+            // The rules before are removed as they are dropped.
+            installed.push(created.map_err(|error| Refusal {
+                reason: error.to_string(),
+            })?);
+        }
+        let handle = RuleHandle(self.next);
+        self.next += 1;
+        self.installed.insert(handle, installed);
+        Ok(handle)
+    }
+
+    fn hits(&mut self, rules: RuleHandle) -> Option<Hits> {
+        let counts = self.installed.get(&rules)?.iter();
+        // Exceptions, which lead to software, do not count.
+        let (packets, bytes) = counts
+            .filter_map(InstalledRule::hits)
+            .reduce(|(a, b), (c, d)| (a + c, b + d))?;
+        Some(Hits { packets, bytes })
+    }
+
+    fn remove(&mut self, rules: RuleHandle) {
+        self.installed.remove(&rules);
     }
 }
 

@@ -5,7 +5,7 @@
 //! TCP super-frame that a machine handed over in one piece is described to a kernel that can cut it, or cut here (`segment`).
 //!
 //! A port belongs to one thread. A device with several queues is several ports, one per packet thread; threads hand packets to each
-//! other through [`ring`]s. `unsafe` exists only in `sys`, `xsk` and [`ring`]. All drivers pass one suite: [`contract`].
+//! other through [`ring`]s. NICs that switch packets by rules are reached through [`offload`]. `unsafe` exists only in `sys`, `xsk` and [`ring`]. All drivers pass one suite: [`contract`].
 //! Start with [`Port`], then [`memory`] as the shortest driver.
 
 pub mod af_packet;
@@ -15,6 +15,7 @@ pub mod contract;
 pub mod dpdk;
 mod frame;
 pub mod memory;
+pub mod offload;
 mod poller;
 pub mod ring;
 mod segment;

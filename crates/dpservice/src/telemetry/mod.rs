@@ -8,6 +8,7 @@
 pub mod commands;
 
 use crate::worker::{self, Handle, Stopped};
+use dataplane::offload::OffloadCounters;
 use dataplane::{
     Counters, EngineConfig, FlowService, Node, PortCounters, PortId, PortKind,
     VIRTUAL_CONNECTIONS_MAX,
@@ -75,6 +76,8 @@ pub struct Facts {
     pub ports: Vec<PortFacts>,
     /// Counters of the engine, one per packet thread, each of a moment of its own.
     pub engines: Vec<Counters>,
+    /// What was counted about flows in a NIC, one per packet thread.
+    pub offload: Vec<OffloadCounters>,
     /// Counters of the packet threads.
     pub threads: worker::Counters,
     /// What drivers counted, by port and queue.
@@ -93,6 +96,7 @@ struct Configured {
 struct Observed {
     thread: usize,
     engine: Counters,
+    offload: OffloadCounters,
     thread_counters: worker::Counters,
     drivers: Vec<(PortId, ports::Counters)>,
     /// Entries and capacity.
@@ -176,6 +180,7 @@ fn observe(inspection: worker::Inspection<'_>) -> Observed {
         thread,
         services: services.collect(),
         engine: worker.counters().clone(),
+        offload: worker.offload_counters().clone(),
         thread_counters: counters,
         drivers,
         flows: worker.flow_saturation(),
@@ -198,6 +203,7 @@ fn assemble(
         tables: tables(&configured, &observed),
         ports: Vec::new(),
         engines: Vec::new(),
+        offload: Vec::new(),
         threads: worker::Counters::default(),
         drivers: Vec::new(),
     };
@@ -215,6 +221,7 @@ fn assemble(
         }
         facts.threads.add(one.thread_counters);
         facts.engines.push(one.engine);
+        facts.offload.push(one.offload);
         let drivers = one.drivers.into_iter();
         let queues = drivers.map(|(port, counters)| (port, one.thread, counters));
         facts.drivers.extend(queues);

@@ -4,6 +4,7 @@
 //! An idle thread costs one wake-up per second. Drivers without readiness are looked at again and again, with growing pauses.
 
 use crate::devices::Kind;
+use crate::worker::offload;
 use crate::worker::trace::Tracer;
 use crate::worker::{Counters, Inspection, ORDERS_MAX, Settings, Stopped};
 use arrayvec::ArrayVec;
@@ -93,8 +94,11 @@ struct Attachment<P> {
 /// A packet thread's own things.
 pub(super) struct Lane<P> {
     number: usize,
-    pub(super) tables: Arc<Tables>,
+    tables: Arc<Tables>,
     worker: Worker,
+    /// The way to a NIC that handles flows, and that it is to be asked again before its time.
+    nic: Option<offload::End>,
+    nic_soon: bool,
     sorter: Sorter,
     ports: Vec<Attachment<P>>,
     /// Ports that have to be looked at without being asked.
@@ -132,6 +136,8 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             number,
             tables: Arc::clone(engine.tables()),
             worker: engine.worker(),
+            nic: None,
+            nic_soon: false,
             sorter: engine.sorter(),
             ports: (0..setup.ports)
                 .map(|_| Attachment {
@@ -181,6 +187,23 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
 }
 
 impl<P: Kind> Lane<P> {
+    pub(super) fn set_tables(&mut self, tables: Arc<Tables>) {
+        self.tables = tables;
+        self.nic_soon = self.nic.is_some();
+    }
+
+    pub(super) fn set_nic(&mut self, nic: Option<offload::End>) {
+        self.nic = nic;
+    }
+
+    /// Looks after the flows of the NIC.
+    fn serve_nic(&mut self) {
+        let now = self.now();
+        if let Some(nic) = &mut self.nic {
+            self.nic_soon = nic.turn(&mut self.worker, &self.tables, now);
+        }
+    }
+
     pub(super) fn set_queues(&mut self, port: PortId, queues: usize) {
         if let Some(attachment) = self.ports.get_mut(port.index()) {
             attachment.queues = queues;
@@ -543,6 +566,7 @@ impl<P: Kind> Lane<P> {
     pub(super) fn run(mut self, mut orders: mpsc::Receiver<Order<P>>) {
         P::enter_thread(self.number);
         let mut next_tick = std::time::Instant::now();
+        let mut next_nic = next_tick;
         let mut spins = 0;
         let mut pause = PAUSE_MIN;
         let mut more_orders = false;
@@ -551,7 +575,11 @@ impl<P: Kind> Lane<P> {
             looks = looks.wrapping_add(1);
             let mut ready = Ready::NONE;
             if !self.settings.poll || looks.is_multiple_of(LOOKS_PER_CHECK) {
-                let awake = self.settings.poll || spins > 0 || more_orders || !self.may_sleep();
+                let awake = self.settings.poll
+                    || spins > 0
+                    || more_orders
+                    || self.nic_soon
+                    || !self.may_sleep();
                 let timeout = match (awake, self.polled.is_empty()) {
                     (true, _) => Duration::ZERO,
                     (false, false) => pause,
@@ -582,7 +610,12 @@ impl<P: Kind> Lane<P> {
             if self.settings.poll && !looks.is_multiple_of(LOOKS_PER_CHECK) {
                 continue;
             }
-            if std::time::Instant::now() >= next_tick {
+            let time = std::time::Instant::now();
+            if self.nic.is_some() && (self.nic_soon || time >= next_nic) {
+                self.serve_nic();
+                next_nic = time + offload::INTERVAL;
+            }
+            if time >= next_tick {
                 let now = self.now();
                 self.worker.tick(now);
                 next_tick = std::time::Instant::now() + TICK_INTERVAL;

@@ -8,12 +8,14 @@
 //! the bounded rings in which they hand packets to each other.
 
 pub mod lane;
+mod offload;
 pub mod trace;
 
 use crate::devices::{Driver, Kind};
 use dataplane::{Engine, FlowRow, Instant, PacketBuf, PortId, Tables, Worker};
 use futures::future::BoxFuture;
 use lane::{Lane, LaneLink, Setup};
+use ports::offload::RuleDevice;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -119,7 +121,7 @@ impl<P: Kind> Lanes for Vec<LaneLink<P>> {
             let mut answers = Vec::with_capacity(self.len());
             for lane in self {
                 let tables = Arc::clone(&tables);
-                answers.push(lane.order(move |lane| lane.tables = tables).await?);
+                answers.push(lane.order(move |lane| lane.set_tables(tables)).await?);
             }
             for answer in answers {
                 answer.await.map_err(|_| Stopped)?;
@@ -483,7 +485,7 @@ impl Default for Settings {
 }
 
 /// Starts the packet threads for `engine` with `ports` ports, none of which has a driver yet. They end when every [`Handle`] is gone. Ports
-/// whose device disappears are told to `lost`.
+/// whose device disappears are told to `lost`. Flows that `nic` can handle are left to it.
 ///
 /// # Errors
 /// If the process is out of descriptors or threads.
@@ -492,6 +494,7 @@ pub fn start<P: Kind>(
     ports: usize,
     settings: Settings,
     lost: &mpsc::Sender<PortId>,
+    nic: Option<Box<dyn RuleDevice>>,
 ) -> anyhow::Result<(Handle, Threads)> {
     let origin = std::time::Instant::now();
     let attached: Arc<[AtomicBool]> = (0..ports).map(|_| AtomicBool::new(false)).collect();
@@ -506,8 +509,17 @@ pub fn start<P: Kind>(
     };
     let lanes = lane::make::<P>(&engine, &setup)?;
     let mut threads = Vec::new();
+    let mut nic_ends = Vec::new();
+    let mut nic_thread = None;
+    if let Some(nic) = nic {
+        let (ends, thread) = offload::start(nic, settings.workers)?;
+        nic_ends = ends;
+        nic_thread = Some(thread);
+    }
+    let mut nic_ends = nic_ends.into_iter();
     let mut links = Vec::new();
-    for (number, (lane, orders, link)) in lanes.into_iter().enumerate() {
+    for (number, (mut lane, orders, link)) in lanes.into_iter().enumerate() {
+        lane.set_nic(nic_ends.next());
         let thread = std::thread::Builder::new()
             .name(if number == 0 {
                 "worker".to_owned()
@@ -518,6 +530,8 @@ pub fn start<P: Kind>(
         threads.push(thread);
         links.push(link);
     }
+    // It ends when the packet threads have.
+    threads.extend(nic_thread);
     let wakers = links.iter().map(|link| link.waker.clone()).collect();
     let plane = Plane {
         published: engine.tables().epoch(),

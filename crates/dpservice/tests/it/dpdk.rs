@@ -1,9 +1,10 @@
 //! The executable over DPDK's TAP devices: started as the reference is, configured by its client, packets both ways.
 
 use crate::hosts::{Namespace, Process, enter_private_namespace};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use ports::{AfPacket, Frame, Port, af_packet::Select};
 use std::net::Ipv6Addr;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -71,6 +72,34 @@ fn echo(ethernet: [[u8; 6]; 2], source: [u8; 4], destination: [u8; 4]) -> Vec<u8
     let sum = net::checksum::checksum(&icmp).to_be_bytes();
     icmp[2..4].copy_from_slice(&sum);
     [&to[..], &from, &[8, 0], &ip, &icmp].concat()
+}
+
+/// A client of DPDK's telemetry socket, which is one of sequenced packets.
+struct Telemetry(OwnedFd);
+
+impl Telemetry {
+    fn connect(prefix: &str) -> Telemetry {
+        let path = format!("/var/run/dpdk/{prefix}/dpdk_telemetry.v2");
+        let kind = SockType::SeqPacket;
+        let socket = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None);
+        let socket = socket.expect("socket");
+        let address = UnixAddr::new(path.as_str()).expect("path");
+        connect(socket.as_raw_fd(), &address).expect("DPDK listens");
+        let telemetry = Telemetry(socket);
+        assert!(telemetry.read()["version"].is_string(), "greeting");
+        telemetry
+    }
+
+    fn ask(&self, command: &str) -> serde_json::Value {
+        nix::unistd::write(&self.0, command.as_bytes()).expect("DPDK reads");
+        self.read()
+    }
+
+    fn read(&self) -> serde_json::Value {
+        let mut bytes = vec![0; 1 << 16];
+        let length = nix::unistd::read(&self.0, &mut bytes).expect("DPDK answers");
+        serde_json::from_slice(&bytes[..length]).expect("JSON")
+    }
 }
 
 #[test]
@@ -154,15 +183,20 @@ fn six_taps_carry_packets_both_ways() {
         frame.get(14..) == ping.get(14..)
     });
 
-    // DPDK's own telemetry is there.
-    let telemetry = format!("/var/run/dpdk/{prefix}/dpdk_telemetry.v2");
-    assert!(std::path::Path::new(&telemetry).exists(), "{telemetry}");
-    // It is a sequenced-packet socket: a stream is refused, but by somebody who listens.
-    let error = UnixStream::connect(&telemetry).expect_err("not a stream");
+    // DPDK's own telemetry socket knows our commands as well as its own.
+    let telemetry = Telemetry::connect(&prefix);
+    let rules = telemetry.ask("/dp_service/firewall/rule_count");
     assert_eq!(
-        error.raw_os_error(),
-        Some(nix::errno::Errno::EPROTOTYPE as i32)
+        rules,
+        serde_json::json!({"/dp_service/firewall/rule_count": {"vm1": 0, "vm2": 0}})
     );
+    let calls = telemetry.ask("/dp_service/graph/call_count");
+    let stages = &calls["/dp_service/graph/call_count"]["Node_0_to_255"];
+    assert!(stages["ipip_encap"].as_u64() > Some(0), "{calls}");
+    let tables = telemetry.ask("/dp_service/table/saturation");
+    let conntrack = &tables["/dp_service/table/saturation"]["conntrack_table"];
+    assert_eq!(conntrack["entries"], 6, "{tables}");
+    assert_eq!(telemetry.ask("/ethdev/list")["/ethdev/list"][5], 5);
 
     assert!(service.terminate().success());
     let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));

@@ -22,6 +22,7 @@ mod inspect;
 mod inspection;
 mod lifecycle;
 mod logging;
+mod offload;
 mod options;
 mod scenarios;
 mod services;
