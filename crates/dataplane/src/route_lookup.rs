@@ -33,7 +33,7 @@ pub(crate) fn decide(cx: &Context<'_>, walk: &mut Walk) -> Result<(), DropReason
     if walk.output.is_none() {
         walk.output = Some(match cx.source {
             Source::Machine => from_machine(cx, source, destination, walk)?,
-            Source::Tunnel { endpoint, .. } => from_tunnel(cx, endpoint, destination)?,
+            Source::Tunnel { endpoint, .. } => from_tunnel(cx, endpoint, source, destination)?,
         });
     }
     Ok(())
@@ -76,10 +76,17 @@ fn from_machine(
 fn from_tunnel(
     cx: &Context<'_>,
     endpoint: &Endpoint,
+    source: IpAddr,
     destination: IpAddr,
 ) -> Result<Output, DropReason> {
     let routes = cx.tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
-    if matches!(endpoint.kind, UnderlayKind::Vip | UnderlayKind::Nat) {
+    // What a machine of this host sends to a neighbour does not go by the fabric, unless it is for a balanced address. Answers to such a forged
+    // packet would reach the neighbour past his packet filter.
+    let is_next_door = || matches!(routes.lookup(source), Some((_, Target::Own(_))));
+    if endpoint.kind != UnderlayKind::LbPrefix && is_next_door() {
+        return Err(DropReason::SourceSpoofed);
+    }
+    if endpoint.kind == UnderlayKind::Nat {
         // Several machines may share the address: whose packet this is was found out by its tuple, and the way to him is a lookup.
         return match routes.lookup(destination) {
             Some((_, Target::Own(port) | Target::Alias(port))) => Ok(Output::Deliver(port)),

@@ -64,6 +64,11 @@ impl Translated {
         self.vip.is_none() && self.local == 0 && self.neighbors.is_empty()
     }
 
+    /// Whether it stands for the machine on this port.
+    pub(crate) fn is_vip_of(&self, machine: PortId) -> bool {
+        self.vip.is_some_and(|(port, _)| port == machine)
+    }
+
     /// The host that owns a port.
     pub(crate) fn neighbor(&self, port: u16) -> Option<Ipv6Addr> {
         let behind = self

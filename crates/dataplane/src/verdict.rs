@@ -90,7 +90,7 @@ drop_reasons! {
     IcmpUnsupported = "icmp_unsupported",
     /// ICMP error that quotes no tracked flow of this network, or a flow in the wrong direction.
     IcmpUnrelated = "icmp_unrelated",
-    /// The machine used a source address that is neither its own nor in one of its prefixes.
+    /// The machine used a source address that is neither its own nor in one of its prefixes; or from the uplink: it is one of a machine here.
     SourceSpoofed = "source_spoofed",
     /// From the uplink: the inner destination does not belong to the interface or prefix of the outer one.
     DestinationForeign = "destination_foreign",

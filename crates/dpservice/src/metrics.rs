@@ -291,6 +291,16 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
             facts.sum(|engine| engine.flows_redecided),
         ),
         (
+            "flows_kept",
+            "Flows whose decision a change left as it was",
+            facts.sum(|engine| engine.flows_kept),
+        ),
+        (
+            "fragments_displaced",
+            "Fragmented packets forgotten early because there were too many",
+            facts.sum(|engine| engine.fragments_displaced),
+        ),
+        (
             "no_device",
             "Packets for a port without device",
             thread.no_device,

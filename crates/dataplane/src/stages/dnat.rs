@@ -19,11 +19,16 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
     };
     match (cx.source, translated) {
         (Source::Tunnel { endpoint, .. }, translated) => match (endpoint.kind, translated) {
-            (UnderlayKind::Vip | UnderlayKind::Nat, Some(translated)) => {
+            // Each by the underlay address that was made for it.
+            (UnderlayKind::Vip, Some(translated)) if translated.is_vip_of(endpoint.port) => {
                 cx.counters.count(Node::Dnat);
-                from_tunnel(cx, walk, translated)
+                to_vip(walk, translated)?.ok_or(DropReason::Bug)
             }
-            (UnderlayKind::Vip | UnderlayKind::Nat, None) => Err(DropReason::DestinationForeign),
+            (UnderlayKind::Nat, Some(translated)) if translated.vip.is_none() => {
+                cx.counters.count(Node::Dnat);
+                to_neighbor(cx, walk, translated)
+            }
+            (UnderlayKind::Vip | UnderlayKind::Nat, _) => Err(DropReason::DestinationForeign),
             (
                 UnderlayKind::Interface
                 | UnderlayKind::AliasPrefix
@@ -41,14 +46,12 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
     }
 }
 
-fn from_tunnel(
+/// To the host that owns the NAT port.
+fn to_neighbor(
     cx: &Context<'_>,
     walk: &mut Walk,
     translated: &Translated,
 ) -> Result<(), DropReason> {
-    if to_vip(walk, translated)?.is_some() {
-        return Ok(());
-    }
     let owner = translated.neighbor(walk.tuple.destination_port);
     let owner = owner.ok_or(DropReason::NatUnsolicited)?;
     walk.service = Service::NeighbourNat;

@@ -7,6 +7,7 @@ use crate::graph::{Context, Output, Source, Walk};
 use crate::nat64;
 use crate::objects::Nat;
 use crate::port_map::{NatEnd, NatError, NatRemote, NatSource, PortMap};
+use crate::route_lookup::check_forwardable;
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv4Addr};
 use net::Vni;
@@ -37,7 +38,12 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
         }
         (IpAddr::V6(_), IpAddr::V6(destination)) => {
             match (services.nat, nat64::embedded(destination)) {
-                (Some(nat), Some(remote)) => translate(cx, walk, nat, remote, Service::Nat64),
+                (Some(nat), Some(remote)) => {
+                    // What must not be forwarded, must not be so as IPv4 either (RFC 6052 §3.1).
+                    let shown = IpAddr::V4(remote);
+                    check_forwardable(shown, shown)?;
+                    translate(cx, walk, nat, remote, Service::Nat64)
+                }
                 (Some(_), None) | (None, _) => Ok(()),
             }
         }

@@ -21,6 +21,7 @@ mod flows;
 mod forward;
 mod fragments;
 mod handshake;
+mod isolation;
 mod keep;
 mod lpm;
 mod maglev;

@@ -559,3 +559,23 @@ fn deleting_the_interface_ends_translation() {
         "nor lost ports"
     );
 }
+
+#[test]
+fn nat64_forwards_nothing_that_ipv4_routers_may_not() {
+    let mut bed = Bed::public();
+    bed.engine
+        .create_nat("vm1", address(NAT), range(100, 200), None)
+        .unwrap();
+    let source = "2000:100:1::1";
+    for (remote, reason) in [
+        ("64:ff9b::7f00:1", DropReason::NotForwardable),
+        ("64:ff9b::8:808", DropReason::NotForwardable),
+        ("64:ff9b::a9fe:1", DropReason::NotForwardable),
+        ("64:ff9b::e000:1", DropReason::Multicast),
+        ("64:ff9b::ffff:ffff", DropReason::Multicast),
+    ] {
+        let request = build::udp((source, 5), (remote, 53), b"x");
+        assert_eq!(bed.guest(VM1, &request), Out::Dropped(reason), "{remote}");
+    }
+    assert_eq!(bed.worker.nat().saturation().0, 0);
+}

@@ -3,7 +3,7 @@
 use crate::harness::{DEADLINE, Server, interface, outcome};
 use crate::services::OK;
 use clap::CommandFactory;
-use dataplane::VirtualServiceSpec;
+use dataplane::{MssClamp, VirtualServiceSpec};
 use dpservice::args::{Color, LogFormat, NicType};
 use dpservice::worker::Settings;
 use dpservice::{Args, standby};
@@ -185,6 +185,31 @@ fn values_arrive() {
         ],
         "in the order of the command line"
     );
+}
+
+/// Options of our own.
+#[test]
+fn segment_sizes_and_hops() {
+    let args = load(&[]).unwrap();
+    assert_eq!(
+        (args.mss_clamp, args.decrement_hops),
+        (MssClamp::Off, false)
+    );
+    for (text, clamp) in [
+        ("off", MssClamp::Off),
+        ("auto", MssClamp::Tunnel),
+        ("536", MssClamp::At(536)),
+        ("1400", MssClamp::At(1_400)),
+        ("65535", MssClamp::At(u16::MAX)),
+    ] {
+        assert_eq!(load(&["--mss-clamp", text]).unwrap().mss_clamp, clamp);
+    }
+    for text in ["", "on", "535", "65536", "-1", "1400.0", "0x600"] {
+        let error = load(&[&format!("--mss-clamp={text}")]).unwrap_err();
+        assert!(error.contains("--mss-clamp"), "{error}");
+    }
+    assert!(load(&["--decrement-hops"]).unwrap().decrement_hops);
+    load(&["--decrement-hops=yes"]).unwrap_err();
 }
 
 #[test]
