@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use api::apinet::NetworkInterface;
-use api::names::finalizer;
-use controller::{Controller, Key, Op, Plan, Source, World};
+use api::apinet::{IP, NetworkInterface};
+use api::names::{annotation, finalizer};
+use controller::{Controller, Key, Op, Plan, Source, World, object};
 use metalnet::plan::ops::DpOp;
 use serde_json::json;
 
@@ -22,16 +22,19 @@ pub enum Bug {
     RuleNotRemoved,
     /// OpenKCM-net's interface goes although metalnet still has it.
     FinalizerEarly,
+    /// An address that its user gave up is free before the data planes let go of it.
+    AddressEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 5] = [
+    pub const ALL: [Bug; 6] = [
         Bug::VniTwice,
         Bug::NatOverlap,
         Bug::RouteNotWithdrawn,
         Bug::RuleNotRemoved,
         Bug::FinalizerEarly,
+        Bug::AddressEarly,
     ];
 
     /// The controller with the bug in it.
@@ -82,10 +85,30 @@ impl Controller for Wrapped {
             }
             // metalnetlet's, which alone deletes the metalnet object.
             (Bug::FinalizerEarly, "networkinterface") => let_go(&mut plan, world, key),
+            (Bug::AddressEarly, "ipclaim") => {
+                plan.extend(free(world, key));
+            }
             _ => {}
         }
         plan
     }
+}
+
+/// Frees an address as soon as its user gave it up.
+fn free(world: &World, key: &Key) -> Option<Op> {
+    let ip = world.by_key::<IP>(key)?;
+    object::annotation(&*ip, annotation::IP_RELEASED_AT)?;
+    let finalizers = ip.metadata.finalizers.iter().flatten();
+    let kept: Vec<&String> = finalizers
+        .filter(|name| *name != finalizer::IP_IN_USE)
+        .collect();
+    Some(Op::locked(
+        &*ip,
+        json!({
+            "metadata": { "annotations": { annotation::IP_RELEASED_AT: null }, "finalizers": kept },
+            "spec": { "claimRef": null },
+        }),
+    ))
 }
 
 /// Every metalnet Network has the same number.

@@ -2,7 +2,7 @@
 //! nothing is left to do; after everything is deleted, nothing is left.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use api::ids::Origin;
 use api::names::origin;
@@ -13,8 +13,9 @@ use dataplane::PortId;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
+use crate::region::edge::DEFAULTS;
 use crate::region::services;
-use crate::region::user::{APP, SERVICE_PORT, ips};
+use crate::region::user::{APP, SERVICE_PORT, ip6, ips};
 use crate::region::{Fate, Region, packet};
 
 const PROBE_PORT: u16 = 7_000;
@@ -26,6 +27,8 @@ pub struct Machine {
     pub uid: String,
     pub network: String,
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub ip6: Option<Ipv6Addr>,
     pub app: String,
     /// Host and device, when there is one.
     pub place: Option<(usize, PortId)>,
@@ -43,6 +46,7 @@ pub fn machines(region: &Region) -> Vec<Machine> {
                 uid: object::uid(&nic).to_owned(),
                 network: nic.spec.network_ref.name.clone(),
                 ip: ips(&nic).first().copied()?,
+                ip6: ip6(&nic),
                 app: object::label(&nic, APP).unwrap_or_default().to_owned(),
                 place: of_user.get(object::uid(&nic)).copied(),
             })
@@ -96,7 +100,7 @@ impl Wishes {
     }
 
     /// Whether `network` lets `other` see an address of its own.
-    fn shows(&self, network: &str, other: &str, ip: Ipv4Addr) -> bool {
+    fn shows(&self, network: &str, other: &str, ip: IpAddr) -> bool {
         let Some(network) = self.networks.get(network) else {
             return false;
         };
@@ -104,14 +108,13 @@ impl Wishes {
         let entry = entries.find(|peering| peering.network_ref.name == other);
         entry.is_some_and(|peering| {
             let mut prefixes = peering.prefixes.iter().filter_map(|exposed| exposed.prefix);
-            peering.prefixes.is_empty()
-                || prefixes.any(|prefix| prefix.0.contains(&std::net::IpAddr::V4(ip)))
+            peering.prefixes.is_empty() || prefixes.any(|prefix| prefix.0.contains(&ip))
         })
     }
 
     /// Whether packets from one machine to another shall arrive.
-    pub fn allow(&self, from: &Machine, to: &Machine, port: u16) -> bool {
-        self.filter(Some(from), Some(to), port) && self.routed(from, to)
+    pub fn allow(&self, from: &Machine, to: &Machine, ip: IpAddr, port: u16) -> bool {
+        self.filter(Some(from), Some(to), port) && self.routed(from, to, ip)
     }
 
     /// What policies say; `None` is the outside world.
@@ -162,8 +165,8 @@ impl Wishes {
         passes(from, to, PolicyType::Egress) && passes(to, from, PolicyType::Ingress)
     }
 
-    /// Whether there is a way.
-    fn routed(&self, from: &Machine, to: &Machine) -> bool {
+    /// Whether there is a way to an address of a machine.
+    fn routed(&self, from: &Machine, to: &Machine, ip: IpAddr) -> bool {
         if from.network == to.network {
             return true;
         }
@@ -171,7 +174,7 @@ impl Wishes {
             let mut peerings = network.spec.peerings.iter();
             peerings.any(|peering| peering.network_ref.name == to.network)
         });
-        back && self.shows(&to.network, &from.network, to.ip)
+        back && self.shows(&to.network, &from.network, ip)
     }
 }
 
@@ -179,11 +182,21 @@ fn names(labels: Option<&BTreeMap<String, String>>, machine: &Machine) -> bool {
     labels.is_none_or(|labels| labels.get(APP).is_none_or(|app| *app == machine.app))
 }
 
+impl Machine {
+    /// Pairs of addresses with which it can send to another one: one for each family that both have.
+    fn ways(&self, to: &Machine) -> Vec<(IpAddr, IpAddr)> {
+        let v4 = (IpAddr::V4(self.ip), IpAddr::V4(to.ip));
+        let v6 = self.ip6.zip(to.ip6);
+        let v6 = v6.map(|(from, to)| (IpAddr::V6(from), IpAddr::V6(to)));
+        [v4].into_iter().chain(v6).collect()
+    }
+}
+
 /// Sends a packet from one machine to another.
-fn probe(region: &mut Region, from: &Machine, to: &Machine, to_port: u16) -> Option<Fate> {
+fn probe(region: &mut Region, from: &Machine, way: (IpAddr, IpAddr), to_port: u16) -> Option<Fate> {
     let (host, port) = from.place?;
     let source = region.rng.random_range(20_000..60_000);
-    let frame = packet::udp((from.ip, source), (to.ip, to_port), b"probe");
+    let frame = packet::udp((way.0, source), (way.1, to_port), b"probe");
     Some(region.send(host, port, &frame))
 }
 
@@ -197,7 +210,8 @@ pub fn never(region: &mut Region) -> Result<(), String> {
     let machines = machines(region);
     for from in &machines {
         for to in &machines {
-            if wishes.routed(from, to) {
+            let mut ways = from.ways(to).into_iter();
+            if ways.any(|(_, ip)| wishes.routed(from, to, ip)) {
                 let pair = (from.uid.clone(), to.uid.clone());
                 region.ever.insert(pair);
             }
@@ -214,13 +228,15 @@ pub fn never(region: &mut Region) -> Result<(), String> {
         if region.ever.contains(&pair) {
             continue;
         }
-        if let Some(fate) = probe(region, from, to, PROBE_PORT)
-            && arrived(&fate, to)
-        {
-            return Err(format!(
-                "{} in {} reached {} in {}, which was never allowed",
-                from.name, from.network, to.name, to.network
-            ));
+        for way in from.ways(to) {
+            if let Some(fate) = probe(region, from, way, PROBE_PORT)
+                && arrived(&fate, to)
+            {
+                return Err(format!(
+                    "{} in {} reached {} in {}, which was never allowed",
+                    from.name, from.network, to.name, to.network
+                ));
+            }
         }
     }
     Ok(())
@@ -246,21 +262,35 @@ fn reachability(region: &mut Region) -> Result<(), String> {
     }
     for from in &machines {
         for to in machines.iter().filter(|to| to.uid != from.uid) {
-            let port = match region.rng.random() {
-                true => PROBE_PORT,
-                false => SERVICE_PORT,
-            };
-            let Some(fate) = probe(region, from, to, port) else {
-                continue;
-            };
-            let (wanted, got) = (wishes.allow(from, to, port), arrived(&fate, to));
-            if to.place.is_some() && wanted != got {
-                return Err(format!(
-                    "{} {} in {} to {} {} port {port} in {}: wanted {wanted}, but {fate:?}",
-                    from.name, from.ip, from.network, to.name, to.ip, to.network
-                ));
+            for way in from.ways(to) {
+                reaches(region, &wishes, from, to, way)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Whether a packet arrives exactly if it shall.
+fn reaches(
+    region: &mut Region,
+    wishes: &Wishes,
+    from: &Machine,
+    to: &Machine,
+    way: (IpAddr, IpAddr),
+) -> Result<(), String> {
+    let port = match region.rng.random() {
+        true => PROBE_PORT,
+        false => SERVICE_PORT,
+    };
+    let Some(fate) = probe(region, from, way, port) else {
+        return Ok(());
+    };
+    let (wanted, got) = (wishes.allow(from, to, way.1, port), arrived(&fate, to));
+    if to.place.is_some() && wanted != got {
+        return Err(format!(
+            "{} {} in {} to {} {} port {port} in {}: wanted {wanted}, but {fate:?}",
+            from.name, way.0, from.network, to.name, way.1, to.network
+        ));
     }
     Ok(())
 }
@@ -362,8 +392,7 @@ pub fn nothing_left(region: &mut Region) -> Result<(), String> {
         }
     }
     for server in &region.servers {
-        // The edge's default route.
-        if server.routes_len() > 1 {
+        if server.routes_len() > DEFAULTS {
             return Err(format!("metalbond knows {} routes", server.routes_len()));
         }
     }

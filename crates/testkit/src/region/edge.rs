@@ -1,6 +1,6 @@
 //! The region's edge: the real route table and packet decisions of crate `edge`, between the outside and the underlay.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use dataplane::{Instant, PacketBuf};
@@ -16,6 +16,8 @@ use crate::region::store::PUBLIC;
 
 /// The edge's tunnel address.
 const ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0xff, 0, 0, 0, 1);
+/// Routes that the edge announces: the way out, in both families.
+pub const DEFAULTS: usize = 2;
 const MAC: Mac = Mac([0x02, 0, 0, 0, 0xff, 1]);
 
 pub struct Edge {
@@ -47,8 +49,9 @@ impl Edge {
         };
         let mut bond = Client::new("", servers);
         bond.subscribe(PUBLIC_VNI);
-        for (unspecified, length) in [(Ipv4Addr::UNSPECIFIED, 0)] {
-            if let Some(destination) = Destination::new(unspecified.into(), length) {
+        let all: [IpAddr; DEFAULTS] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        for unspecified in all {
+            if let Some(destination) = Destination::new(unspecified, 0) {
                 bond.announce(Route {
                     vni: PUBLIC_VNI,
                     destination,
@@ -85,7 +88,11 @@ impl Edge {
 
     /// An IP packet from the outside becomes a tunnel packet.
     pub fn inwards(&mut self, packet: &[u8], now: Instant) -> Result<PacketBuf, String> {
-        let header = [&MAC.0[..], &[0x02, 0, 0, 0, 0, 9], &[0x08, 0x00]].concat();
+        let ethertype: [u8; 2] = match packet.first().map(|first| first >> 4) {
+            Some(6) => [0x86, 0xdd],
+            _ => [0x08, 0x00],
+        };
+        let header = [&MAC.0[..], &[0x02, 0, 0, 0, 0, 9], &ethertype].concat();
         let mut buffer = PacketBuf::with_frame_max(1_800);
         if !buffer.fill(&[&header, packet].concat()) {
             return Err("too large".to_owned());

@@ -1,10 +1,15 @@
 //! What must hold at any moment: nothing is used by a data plane that its object does not hold, and nothing is used twice.
+//!
+//! The registry says to whom a public address is given; a data plane that still has it for anybody else, or for nobody, would take
+//! or send the packets of its next owner.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use api::ids::Origin;
 use api::names::{APINET, METALNET, origin};
+use controller::object;
+use kube_core::DynamicObject;
 use metalnet::services::NatShare;
 
 use crate::region::Region;
@@ -13,128 +18,230 @@ use crate::region::store::PUBLIC;
 
 /// Looks at all data planes.
 pub fn check(region: &Region) -> Result<(), String> {
-    let owners = owners(region, "networkinterfaces");
-    let balancers = owners_of_balancers(region);
-    let locked = locked(region);
-    let all = region.store.of(APINET, "networkinterfaces");
-    let made: BTreeSet<String> = all
-        .filter_map(|change| change.object.metadata.uid.clone())
-        .collect();
-    let mut networks: BTreeMap<u32, String> = BTreeMap::new();
-    let mut vips: BTreeMap<Ipv4Addr, String> = BTreeMap::new();
-    let mut shares: Vec<(NatShare, String)> = Vec::new();
+    let registry = Registry::of(region);
+    let mut used = Used::default();
     for host in &region.hosts {
         let Some(plane) = &host.plane else {
             continue;
         };
-        let engine = &plane.engine;
+        let (engine, host) = (&plane.engine, &host.name);
         for interface in engine.interfaces() {
-            let (id, vni) = (interface.spec.id.clone(), interface.spec.vni.get());
-            let Some(network) = owners.get(&id) else {
+            let (id, vni) = (interface.spec.id.as_str(), interface.spec.vni.get());
+            let Some(network) = registry.networks.get(id) else {
                 return Err(format!(
-                    "{} still has interface {id}, whose object is gone",
-                    host.name
+                    "{host} still has interface {id}, whose object is gone"
                 ));
             };
-            if !made.contains(&owner(region, &id)) {
+            let owner = registry.interfaces.get(id).cloned().unwrap_or_default();
+            if !registry.made.contains_key(&owner) {
                 return Err(format!(
-                    "{} still has interface {id}, which OpenKCM-net has given up",
-                    host.name
+                    "{host} still has interface {id}, which OpenKCM-net has given up"
                 ));
             }
-            let known = networks.entry(vni).or_insert_with(|| network.clone());
-            if known != network {
-                return Err(format!("VNI {vni} is used for {known} and for {network}"));
+            used.network(vni, network)?;
+            if let Ok(vip) = engine.vip(id) {
+                registry.held(vip.address.into(), host, |claim| claim.uid == owner)?;
+                used.alone(vip.address.into(), id)?;
             }
-            if let Ok(vip) = engine.vip(&id) {
-                held(&locked, vip.address, &host.name)?;
-                if let Some(other) = vips.insert(vip.address, id.clone()) {
-                    return Err(format!("{} is used by {other} and by {id}", vip.address));
+            for (prefix, _) in engine.prefixes(id).unwrap_or_default() {
+                if public(prefix.address()) {
+                    registry.held(prefix.address(), host, |claim| claim.uid == owner)?;
+                    used.alone(prefix.address(), id)?;
                 }
             }
-            if let Ok(nat) = engine.nat(&id) {
-                held(&locked, nat.address, &host.name)?;
+            if let Ok(nat) = engine.nat(id) {
+                let of_network = registry.made.get(&owner);
+                registry.held(nat.address.into(), host, |claim| {
+                    registry.gateways.get(&claim.uid) == of_network
+                })?;
                 let share = NatShare {
                     address: nat.address,
                     ports: nat.ports,
                 };
-                if let Some((other, owner)) = shares.iter().find(|(s, _)| overlap(s, &share)) {
-                    return Err(format!(
-                        "ports of {share:?} of {id} and of {other:?} of {owner} overlap"
-                    ));
-                }
-                shares.push((share, id.clone()));
+                used.share(share, id)?;
             }
         }
         for balancer in engine.load_balancers() {
-            if !balancers.contains(&balancer.id) {
+            let Some(owner) = registry.balancers.get(&balancer.id) else {
                 return Err(format!(
-                    "{} still has load balancer {}, whose object is gone",
-                    host.name, balancer.id
+                    "{host} still has load balancer {}, whose object is gone",
+                    balancer.id
                 ));
-            }
-            if let IpAddr::V4(address) = balancer.address
-                && public(address)
-            {
-                held(&locked, address, &host.name)?;
+            };
+            if public(balancer.address) {
+                registry.held(balancer.address, host, |claim| claim.uid == *owner)?;
+                used.balanced(balancer.address, owner)?;
             }
         }
     }
-    match shares
-        .iter()
-        .find(|(share, _)| vips.contains_key(&share.address))
-    {
-        Some((share, id)) => Err(format!("{share:?} of {id} is somebody's virtual IP too")),
-        None => Ok(()),
-    }
+    used.kinds()
 }
 
-/// The uid of the OpenKCM-net interface behind a metalnet one.
-fn owner(region: &Region, uid: &str) -> String {
-    let mut all = region.store.of(METALNET, "networkinterfaces");
-    let nic = all.find(|change| change.object.metadata.uid.as_deref() == Some(uid));
-    let origin =
-        nic.and_then(|nic| Origin::of(&nic.object.metadata, origin::METALNET_NETWORK_INTERFACE));
-    origin.map(|origin| origin.uid).unwrap_or_default()
+/// Who an address is given to.
+struct Claim {
+    uid: String,
+    name: String,
 }
 
-fn public(address: Ipv4Addr) -> bool {
-    PUBLIC.iter().any(|prefix| {
-        let prefix: Result<net::Prefix, _> = prefix.parse();
-        prefix.is_ok_and(|prefix| prefix.contains(address.into()))
-    })
+/// What the objects say, by the uid of what data planes know.
+struct Registry {
+    /// Networks of metalnet interfaces.
+    networks: BTreeMap<String, String>,
+    /// OpenKCM-net's interfaces behind metalnet's, by uid.
+    interfaces: BTreeMap<String, String>,
+    /// Networks of OpenKCM-net's interfaces.
+    made: BTreeMap<String, String>,
+    /// Networks of NAT gateways.
+    gateways: BTreeMap<String, String>,
+    /// Load balancers of OpenKCM-net behind metalnet's, by uid.
+    balancers: BTreeMap<String, String>,
+    /// Addresses that exist, with whom they are given to.
+    claims: BTreeMap<String, Option<Claim>>,
 }
 
-/// A public address in use must be somebody's.
-fn held(locked: &BTreeSet<String>, address: Ipv4Addr, host: &str) -> Result<(), String> {
-    match locked.contains(&address.to_string()) {
-        true => Ok(()),
-        false => Err(format!("{host} uses {address}, which is free for anybody")),
-    }
+fn text<'a>(object: &'a DynamicObject, path: &str) -> &'a str {
+    let value = object.data.pointer(path);
+    value.and_then(|value| value.as_str()).unwrap_or_default()
 }
 
-fn locked(region: &Region) -> BTreeSet<String> {
-    let all = region.store.of(APINET, "ipaddresses");
-    all.map(|change| change.key.name.clone()).collect()
+fn uid(object: &DynamicObject) -> String {
+    object.metadata.uid.clone().unwrap_or_default()
 }
 
-/// Networks by the uid of the interface.
-fn owners(region: &Region, plural: &str) -> BTreeMap<String, String> {
-    let all = region.store.of(METALNET, plural);
-    all.filter_map(|change| {
-        let uid = change.object.metadata.uid.clone()?;
-        let network = change
-            .object
-            .data
-            .pointer("/spec/networkRef/name")?
-            .as_str()?;
-        Some((uid, network.to_owned()))
+fn networks(region: &Region, group: &str, plural: &str) -> BTreeMap<String, String> {
+    let all = region.store.of(group, plural);
+    all.map(|change| {
+        let network = text(&change.object, "/spec/networkRef/name");
+        (uid(&change.object), network.to_owned())
     })
     .collect()
 }
 
-fn owners_of_balancers(region: &Region) -> BTreeSet<String> {
-    let all = region.store.of(METALNET, "loadbalancers");
-    all.filter_map(|change| change.object.metadata.uid.clone())
-        .collect()
+/// The uid that stands behind a metalnet object.
+fn behind(object: &DynamicObject, base: &str) -> String {
+    Origin::of(&object.metadata, base).map_or_else(String::new, |origin| origin.uid)
+}
+
+impl Registry {
+    fn of(region: &Region) -> Registry {
+        let store = &region.store;
+        let interfaces = store.of(METALNET, "networkinterfaces").map(|change| {
+            let owner = behind(&change.object, origin::METALNET_NETWORK_INTERFACE);
+            (uid(&change.object), owner)
+        });
+        let instances = store.of(APINET, "instances").filter_map(|change| {
+            let set = object::controller_of(&change.object)?;
+            let balancer = region.set_owners.get(&set.uid)?;
+            Some((uid(&change.object), balancer.clone()))
+        });
+        let instances: BTreeMap<String, String> = instances.collect();
+        let balancers = store.of(METALNET, "loadbalancers").map(|change| {
+            let instance = behind(&change.object, origin::METALNET_INSTANCE);
+            let owner = instances.get(&instance).cloned().unwrap_or_default();
+            (uid(&change.object), owner)
+        });
+        let claims = store.of(APINET, "ips").map(|change| {
+            let claim = Claim {
+                uid: text(&change.object, "/spec/claimRef/uid").to_owned(),
+                name: text(&change.object, "/spec/claimRef/name").to_owned(),
+            };
+            let address = text(&change.object, "/spec/ip").to_owned();
+            (address, Some(claim).filter(|claim| !claim.uid.is_empty()))
+        });
+        Registry {
+            networks: networks(region, METALNET, "networkinterfaces"),
+            interfaces: interfaces.collect(),
+            made: networks(region, APINET, "networkinterfaces"),
+            gateways: networks(region, APINET, "natgateways"),
+            balancers: balancers.collect(),
+            claims: claims.collect(),
+        }
+    }
+
+    /// A public address in use must be that of its user.
+    fn held(
+        &self,
+        address: IpAddr,
+        host: &str,
+        is_user: impl Fn(&Claim) -> bool,
+    ) -> Result<(), String> {
+        match self.claims.get(&address.to_string()) {
+            None => Err(format!("{host} uses {address}, which nobody holds")),
+            Some(None) => Err(format!("{host} uses {address}, which is free for anybody")),
+            Some(Some(claim)) if !is_user(claim) => Err(format!(
+                "{host} uses {address}, which {} has got meanwhile",
+                claim.name
+            )),
+            Some(Some(_)) => Ok(()),
+        }
+    }
+}
+
+/// What data planes use.
+#[derive(Default)]
+struct Used {
+    networks: BTreeMap<u32, String>,
+    vips: BTreeMap<IpAddr, String>,
+    shares: Vec<(NatShare, String)>,
+    balanced: BTreeMap<IpAddr, String>,
+}
+
+impl Used {
+    fn network(&mut self, vni: u32, network: &str) -> Result<(), String> {
+        let known = self
+            .networks
+            .entry(vni)
+            .or_insert_with(|| network.to_owned());
+        match known == network {
+            true => Ok(()),
+            false => Err(format!("VNI {vni} is used for {known} and for {network}")),
+        }
+    }
+
+    fn alone(&mut self, address: IpAddr, id: &str) -> Result<(), String> {
+        match self.vips.insert(address, id.to_owned()) {
+            Some(other) => Err(format!("{address} is used by {other} and by {id}")),
+            None => Ok(()),
+        }
+    }
+
+    fn share(&mut self, share: NatShare, id: &str) -> Result<(), String> {
+        if let Some((other, owner)) = self.shares.iter().find(|(s, _)| overlap(s, &share)) {
+            return Err(format!(
+                "ports of {share:?} of {id} and of {other:?} of {owner} overlap"
+            ));
+        }
+        self.shares.push((share, id.to_owned()));
+        Ok(())
+    }
+
+    /// Several hypervisors serve one balancer's address.
+    fn balanced(&mut self, address: IpAddr, owner: &str) -> Result<(), String> {
+        match self.balanced.insert(address, owner.to_owned()) {
+            Some(other) if other != owner => {
+                Err(format!("{address} is balanced by {other} and by {owner}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An address is of one kind.
+    fn kinds(&self) -> Result<(), String> {
+        let shared: BTreeSet<IpAddr> = self.shares.iter().map(|(s, _)| s.address.into()).collect();
+        let own: BTreeSet<IpAddr> = self.vips.keys().copied().collect();
+        let balanced: BTreeSet<IpAddr> = self.balanced.keys().copied().collect();
+        for (one, two) in [(&shared, &own), (&shared, &balanced), (&own, &balanced)] {
+            if let Some(address) = one.intersection(two).next() {
+                return Err(format!("{address} is used in two ways"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn public(address: IpAddr) -> bool {
+    PUBLIC.iter().any(|prefix| {
+        let prefix: Result<net::Prefix, _> = prefix.parse();
+        prefix.is_ok_and(|prefix| prefix.contains(address))
+    })
 }

@@ -18,7 +18,7 @@ pub fn strike(region: &mut Region) {
     let server = region.rng.random_range(0..region.servers.len());
     let part = region.rng.random_range(0..region.parts.len());
     let now = region.now();
-    let choice = region.rng.random_range(0..11);
+    let choice = region.rng.random_range(0..12);
     let Region {
         hosts,
         parts,
@@ -80,6 +80,10 @@ pub fn strike(region: &mut Region) {
                     host.name
                 )
             }
+        }
+        10 => {
+            host.pause(EPOCH_MS + until);
+            format!("metalnet of {} pauses for {away} ms", host.name)
         }
         _ => {
             restart_server(region, server);

@@ -70,6 +70,8 @@ pub struct Host {
     pub bug: Option<Bug>,
     /// Answers that get lost from now on.
     pub losses: u32,
+    /// metalnet does nothing until then; the data plane goes on.
+    paused_until: u64,
 }
 
 /// What a host did, for the history.
@@ -122,6 +124,7 @@ impl Host {
             servers,
             bug: None,
             losses: 0,
+            paused_until: 0,
         };
         host.watch();
         Some(host)
@@ -182,6 +185,11 @@ impl Host {
         }
     }
 
+    /// metalnet gets no processor for a while.
+    pub fn pause(&mut self, until: u64) {
+        self.paused_until = until;
+    }
+
     pub fn claims_len(&self) -> usize {
         self.claims.len()
     }
@@ -193,6 +201,9 @@ impl Host {
     }
 
     pub fn is_busy(&self, store: &Store, now_ms: u64, now: Duration, start: Instant) -> bool {
+        if self.paused_until > now_ms {
+            return self.plane_up_at.is_some_and(|at| at <= now_ms);
+        }
         let watch = (0..self.watches.len()).any(|at| {
             self.lag(at, store)
                 && self
@@ -210,13 +221,23 @@ impl Host {
     }
 
     /// When something is to be done although nothing happens.
-    pub fn deadline(&self, start: Instant) -> Duration {
+    pub fn deadline(&self, start: Instant, now_ms: u64) -> Option<Duration> {
+        if self.paused_until > now_ms {
+            return None;
+        }
         let agent = self.agent.deadline();
         let agent = agent.map(|at| at.saturating_duration_since(start));
-        agent.map_or(self.look_at, |agent| agent.min(self.look_at))
+        Some(agent.map_or(self.look_at, |agent| agent.min(self.look_at)))
     }
 
-    pub fn wakes_at(&self) -> Option<u64> {
+    pub fn wakes_at(&self, now_ms: u64) -> Option<u64> {
+        if self.paused_until > now_ms {
+            return self
+                .plane_up_at
+                .into_iter()
+                .chain([self.paused_until])
+                .min();
+        }
         let stalled = self.watches.iter().map(|watch| watch.stalled_until);
         stalled.filter(|at| *at > 0).chain(self.plane_up_at).min()
     }
@@ -240,7 +261,10 @@ impl Host {
         start: Instant,
         rng: &mut StdRng,
     ) -> Deed {
-        self.wake(now_ms, start + now);
+        self.wake(now_ms);
+        if self.paused_until > now_ms {
+            return Deed::None;
+        }
         let shows = (0..self.watches.len()).filter(|at| {
             self.lag(*at, store) && self.watches.get(*at).is_some_and(|w| w.stalled_until == 0)
         });
@@ -267,7 +291,7 @@ impl Host {
         Deed::None
     }
 
-    fn wake(&mut self, now_ms: u64, _now: Instant) {
+    fn wake(&mut self, now_ms: u64) {
         for watch in &mut self.watches {
             if watch.stalled_until <= now_ms {
                 watch.stalled_until = 0;

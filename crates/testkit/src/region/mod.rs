@@ -22,10 +22,11 @@ pub mod services;
 pub mod store;
 pub mod user;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::names::namespace;
+use api::names::{APINET, namespace};
 use controller::{Controller, Op};
 use dataplane::{PacketBuf, PortId, Verdict};
 use metalnetlet::Partition;
@@ -121,7 +122,10 @@ pub struct Region {
     pub summary: Summary,
     collect_at: u64,
     /// Pairs of interfaces that were allowed to reach each other at some time.
-    ever: std::collections::BTreeSet<(String, String)>,
+    ever: BTreeSet<(String, String)>,
+    /// The load balancers behind all DaemonSets that ever were, by uid, and how many changes of DaemonSets that took in.
+    set_owners: BTreeMap<String, String>,
+    sets_seen: usize,
 }
 
 /// Where a packet ended.
@@ -256,7 +260,9 @@ impl Region {
             history: Vec::new(),
             summary: Summary::default(),
             collect_at: 0,
-            ever: Default::default(),
+            ever: BTreeSet::new(),
+            set_owners: BTreeMap::new(),
+            sets_seen: 0,
             rng,
         };
         for host in &mut region.hosts {
@@ -376,6 +382,7 @@ impl Region {
             }
             self.store.set_now(self.epoch_ms());
             if self.summary.steps.is_multiple_of(EXCLUSIVE_EVERY) {
+                self.follow_sets();
                 exclusive::check(self)?;
             }
             let now = self.now();
@@ -385,6 +392,21 @@ impl Region {
                 }
             }
         }
+    }
+
+    /// A DaemonSet may be gone before its Instances.
+    fn follow_sets(&mut self) {
+        let resource = self.store.resource(APINET, "daemonsets");
+        let Some(history) = self.store.history(resource) else {
+            return;
+        };
+        for change in history.changes.iter().skip(self.sets_seen) {
+            let owner = controller::object::controller_of(&change.object);
+            if let (Some(uid), Some(owner)) = (&change.object.metadata.uid, owner) {
+                self.set_owners.insert(uid.clone(), owner.uid.clone());
+            }
+        }
+        self.sets_seen = history.changes.len();
     }
 
     fn actors(&self) -> Vec<Actor> {
@@ -422,8 +444,9 @@ impl Region {
         let parts = self.parts.iter().filter_map(Part::deadline).map(epoch);
         let mut next = parts.min().unwrap_or(u64::MAX);
         for host in &self.hosts {
-            next = next.min(round_up(host.deadline(self.start)));
-            next = next.min(host.wakes_at().map_or(u64::MAX, epoch));
+            let now = self.epoch_ms();
+            next = next.min(host.deadline(self.start, now).map_or(u64::MAX, round_up));
+            next = next.min(host.wakes_at(now).map_or(u64::MAX, epoch));
             for server in 0..self.servers.len() {
                 let line = host.bond.deadline(server);
                 next = next.min(line.map_or(u64::MAX, round_up));

@@ -1,7 +1,7 @@
 //! What services promise at rest: public addresses lead to their interfaces and back, NAT lends ports, balancers find targets.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use api::networking::{LoadBalancer, LoadBalancerType, NATGateway, NetworkInterface, VirtualIP};
 use controller::object;
@@ -12,6 +12,7 @@ use crate::region::{Fate, Region, packet};
 
 /// Somebody in the outside world.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 7);
 const PORT: u16 = 4_000;
 
 /// Looks at every service.
@@ -37,7 +38,7 @@ fn v4(ip: api::meta::Ip) -> Option<Ipv4Addr> {
 }
 
 /// The public address that is an interface's own.
-fn vip_of(region: &Region, machine: &Machine) -> Result<Option<Ipv4Addr>, String> {
+fn vip_of(region: &Region, machine: &Machine) -> Result<Option<IpAddr>, String> {
     let nics = region.store.list::<NetworkInterface>();
     let nic = nics.iter().find(|nic| object::uid(*nic) == machine.uid);
     let wanted = nic.and_then(|nic| nic.spec.virtual_ip.as_ref()?.virtual_ip_ref.clone());
@@ -52,12 +53,8 @@ fn vip_of(region: &Region, machine: &Machine) -> Result<Option<Ipv4Addr>, String
     };
     match &vip.spec.target_ref {
         Some(target) if target.uid == machine.uid => {
-            let ip = vip
-                .status
-                .as_ref()
-                .and_then(|status| status.ip)
-                .and_then(v4);
-            ip.map(Some)
+            let ip = vip.status.as_ref().and_then(|status| status.ip);
+            ip.map(|ip| Some(ip.0))
                 .ok_or_else(|| format!("{} has no address", object::name(vip)))
         }
         Some(_) => Ok(None),
@@ -86,7 +83,15 @@ fn outbound(region: &mut Region, wishes: &Wishes, machine: &Machine) -> Result<(
     let Some((host, port)) = machine.place else {
         return Ok(());
     };
-    let frame = packet::udp((machine.ip, PORT), (OUTSIDE, 53), b"out");
+    let vip = match vip {
+        Some(IpAddr::V6(vip)) => {
+            own_public(region, wishes, machine, vip)?;
+            None
+        }
+        Some(IpAddr::V4(vip)) => Some(vip),
+        None => None,
+    };
+    let frame = packet::udp((machine.ip.into(), PORT), (OUTSIDE.into(), 53), b"out");
     let fate = region.send(host, port, &frame);
     let name = &machine.name;
     let may = wishes.filter(Some(machine), None, 53);
@@ -99,7 +104,7 @@ fn outbound(region: &mut Region, wishes: &Wishes, machine: &Machine) -> Result<(
         (_, _, Some(_)) if !may => Err(format!("{name} got out: {fate:?}")),
         (_, _, None) if !may => Ok(()),
         (Some(vip), _, Some((IpAddr::V4(source), _))) if source == vip => {
-            inbound(region, wishes, machine, vip)
+            inbound(region, wishes, machine, vip.into())
         }
         (None, Some(lent), Some((IpAddr::V4(source), port))) if lent.contains(&source) => {
             answered(region, machine, source, port)
@@ -111,14 +116,47 @@ fn outbound(region: &mut Region, wishes: &Wishes, machine: &Machine) -> Result<(
     }
 }
 
+/// A public IPv6 address is the machine's own: it sends from it and is reached under it.
+fn own_public(
+    region: &mut Region,
+    wishes: &Wishes,
+    machine: &Machine,
+    vip: Ipv6Addr,
+) -> Result<(), String> {
+    let Some((host, port)) = machine.place else {
+        return Ok(());
+    };
+    let frame = packet::udp((vip.into(), PORT), (OUTSIDE_V6.into(), 53), b"out");
+    let fate = region.send(host, port, &frame);
+    let seen = match &fate {
+        Fate::Outside(packet) => packet::seen_ip(packet),
+        _ => None,
+    };
+    let (wanted, got) = (
+        wishes.filter(Some(machine), None, 53),
+        seen.is_some_and(|seen| seen.from.0 == vip),
+    );
+    if wanted != got {
+        return Err(format!(
+            "{} from {vip} to the outside: wanted {wanted}, but {fate:?}",
+            machine.name
+        ));
+    }
+    inbound(region, wishes, machine, vip.into())
+}
+
 /// The outside world opens a connection to a public address.
 fn inbound(
     region: &mut Region,
     wishes: &Wishes,
     machine: &Machine,
-    vip: Ipv4Addr,
+    vip: IpAddr,
 ) -> Result<(), String> {
-    let frame = packet::udp((OUTSIDE, 9_999), (vip, SERVICE_PORT), b"in");
+    let outside = match vip {
+        IpAddr::V4(_) => IpAddr::V4(OUTSIDE),
+        IpAddr::V6(_) => IpAddr::V6(OUTSIDE_V6),
+    };
+    let frame = packet::udp((outside, 9_999), (vip, SERVICE_PORT), b"in");
     let fate = region.send_from_outside(frame.get(14..).unwrap_or_default());
     let arrived =
         matches!(&fate, Fate::Delivered(host, port, _) if machine.place == Some((*host, *port)));
@@ -139,7 +177,7 @@ fn answered(
     source: Ipv4Addr,
     port: u16,
 ) -> Result<(), String> {
-    let frame = packet::udp((OUTSIDE, 53), (source, port), b"answer");
+    let frame = packet::udp((OUTSIDE.into(), 53), (source.into(), port), b"answer");
     let fate = region.send_from_outside(frame.get(14..).unwrap_or_default());
     let back = match &fate {
         Fate::Delivered(host, device, frame) if machine.place == Some((*host, *device)) => {
@@ -182,7 +220,7 @@ fn balanced(
     };
     let source = region.next_port();
     let (fate, from) = if balancer.spec.type_ == LoadBalancerType::Public {
-        let frame = packet::udp((OUTSIDE, source), (ip, SERVICE_PORT), b"lb");
+        let frame = packet::udp((OUTSIDE.into(), source), (ip.into(), SERVICE_PORT), b"lb");
         (
             region.send_from_outside(frame.get(14..).unwrap_or_default()),
             None,
@@ -194,7 +232,7 @@ fn balanced(
         else {
             return Ok(());
         };
-        let frame = packet::udp((client.ip, source), (ip, SERVICE_PORT), b"lb");
+        let frame = packet::udp((client.ip.into(), source), (ip.into(), SERVICE_PORT), b"lb");
         (region.send(host, port, &frame), Some(client))
     };
     let all_may = targets

@@ -1,6 +1,6 @@
 //! What people do: networks, interfaces with machines on hypervisors, peerings, made, changed and deleted in any order.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use api::networking::{
     LoadBalancer, NATGateway, Network, NetworkInterface, NetworkPolicy, VirtualIP,
@@ -43,6 +43,7 @@ enum Deed {
     Vip,
     DropVip,
     Claim,
+    Swap,
     Nat,
     DropNat,
     Balancer,
@@ -65,6 +66,7 @@ impl User {
             (Deed::Vip, 2),
             (Deed::DropVip, 1),
             (Deed::Claim, 3),
+            (Deed::Swap, 1),
             (Deed::Nat, 1),
             (Deed::DropNat, 1),
             (Deed::Balancer, 1),
@@ -163,12 +165,14 @@ pub fn act(region: &mut Region) -> Result<(), String> {
         Deed::Unpeer => peer(region, false),
         Deed::Label => relabel(region),
         Deed::Vip => {
-            let n = region.rng.random_range(0..3);
-            let spec = json!({ "type": "Public", "ipFamily": "IPv4" });
+            let n = region.rng.random_range(0..4);
+            let family = if n < 3 { "IPv4" } else { "IPv6" };
+            let spec = json!({ "type": "Public", "ipFamily": family });
             apply::<VirtualIP>(region, &format!("v{n}"), json!({}), spec)
         }
         Deed::DropVip => drop_some::<VirtualIP>(region),
         Deed::Claim => claim(region),
+        Deed::Swap => swap(region),
         Deed::Nat => nat(region),
         Deed::DropNat => drop_some::<NATGateway>(region),
         Deed::Balancer => balancer(region),
@@ -228,6 +232,28 @@ fn claim(region: &mut Region) -> Result<(), String> {
         &format!("{} takes {wanted}", object::name(&nic)),
         result,
     )
+}
+
+/// A public address goes from one interface to another at once.
+fn swap(region: &mut Region) -> Result<(), String> {
+    let nics = region.store.list::<NetworkInterface>();
+    let given = |nic: &NetworkInterface| nic.spec.virtual_ip.clone();
+    let Some(from) = nics.iter().find(|nic| given(nic).is_some()) else {
+        return Ok(());
+    };
+    let to = nics.choose(&mut region.rng).unwrap_or(from);
+    let wanted = serde_json::to_value(given(from)).unwrap_or_default();
+    for (nic, wanted) in [(from, Value::Null), (to, wanted)] {
+        let body = json!({ "spec": { "virtualIP": wanted } });
+        let target = Target::of(nic);
+        let result = region.store.patch(&target, Patch::Merge, false, &body, WHO);
+        say(
+            region,
+            &format!("{} takes {wanted}", object::name(nic)),
+            result,
+        )?;
+    }
+    Ok(())
 }
 
 fn nat(region: &mut Region) -> Result<(), String> {
@@ -313,6 +339,11 @@ pub fn address(network: &str, n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, number % 2, 0, n)
 }
 
+fn address6(network: &str, n: u8) -> Ipv6Addr {
+    let number: u16 = network.trim_start_matches('n').parse().unwrap_or(0);
+    Ipv6Addr::new(0xfdaa, 0, 0, number % 2, 0, 0, 0, u16::from(n))
+}
+
 fn node(region: &mut Region) -> String {
     let names: Vec<String> = region.hosts.iter().map(|host| host.name.clone()).collect();
     names.choose(&mut region.rng).cloned().unwrap_or_default()
@@ -344,11 +375,16 @@ fn nic(region: &mut Region) -> Result<(), String> {
         "annotations": { NODE: node(region) },
         "labels": { APP: app(region) },
     });
-    let spec = json!({
+    let mut spec = json!({
         "networkRef": { "name": network },
         "ipFamilies": ["IPv4"],
         "ips": [{ "value": ip }],
     });
+    if region.rng.random() {
+        let ip6 = address6(&network, n);
+        spec["ipFamilies"] = json!(["IPv4", "IPv6"]);
+        spec["ips"] = json!([{ "value": ip }, { "value": ip6 }]);
+    }
     apply::<NetworkInterface>(region, &name, meta, spec)
 }
 
@@ -361,6 +397,16 @@ pub fn ips(nic: &NetworkInterface) -> Vec<Ipv4Addr> {
             std::net::IpAddr::V6(_) => None,
         })
         .collect()
+}
+
+/// The IPv6 address of an interface.
+pub fn ip6(nic: &NetworkInterface) -> Option<Ipv6Addr> {
+    let values = nic.spec.ips.iter().filter_map(|source| source.value);
+    let mut values = values.filter_map(|ip| match ip.0 {
+        std::net::IpAddr::V4(_) => None,
+        std::net::IpAddr::V6(ip) => Some(ip),
+    });
+    values.next()
 }
 
 /// The machine of an interface starts on another hypervisor.
@@ -387,8 +433,9 @@ fn peer(region: &mut Region, present: bool) -> Result<(), String> {
     let name = object::name(&network).to_owned();
     let number: usize = name.trim_start_matches('n').parse().unwrap_or(0);
     let other = format!("n{}", number ^ 1);
-    let prefixes = match region.rng.random_range(0..3) {
+    let prefixes = match region.rng.random_range(0..5) {
         0 => json!([{ "name": "some", "prefix": format!("10.{}.0.0/29", number % 2) }]),
+        1 => json!([{ "name": "some", "prefix": format!("fdaa:0:0:{}::/125", number % 2) }]),
         _ => json!([]),
     };
     let peerings = match present {
