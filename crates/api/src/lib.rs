@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod crd;
 pub mod defaults;
 pub mod field;
+pub mod held;
 pub mod ids;
 pub mod ipam;
 mod macros;

@@ -251,6 +251,9 @@ pub struct PortMatch {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkInterfaceStatus {
+    /// The generation of the spec that the data plane last was brought in line with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
     /// Ready once dpservice has the interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,

@@ -101,6 +101,8 @@ pub mod annotation {
     pub const RECONCILE_REQUESTED_AT: &str = "reconcile.common.openkcm.dev/requested-at";
     /// When the user of an OpenKCM-net IP let go of it (RFC 3339). The data plane may still use the address.
     pub const IP_RELEASED_AT: &str = "apinet.openkcm.dev/released-at";
+    /// Public addresses that a data plane may have, see [`crate::held`].
+    pub const IN_DATA_PLANE: &str = "apinet.openkcm.dev/in-data-plane";
     /// Poollet: generation of the Machine that the runtime machine was made from.
     pub const POOLLET_MACHINE_GENERATION: &str = "machinepoollet.openkcm.dev/machine-generation";
     /// Poollet: generation of the runtime machine whose status may be taken over.

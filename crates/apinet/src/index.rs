@@ -1,13 +1,17 @@
 //! Names of the shared indexes, and the watches that carry them. One name means one function per kind in the whole process.
 
+use std::collections::BTreeSet;
+
 use api::apinet::{Instance, NATGateway, NetworkInterface, NetworkPolicy};
+use api::held;
+use api::meta::Ip;
 use controller::{Key, Watch, object};
 
 /// Interfaces by the key of their network.
 pub const NIC_NETWORK: &str = "apinet-nic-network";
 /// Interfaces by the uid of every NAT gateway they claim.
 pub const NIC_GATEWAY: &str = "apinet-nic-gateway";
-/// Interfaces by `namespace/address` of every public and NAT address that their data plane reports.
+/// Interfaces by `namespace/address` of every public and NAT address that their data plane reports or may have.
 pub const NIC_IN_USE: &str = "apinet-nic-in-use";
 /// NAT gateways by the key of their network.
 pub const GATEWAY_NETWORK: &str = "apinet-gateway-network";
@@ -17,7 +21,7 @@ pub const POLICY_NETWORK: &str = "apinet-policy-network";
 pub const INSTANCE_SET: &str = "apinet-instance-set";
 /// Instances by the name of their Node; `UNSCHEDULED` for those that wait for one.
 pub const INSTANCE_NODE: &str = "apinet-instance-node";
-/// Instances by `namespace/address` of every address they have or their data plane reports.
+/// Instances by `namespace/address` of every address they have or their data plane reports or may have.
 pub const INSTANCE_IN_USE: &str = "apinet-instance-in-use";
 /// No Node has this name, because it is no DNS name.
 pub const UNSCHEDULED: &str = "<none>";
@@ -43,12 +47,13 @@ pub fn nics() -> Watch<NetworkInterface> {
         })
         .index(NIC_IN_USE, |nic| {
             let namespace = object::namespace(nic);
-            let Some(status) = &nic.status else {
-                return Vec::new();
-            };
-            let public = status.public_ips.iter().copied();
-            let nat = status.nat_ips.iter().filter_map(|nat| nat.ip);
-            public.chain(nat).map(|ip| in_use(namespace, ip)).collect()
+            let status = nic.status.iter();
+            let public = status.clone().flat_map(|status| &status.public_ips);
+            let nat = status.flat_map(|status| &status.nat_ips);
+            let nat = nat.filter_map(|nat| nat.ip);
+            let held = held::of(&nic.metadata).into_iter().map(|held| held.ip());
+            let ips: BTreeSet<Ip> = public.copied().chain(nat).chain(held).collect();
+            ips.into_iter().map(|ip| in_use(namespace, ip)).collect()
         })
 }
 
@@ -86,7 +91,11 @@ pub fn instances() -> Watch<Instance> {
         .index(INSTANCE_IN_USE, |instance| {
             let namespace = object::namespace(instance);
             let served = instance.status.iter().flat_map(|status| &status.ips);
-            let all = instance.spec.ips.iter().chain(served);
-            all.map(|ip| in_use(namespace, *ip)).collect()
+            let all = instance.spec.ips.iter().chain(served).copied();
+            let held = held::of(&instance.metadata)
+                .into_iter()
+                .map(|held| held.ip());
+            let ips: BTreeSet<Ip> = all.chain(held).collect();
+            ips.into_iter().map(|ip| in_use(namespace, ip)).collect()
         })
 }

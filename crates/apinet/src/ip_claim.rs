@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use api::{
-    apinet::{IP, Instance, LoadBalancer, NATGateway, NATTable, NetworkInterface, Node},
+    apinet::{DaemonSet, IP, Instance, LoadBalancer, NATGateway, NATTable, NetworkInterface, Node},
     meta::Ip,
     names::{annotation::IP_RELEASED_AT, finalizer::IP_IN_USE},
 };
@@ -31,6 +31,8 @@ pub const RELEASE_HOLD: Duration = Duration::from_secs(2);
 const BY_CLAIMER: &str = "apinet-ip-claimer";
 /// IPs that were released and are not free yet, by namespace.
 const RELEASED: &str = "apinet-ip-released";
+/// DaemonSets by `namespace/address` of the addresses that their Instances get.
+const SET_IP: &str = "apinet-daemon-set-ip";
 /// Tables by `namespace/address` of their addresses.
 const TABLE_IP: &str = "apinet-table-ip";
 
@@ -64,6 +66,13 @@ impl Controller for IpClaimController {
                 rows.map(|row| index::in_use(namespace, row.ip)).collect()
             })
             .keys(|table, world| waiting(world, object::namespace(table)));
+        let sets = Watch::<DaemonSet>::new()
+            .index(SET_IP, |set| {
+                let namespace = object::namespace(set);
+                let ips = set.spec.template.spec.ips.iter();
+                ips.map(|ip| index::in_use(namespace, *ip)).collect()
+            })
+            .keys(|set, world| waiting(world, object::namespace(set)));
         let nodes = Watch::<Node>::new().removed_keys(|_, world| {
             let ips = world.list::<IP>();
             let waiting = ips.iter().filter(|ip| is_released(ip));
@@ -75,6 +84,7 @@ impl Controller for IpClaimController {
             index::gateways().keys(claimed).build(),
             Watch::<LoadBalancer>::new().keys(claimed).build(),
             instances.build(),
+            sets.build(),
             tables.build(),
             nodes.build(),
         ]
@@ -89,8 +99,9 @@ impl Controller for IpClaimController {
             (User::Gone, _) => drop_dead(&ip, key),
             // Without a mark our picture of the user is older than the claim. With one the lock on the IP protects us: whoever
             // lists the address again takes the mark away.
-            (User::Lists, _) | (User::LetGo | User::Unknown, None) => Plan::none(),
-            (User::LetGo | User::Unknown, Some(at)) => release(world, &ip, at),
+            (User::Lists, _) | (User::LetGo(_) | User::Unknown, None) => Plan::none(),
+            (User::LetGo(as_seen), Some(at)) => release(world, &ip, at, Some((**as_seen).clone())),
+            (User::Unknown, Some(at)) => release(world, &ip, at, None),
         }
     }
 }
@@ -124,8 +135,8 @@ fn released_at(ip: &IP) -> Option<u64> {
 enum User {
     /// It names the address in its spec.
     Lists,
-    /// It exists and does not.
-    LetGo,
+    /// It exists and does not. What it says of data planes counts only as long as it is as we saw it.
+    LetGo(Box<Op>),
     /// It is not in the cache.
     Gone,
     /// Nobody claims, or a kind that we know nothing of.
@@ -137,35 +148,40 @@ fn user(world: &World, ip: &IP) -> User {
         return User::Unknown;
     };
     let namespace = object::namespace(ip);
-    let listed = |object_uid: &str, ips: Vec<Option<Ip>>| {
-        (object_uid == claim.uid).then(|| ips.contains(&ip.spec.ip))
-    };
     let found = match claim.resource.as_str() {
         "networkinterfaces" => world
             .get::<NetworkInterface>(namespace, &claim.name)
             .and_then(|nic| {
                 let ips = nic.spec.public_ips.iter().map(|entry| entry.ip);
-                listed(object::uid(&*nic), ips.collect())
+                listed(&*nic, ip, ips.collect())
             }),
         "natgateways" => world
             .get::<NATGateway>(namespace, &claim.name)
             .and_then(|gateway| {
                 let ips = gateway.spec.ips.iter().map(|entry| entry.ip);
-                listed(object::uid(&*gateway), ips.collect())
+                listed(&*gateway, ip, ips.collect())
             }),
         "loadbalancers" => world
             .get::<LoadBalancer>(namespace, &claim.name)
             .and_then(|balancer| {
                 let ips = balancer.spec.ips.iter().map(|entry| entry.ip);
-                listed(object::uid(&*balancer), ips.collect())
+                listed(&*balancer, ip, ips.collect())
             }),
         _ => return User::Unknown,
     };
-    match found {
-        Some(true) => User::Lists,
-        Some(false) => User::LetGo,
-        None => User::Gone,
+    found.unwrap_or(User::Gone)
+}
+
+/// What a claimer does, if it is the one that is meant.
+fn listed<K: Object>(claimer: &K, ip: &IP, ips: Vec<Option<Ip>>) -> Option<User> {
+    let claim = ip.spec.claim_ref.as_ref()?;
+    if object::uid(claimer) != claim.uid {
+        return None;
     }
+    Some(match ips.contains(&ip.spec.ip) {
+        true => User::Lists,
+        false => User::LetGo(Box::new(Op::require_same(claimer))),
+    })
 }
 
 /// Whether anything of the namespace has the address or reports it.
@@ -174,12 +190,13 @@ fn in_data_plane(world: &World, namespace: &str, ip: Ip) -> bool {
     !world
         .indexed::<Instance>(INSTANCE_IN_USE, &value)
         .is_empty()
+        || !world.indexed::<DaemonSet>(SET_IP, &value).is_empty()
         || !world.indexed::<NATTable>(TABLE_IP, &value).is_empty()
         || !users(world, namespace, ip).is_empty()
 }
 
 /// Frees a released address when the time has come.
-fn release(world: &World, ip: &IP, at: u64) -> Plan {
+fn release(world: &World, ip: &IP, at: u64, as_seen: Option<Op>) -> Plan {
     let mut plan = Plan::none();
     let used = ip
         .spec
@@ -193,6 +210,7 @@ fn release(world: &World, ip: &IP, at: u64) -> Plan {
         plan.requeue_after(left);
         return plan;
     }
+    plan.extend(as_seen);
     plan.push(free(ip));
     plan
 }

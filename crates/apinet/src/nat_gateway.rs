@@ -3,23 +3,29 @@
 //! An interface wants a block if it has an address of the gateway's family, no public one of that family, and no other gateway. The
 //! table is written before the claim, so an interface never claims a gateway that has nothing for it. A claim without a block is
 //! taken back. A block is given up when its interface is gone, not when it is being deleted: until then packets flow.
+//! A block that must move first loses its claim, and stays in the table until no data plane has it: the claim and what the data plane
+//! may have stand on the interface, so its version proves that both are gone.
 
 use api::{
     apinet::{
-        NATGateway, NATTable, NatGatewayStatus, NatTableIp, NetworkInterface, NetworkInterfaceNat,
-        Node, TargetReference,
+        NATGateway, NATTable, NatGatewayStatus, NatTableIp, NatTableSection, NetworkInterface,
+        NetworkInterfaceNat, Node, TargetReference,
     },
+    held,
     meta::{Ip, IpFamily, LocalUidReference},
     names::{finalizer::DATA_PLANE, manager},
 };
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object};
 use serde_json::json;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     collect::leftover,
     index::{self, GATEWAY_NETWORK, NIC_GATEWAY, NIC_IN_USE, NIC_NETWORK},
-    ports::{Address, Reported, Want, assign},
+    ports::{Address, Assigned, Reported, Want, assign},
 };
 
 pub struct NatGatewayController;
@@ -72,12 +78,18 @@ impl Controller for NatGatewayController {
         plan.extend(Op::add_finalizer(&*gateway, DATA_PLANE));
         let wants: Vec<Want> = nics.iter().filter_map(|nic| want(&gateway, nic)).collect();
         let before = table.as_ref().map_or(&[][..], |table| &table.ips);
-        let rows = assign(
+        let by_uid: BTreeMap<&str, &Arc<NetworkInterface>> =
+            nics.iter().map(|nic| (object::uid(&**nic), nic)).collect();
+        let Assigned { rows, served } = assign(
             &addresses(&gateway),
             gateway.spec.ports_per_network_interface,
             before,
             &wants,
             &reported(world, &gateway),
+            |uid, ip, section| {
+                let nic = by_uid.get(uid);
+                nic.is_some_and(|nic| is_tied(world, &gateway, nic, ip, section))
+            },
         );
         if table.as_ref().is_none_or(|table| table.ips != rows) {
             let body = json!({
@@ -85,9 +97,9 @@ impl Controller for NatGatewayController {
                 "ips": rows,
             });
             let target = Target::new::<NATTable>(&key.namespace, &key.name);
+            plan.extend(as_seen(before, &rows, &by_uid));
             plan.push(Op::apply(target, manager::APINET, body));
         }
-        let served: BTreeSet<&str> = targets(&rows).collect();
         plan.extend(nics.iter().filter_map(|nic| claim(&gateway, nic, &served)));
         let requested = nics
             .iter()
@@ -97,9 +109,62 @@ impl Controller for NatGatewayController {
     }
 }
 
-fn targets(rows: &[NatTableIp]) -> impl Iterator<Item = &str> {
-    let sections = rows.iter().flat_map(|row| &row.sections);
-    sections.filter_map(|section| Some(section.target_ref.as_ref()?.uid.as_str()))
+/// Whether a data plane may have the block of an interface, or may still be given it.
+fn is_tied(
+    world: &World,
+    gateway: &NATGateway,
+    nic: &NetworkInterface,
+    ip: Ip,
+    section: &NatTableSection,
+) -> bool {
+    let mut claims = nic.spec.nat_gateways.iter();
+    if claims.any(|claim| claim.claim_ref.uid == object::uid(gateway)) {
+        return true;
+    }
+    // A hypervisor that left the region has nothing any more.
+    world.get::<Node>("", &nic.spec.node_ref.name).is_some()
+        && used(nic, ip)
+            .any(|(port, end_port)| port <= section.end_port && section.port <= end_port)
+}
+
+/// The proof that interfaces whose block goes have let go of it: they are still as we saw them.
+fn as_seen(
+    before: &[NatTableIp],
+    rows: &[NatTableIp],
+    nics: &BTreeMap<&str, &Arc<NetworkInterface>>,
+) -> Vec<Op> {
+    let all = |rows: &[NatTableIp]| -> BTreeSet<(Ip, i32, i32, String)> {
+        let sections = rows
+            .iter()
+            .flat_map(|row| row.sections.iter().map(|section| (row.ip, section)));
+        let known = sections.filter_map(|(ip, section)| {
+            let target = section.target_ref.as_ref()?;
+            Some((ip, section.port, section.end_port, target.uid.clone()))
+        });
+        known.collect()
+    };
+    let kept = all(rows);
+    let gone = all(before)
+        .into_iter()
+        .filter(|block| !kept.contains(block));
+    let uids: BTreeSet<String> = gone.map(|(_, _, _, uid)| uid).collect();
+    let seen = uids.iter().filter_map(|uid| nics.get(uid.as_str()));
+    seen.map(|nic| Op::require_same(&***nic)).collect()
+}
+
+/// Ports of an address that a data plane reports or may have for an interface.
+fn used(nic: &NetworkInterface, ip: Ip) -> impl Iterator<Item = (i32, i32)> {
+    let reported = nic.status.iter().flat_map(|status| &status.nat_ips);
+    let reported: Vec<(i32, i32)> = reported
+        .filter(|nat| nat.ip == Some(ip))
+        .map(|nat| (nat.port, nat.end_port))
+        .collect();
+    let held = held::of(&nic.metadata)
+        .into_iter()
+        .filter(move |held| held.ip() == ip);
+    reported
+        .into_iter()
+        .chain(held.filter_map(|held| held.ports))
 }
 
 fn addresses(gateway: &NATGateway) -> Vec<Address> {
@@ -153,12 +218,11 @@ fn reported(world: &World, gateway: &NATGateway) -> Vec<Reported> {
     let mut out = Vec::new();
     for ip in gateway.spec.ips.iter().filter_map(|entry| entry.ip) {
         for nic in users(world, object::namespace(gateway), ip) {
-            let used = nic.status.iter().flat_map(|status| &status.nat_ips);
-            out.extend(used.filter(|nat| nat.ip == Some(ip)).map(|nat| Reported {
+            out.extend(used(&nic, ip).map(|(port, end_port)| Reported {
                 uid: object::uid(&*nic).to_owned(),
                 ip,
-                port: nat.port,
-                end_port: nat.end_port,
+                port,
+                end_port,
             }));
         }
     }
@@ -179,7 +243,7 @@ fn is_used(world: &World, gateway: &NATGateway) -> bool {
 }
 
 /// Brings the claim of an interface in line with the table.
-fn claim(gateway: &NATGateway, nic: &NetworkInterface, served: &BTreeSet<&str>) -> Option<Op> {
+fn claim(gateway: &NATGateway, nic: &NetworkInterface, served: &BTreeSet<String>) -> Option<Op> {
     let family = gateway.spec.ip_family;
     let served = served.contains(object::uid(nic));
     let mut claims = nic.spec.nat_gateways.clone();

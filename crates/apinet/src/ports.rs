@@ -3,6 +3,7 @@
 //! Slot k of an address is the ports `1024 + k·p` to `1024 + (k+1)·p − 1`. A block that fits the grid stays where it is as long as
 //! its interface exists and its address is listed: adding addresses or interfaces moves nobody. A new interface gets the lowest free
 //! slot of the first address that takes new ones. A slot that some data plane still reports is not free, whoever had it.
+//! A block that must move stays in the table until its interface has let go of it, and only then the interface gets another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,31 +57,48 @@ fn block(slot: i32, ports: i32) -> (i32, i32) {
     (port, port + ports - 1)
 }
 
+/// What comes of the wishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assigned {
+    /// The table, sorted by address and port.
+    pub rows: Vec<NatTableIp>,
+    /// The interfaces that may use their block, by uid. The others in the table must let go of theirs.
+    pub served: BTreeSet<String>,
+}
+
 /// Who is where: address and slot by uid of the interface.
 type Places = BTreeMap<String, (Ip, i32)>;
 
-/// Gives every interface its block, as far as there are any. `wants` are served in order of their uid.
+/// Gives every interface its block, as far as there are any. `wants` are served in order of their uid. `is_tied` says of an
+/// interface and its block whether a data plane may still have it, or may still be given it.
 pub fn assign(
     addresses: &[Address],
     ports: i32,
     table: &[NatTableIp],
     wants: &[Want],
     reported: &[Reported],
-) -> Vec<NatTableIp> {
+    is_tied: impl Fn(&str, Ip, &NatTableSection) -> bool,
+) -> Assigned {
     let wanted: BTreeMap<&str, &Want> = wants
         .iter()
         .map(|want| (want.target.uid.as_str(), want))
         .collect();
     let mut places = keep(addresses, ports, table, &wanted);
+    let leaving = leaving(ports, table, &places, is_tied);
+    let tied: Vec<Reported> = leaving
+        .iter()
+        .map(|(ip, section)| tie(*ip, section))
+        .collect();
+    let leavers: BTreeSet<&str> = tied.iter().map(|one| one.uid.as_str()).collect();
     let mut used: BTreeSet<(Ip, i32)> = places.values().copied().collect();
     let mut busy: BTreeMap<Ip, Vec<&Reported>> = BTreeMap::new();
-    for one in reported {
+    for one in reported.iter().chain(&tied) {
         busy.entry(one.ip).or_default().push(one);
     }
     // Slots below these are taken: they are only ever taken while assigning.
     let mut lowest: BTreeMap<Ip, i32> = BTreeMap::new();
     for uid in wanted.keys() {
-        if places.contains_key(*uid) {
+        if places.contains_key(*uid) || leavers.contains(uid) {
             continue;
         }
         let others = |ip: Ip, slot: i32| {
@@ -105,7 +123,39 @@ pub fn assign(
             places.insert((*uid).to_owned(), (ip, slot));
         }
     }
-    emit(addresses, ports, &wanted, &places)
+    let served = places.keys().cloned().collect();
+    let rows = emit(addresses, ports, &wanted, &places, &leaving);
+    Assigned { rows, served }
+}
+
+/// Blocks that do not stay, of interfaces that have not let go.
+fn leaving(
+    ports: i32,
+    table: &[NatTableIp],
+    places: &Places,
+    is_tied: impl Fn(&str, Ip, &NatTableSection) -> bool,
+) -> Vec<(Ip, NatTableSection)> {
+    let all = table
+        .iter()
+        .flat_map(|row| row.sections.iter().map(|section| (row.ip, section)));
+    let left = all.filter(|(ip, section)| {
+        let target = section.target_ref.as_ref();
+        let uid = target.map_or("", |target| target.uid.as_str());
+        let place = slot(section.port, section.end_port, ports).map(|slot| (*ip, slot));
+        let stays = place.is_some() && places.get(uid).copied() == place;
+        !stays && is_tied(uid, *ip, section)
+    });
+    left.map(|(ip, section)| (ip, section.clone())).collect()
+}
+
+fn tie(ip: Ip, section: &NatTableSection) -> Reported {
+    let target = section.target_ref.as_ref();
+    Reported {
+        uid: target.map_or_else(String::new, |target| target.uid.clone()),
+        ip,
+        port: section.port,
+        end_port: section.end_port,
+    }
 }
 
 /// The blocks of the table that stay.
@@ -140,6 +190,7 @@ fn emit(
     ports: i32,
     wanted: &BTreeMap<&str, &Want>,
     places: &Places,
+    leaving: &[(Ip, NatTableSection)],
 ) -> Vec<NatTableIp> {
     let mut rows: BTreeMap<Ip, Vec<NatTableSection>> = addresses
         .iter()
@@ -156,6 +207,9 @@ fn emit(
             end_port,
             target_ref: Some(want.target.clone()),
         });
+    }
+    for (ip, section) in leaving {
+        rows.entry(*ip).or_default().push(section.clone());
     }
     rows.into_iter()
         .map(|(ip, mut sections)| {

@@ -6,6 +6,7 @@
 use api::{
     apinet,
     conditions::Verdict,
+    held,
     meta::Ip,
     names::{finalizer, manager, origin},
     networking::VirtualIP,
@@ -23,7 +24,7 @@ const MAPPING: Mapping = Mapping {
     index: "apinetlet-ip-origin",
     finalizer: finalizer::APINETLET_VIRTUAL_IP,
 };
-/// Index of OpenKCM-net interfaces by every public address they list or report.
+/// Index of OpenKCM-net interfaces by every public address they list or report or whose data plane may have it.
 const BY_PUBLIC_IP: &str = "apinetlet-nic-public-ip";
 /// Index of OpenKCM-net IPs by their address.
 const BY_ADDRESS: &str = "apinetlet-ip-address";
@@ -134,7 +135,9 @@ fn public_ips(nic: &apinet::NetworkInterface) -> Vec<String> {
         .status
         .iter()
         .flat_map(|status| status.public_ips.iter().copied());
-    let mut ips: Vec<String> = wanted.chain(reported).map(|ip| ip.to_string()).collect();
+    let held = held::of(&nic.metadata).into_iter().map(|held| held.ip());
+    let all = wanted.chain(reported).chain(held);
+    let mut ips: Vec<String> = all.map(|ip| ip.to_string()).collect();
     ips.sort();
     ips.dedup();
     ips

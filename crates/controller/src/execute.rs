@@ -136,6 +136,7 @@ impl Executor {
                 acting.await.unwrap_or_else(late)
             }
             Op::RequireGone { target, uid } => self.require_gone(target, &uid).await,
+            Op::RequireSame { target, version } => self.require_same(target, &version).await,
             Op::Apply { .. } | Op::Patch { .. } | Op::Create { .. } | Op::Delete { .. } => {
                 if let Some(fence) = &self.fence {
                     fence.check()?;
@@ -207,7 +208,7 @@ impl Executor {
                 Ok(expect_version(target, &created))
             }
             Op::Delete { target, uid } => self.delete(target, uid).await,
-            Op::RequireGone { .. } | Op::Event { .. } | Op::Act(_) => {
+            Op::RequireGone { .. } | Op::RequireSame { .. } | Op::Event { .. } | Op::Act(_) => {
                 Err(Error::Bug("not a write".to_owned()))
             }
         }
@@ -274,6 +275,18 @@ impl Executor {
             }),
             _ => Ok(()),
         }
+    }
+
+    async fn require_same(&self, target: Target, version: &str) -> Result<(), Error> {
+        let api = self.api(&target);
+        let found = timed(&target, "get", api.get_metadata_opt(&target.key.name)).await?;
+        let live = found.and_then(|object| object.metadata.resource_version);
+        if live.as_deref().unwrap_or_default() == version {
+            return Ok(());
+        }
+        Err(Error::Guard {
+            what: format!("{target} has changed"),
+        })
     }
 
     async fn wait_caught_up(

@@ -46,6 +46,11 @@ pub enum Op {
         target: Target,
         uid: String,
     },
+    /// Goes on only if an uncached read shows the object at this version; an empty one stands for absence.
+    RequireSame {
+        target: Target,
+        version: String,
+    },
     /// An event about an object, rate limited per object.
     Event {
         regarding: Box<Regarding>,
@@ -209,6 +214,22 @@ impl Op {
         }
     }
 
+    /// Goes on only if nobody has changed `object` since it was read.
+    pub fn require_same<K: Object>(object: &K) -> Op {
+        Op::RequireSame {
+            target: Target::of(object),
+            version: object.meta().resource_version.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Goes on only if there is no such object.
+    pub fn require_absent(target: Target) -> Op {
+        Op::RequireSame {
+            target,
+            version: String::new(),
+        }
+    }
+
     pub fn delete<K: Object>(object: &K) -> Op {
         Op::Delete {
             target: Target::of(object),
@@ -268,7 +289,7 @@ impl Op {
             | Op::Patch { target, .. }
             | Op::Create { target, .. }
             | Op::Delete { target, .. } => Some(target),
-            Op::RequireGone { .. } | Op::Event { .. } | Op::Act(_) => None,
+            Op::RequireGone { .. } | Op::RequireSame { .. } | Op::Event { .. } | Op::Act(_) => None,
         }
     }
 }

@@ -255,6 +255,14 @@ impl Sim {
                 Some(live) if live == *uid => Err(Refusal::StillThere),
                 _ => Ok(()),
             },
+            Op::RequireSame { target, version } => {
+                let live = self.objects.get(target);
+                let live = live.and_then(|live| live["metadata"]["resourceVersion"].as_str());
+                match live.unwrap_or_default() == version {
+                    true => Ok(()),
+                    false => Err(Refusal::Conflict),
+                }
+            }
             Op::Event { .. } | Op::Act(_) => Ok(()),
         }
     }

@@ -235,6 +235,8 @@ pub enum DeviceStatus {
 /// Status of a NetworkInterface, as far as metalnet writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NicStatus {
+    /// The generation that the data plane was last seen to agree with.
+    pub observed_generation: Option<i64>,
     pub state: Option<State>,
     pub device: Option<DeviceStatus>,
     pub prefixes: Vec<String>,

@@ -517,6 +517,7 @@ fn locked(meta: &Meta, finalizers: &[String]) -> Value {
 /// `null` removes a field in a merge patch.
 fn status_value(status: &NicStatus) -> Value {
     let NicStatus {
+        observed_generation,
         state,
         device,
         prefixes,
@@ -543,6 +544,7 @@ fn status_value(status: &NicStatus) -> Value {
     let first = virtual_ips.first();
     let more: Vec<&IpAddr> = virtual_ips.iter().skip(1).collect();
     json!({
+        "observedGeneration": observed_generation,
         "state": state.map(word),
         "pciAddress": pci,
         "tapDevice": tap,

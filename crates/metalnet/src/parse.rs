@@ -289,6 +289,7 @@ fn addresses(
 
 fn nic_status(status: wire::NetworkInterfaceStatus) -> NicStatus {
     let wire::NetworkInterfaceStatus {
+        observed_generation,
         state,
         pci_address,
         tap_device,
@@ -313,6 +314,7 @@ fn nic_status(status: wire::NetworkInterfaceStatus) -> NicStatus {
     );
     let tap = tap_device.map(|wire::TapDevice { name }| DeviceStatus::Tap { name });
     NicStatus {
+        observed_generation,
         state: state.map(from_wire),
         // Both at once is never written by us; seeing it makes the next write set it right.
         device: match (pci, tap) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use api::{
     apinet,
+    held::{self, Held},
     ids::Origin,
     meta::{Ip, Protocol},
     metalnet,
@@ -20,6 +21,7 @@ use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
+use crate::hold;
 use crate::partition::Partition;
 
 /// Index of metalnet LoadBalancers by the key of their Instance.
@@ -138,7 +140,6 @@ impl InstanceController {
         lost: bool,
     ) -> Plan {
         let mut plan = Plan::none();
-        plan.extend(Op::add_finalizer(instance, &self.partition.finalizer()));
         let source = object::as_origin(instance);
         let labels = source.labels(origin::METALNET_INSTANCE);
         let annotations = source.annotations(origin::METALNET_INSTANCE);
@@ -155,6 +156,7 @@ impl InstanceController {
                 BTreeMap::new()
             }
         };
+        plan.extend(self.hold(instance, &wanted, made));
         let mut serving = BTreeSet::new();
         for (name, spec) in &wanted {
             let live = made.iter().find(|live| object::name(&***live) == name);
@@ -188,11 +190,48 @@ impl InstanceController {
         plan
     }
 
+    /// Writes down which addresses hypervisors may serve for the Instance, before one is told and after it let go. That a
+    /// LoadBalancer is gone is looked up.
+    fn hold(
+        &self,
+        instance: &apinet::Instance,
+        wanted: &BTreeMap<String, metalnet::LoadBalancerSpec>,
+        made: &[Arc<metalnet::LoadBalancer>],
+    ) -> Vec<Op> {
+        let there = made.iter().filter_map(|made| Some(made.spec.as_ref()?.ip));
+        let all = wanted.values().map(|spec| spec.ip).chain(there);
+        let next: BTreeSet<Held> = all.map(Held::whole).collect();
+        let shown = held::of(&instance.metadata);
+        let gone = shown.difference(&next).copied();
+        let mut ops = self.absent(instance, gone.collect());
+        ops.extend(hold::mark(instance, &self.partition.finalizer(), &next));
+        ops
+    }
+
+    /// The proof that no LoadBalancer of the Instance has any of the addresses.
+    fn absent(&self, instance: &apinet::Instance, held: BTreeSet<Held>) -> Vec<Op> {
+        let namespace = &self.partition.metalnet_namespace;
+        let targets = held.into_iter().map(|held| {
+            let name = name(object::uid(instance), held.ip(), 0);
+            Target::new::<metalnet::LoadBalancer>(namespace, name)
+        });
+        targets.map(Op::require_absent).collect()
+    }
+
     /// The LoadBalancers go first; metalnet's finalizer keeps each until dpservice is clean.
     fn let_go(&self, instance: &apinet::Instance, made: &[Arc<metalnet::LoadBalancer>]) -> Plan {
         let mut plan = Plan::none();
         if made.is_empty() {
-            plan.extend(Op::remove_finalizer(instance, &self.partition.finalizer()));
+            let last = match object::is_deleting(instance) {
+                true => Op::remove_finalizer(instance, &self.partition.finalizer()),
+                false => hold::release(instance, &self.partition.finalizer()),
+            };
+            if last.is_some() {
+                for op in self.absent(instance, held::of(&instance.metadata)) {
+                    plan.push(op);
+                }
+            }
+            plan.extend(last);
         }
         let living = made.iter().filter(|made| !object::is_deleting(&***made));
         plan.extend(living.map(|made| Op::delete(&**made)));

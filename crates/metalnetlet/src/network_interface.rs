@@ -4,9 +4,13 @@
 //! Ready is passed on only together with exactly one device, because machine providers plug that device in. An interface on
 //! a node that is gone is taken down and shown as Pending.
 
+use std::collections::BTreeSet;
+
 use api::{
     apinet,
+    held::{self, Held},
     ids::Origin,
+    meta::Ip,
     metalnet,
     names::{manager, origin},
 };
@@ -15,6 +19,7 @@ use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 use crate::{
+    hold,
     network::{BY_NETWORK, network_of},
     partition::Partition,
     policy, services,
@@ -102,13 +107,13 @@ impl Controller for NetworkInterfaceController {
         let namespace = &self.partition.metalnet_namespace;
         let made = world.get::<metalnet::NetworkInterface>(namespace, object::uid(&*nic));
         if object::is_deleting(&*nic) {
-            return Plan::let_go(&*nic, &self.partition.finalizer(), made.as_deref());
+            return self.let_go(&nic, made.as_deref());
         }
         let node_lives = world
             .get::<Node>("", node)
             .is_some_and(|node| !object::is_deleting(&*node));
         if !node_lives {
-            let mut plan = Plan::let_go(&*nic, &self.partition.finalizer(), made.as_deref());
+            let mut plan = self.let_go(&nic, made.as_deref());
             plan.extend(show_pending(&nic));
             return plan;
         }
@@ -125,6 +130,34 @@ impl Controller for NetworkInterfaceController {
 }
 
 impl NetworkInterfaceController {
+    /// The metalnet interface goes first. That there is none is looked up, because its addresses are free with our hold.
+    fn let_go(
+        &self,
+        nic: &apinet::NetworkInterface,
+        made: Option<&metalnet::NetworkInterface>,
+    ) -> Plan {
+        let finalizer = self.partition.finalizer();
+        let mut plan = Plan::none();
+        if made.is_none() {
+            let last = match object::is_deleting(nic) {
+                true => Op::remove_finalizer(nic, &finalizer),
+                // The hypervisor is gone, the interface is not: nobody has its addresses any more.
+                false => hold::release(nic, &finalizer),
+            };
+            if last.is_some() {
+                plan.push(Op::require_absent(self.target(nic)));
+            }
+            plan.extend(last);
+            return plan;
+        }
+        Plan::let_go(nic, &finalizer, made)
+    }
+
+    fn target(&self, nic: &apinet::NetworkInterface) -> Target {
+        let namespace = &self.partition.metalnet_namespace;
+        Target::new::<metalnet::NetworkInterface>(namespace, object::uid(nic))
+    }
+
     /// What the services of an interface are read from, and which interfaces each of these objects is about.
     fn service_sources(&self) -> Vec<Source> {
         let partition = self.partition.clone();
@@ -174,7 +207,14 @@ impl NetworkInterfaceController {
         lost: bool,
     ) -> Plan {
         let mut plan = Plan::none();
-        plan.extend(Op::add_finalizer(nic, &self.partition.finalizer()));
+        let held = holding(nic, &spec, made);
+        if held.frees {
+            plan.push(match made {
+                Some(made) => Op::require_same(made),
+                None => Op::require_absent(self.target(nic)),
+            });
+        }
+        plan.extend(hold::mark(nic, &self.partition.finalizer(), &held.next));
         let source = object::as_origin(nic);
         let labels = source.labels(origin::METALNET_NETWORK_INTERFACE);
         let annotations = source.annotations(origin::METALNET_NETWORK_INTERFACE);
@@ -182,10 +222,7 @@ impl NetworkInterfaceController {
             spec_fits(&spec, &made.spec) && object::carries(made, &labels, &annotations)
         });
         if !fits {
-            let target = Target::new::<metalnet::NetworkInterface>(
-                &self.partition.metalnet_namespace,
-                object::uid(nic),
-            );
+            let target = self.target(nic);
             let mut spec = json!(spec);
             // Always owned, also when empty: clearing the host name must reach the guest.
             spec["hostname"] = json!(nic.spec.hostname);
@@ -198,6 +235,51 @@ impl NetworkInterfaceController {
         plan.extend(made.and_then(|made| report(nic, made, lost)));
         plan
     }
+}
+
+/// What the data plane of an interface may have of public addresses from now on.
+struct Holding {
+    next: BTreeSet<Held>,
+    /// It is less than what is written: whoever takes it away must know metalnet's newest word.
+    frees: bool,
+}
+
+fn holding(
+    nic: &apinet::NetworkInterface,
+    wanted: &metalnet::NetworkInterfaceSpec,
+    made: Option<&metalnet::NetworkInterface>,
+) -> Holding {
+    let shown = held::of(&nic.metadata);
+    let mut next = addresses(wanted.virtual_ip, &wanted.virtual_ips, wanted.nat.as_ref());
+    if let Some(made) = made {
+        let status = made.status.clone().unwrap_or_default();
+        next.extend(addresses(
+            made.spec.virtual_ip,
+            &made.spec.virtual_ips,
+            made.spec.nat.as_ref(),
+        ));
+        next.extend(addresses(
+            status.virtual_ip,
+            &status.virtual_ips,
+            status.nat_ip.as_ref(),
+        ));
+        // A metalnet that does not say what it has seen is trusted in what it reports.
+        let seen = status.observed_generation;
+        let is_current = seen.is_none() || seen == made.metadata.generation;
+        if !is_current {
+            next.extend(shown.iter().copied());
+        }
+    }
+    Holding {
+        frees: !shown.is_subset(&next),
+        next,
+    }
+}
+
+fn addresses(first: Option<Ip>, more: &[Ip], nat: Option<&metalnet::Nat>) -> BTreeSet<Held> {
+    let whole = first.into_iter().chain(more.iter().copied());
+    let nat = nat.map(|nat| Held::share(nat.ip, nat.port, nat.end_port.saturating_sub(1)));
+    whole.map(Held::whole).chain(nat).collect()
 }
 
 fn wanted_spec(
@@ -258,6 +340,7 @@ fn report(
     lost: bool,
 ) -> Option<Op> {
     let metalnet::NetworkInterfaceStatus {
+        observed_generation: _,
         state,
         pci_address,
         tap_device,

@@ -85,6 +85,8 @@ fn work(
         match outcome {
             Ok(summary) => totals.summary.add(summary),
             Err(violation) => {
+                // At once: whoever cuts a long run short shall know it.
+                say(&format!("\rseed {seed} FAILED: {}\n", violation.what));
                 totals.failed.push((seed, violation));
                 if totals.failed.len() >= args.failures {
                     stop.store(true, Ordering::Relaxed);
@@ -100,11 +102,15 @@ fn work(
                 args.seeds,
                 totals.failed.len()
             );
-            let mut out = std::io::stderr();
-            // Progress that nobody can see is no reason to stop.
-            drop(out.write_all(line.as_bytes()).and_then(|()| out.flush()));
+            say(&line);
         }
     }
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stderr();
+    // Progress that nobody can see is no reason to stop.
+    drop(out.write_all(line.as_bytes()).and_then(|()| out.flush()));
 }
 
 fn report(args: &Args, totals: &Totals, seconds: f64, threads: usize) -> ExitCode {

@@ -4,7 +4,7 @@ use api::{
     apinet::{NatTableIp, NatTableSection, TargetReference},
     meta::LocalObjectReference,
 };
-use apinet::ports::{Address, Reported, Want, assign, slots};
+use apinet::ports::{self, Address, Reported, Want, slots};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -32,6 +32,17 @@ fn address(last: u8) -> Address {
         ip: ip(&format!("203.0.113.{last}")),
         draining: false,
     }
+}
+
+/// The table, when everybody lets go at once.
+fn assign(
+    addresses: &[Address],
+    ports: i32,
+    table: &[NatTableIp],
+    wants: &[Want],
+    reported: &[Reported],
+) -> Vec<NatTableIp> {
+    ports::assign(addresses, ports, table, wants, reported, |_, _, _| false).rows
 }
 
 /// `address:port-end uid` of every section.
@@ -183,6 +194,47 @@ fn blocks_off_the_grid_and_blocks_given_twice_are_not_kept() {
             "203.0.113.1:1152-1215 c",
             "203.0.113.1:1216-1279 d",
             "203.0.113.1:1280-1343 e",
+        ]
+    );
+}
+
+#[test]
+fn a_block_that_must_move_stays_until_its_interface_let_go_of_it() {
+    let table = assign(&[address(1)], 128, &[], &wants(&["a", "b"]), &[]);
+    let smaller = ports::assign(
+        &[address(1)],
+        64,
+        &table,
+        &wants(&["a", "b", "c"]),
+        &[],
+        |uid, _, _| uid == "a",
+    );
+    // What `a` still has goes to nobody, and `a` itself waits.
+    assert_eq!(
+        show(&smaller.rows),
+        [
+            "203.0.113.1:1024-1151 a",
+            "203.0.113.1:1152-1215 b",
+            "203.0.113.1:1216-1279 c"
+        ]
+    );
+    assert_eq!(
+        smaller.served,
+        ["b", "c"].map(str::to_owned).into_iter().collect()
+    );
+    let later = assign(
+        &[address(1)],
+        64,
+        &smaller.rows,
+        &wants(&["a", "b", "c"]),
+        &[],
+    );
+    assert_eq!(
+        show(&later),
+        [
+            "203.0.113.1:1024-1087 a",
+            "203.0.113.1:1152-1215 b",
+            "203.0.113.1:1216-1279 c"
         ]
     );
 }

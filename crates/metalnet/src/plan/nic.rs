@@ -144,7 +144,7 @@ fn blocked(view: View<'_>, nic: &Nic, block: Block) -> Plan {
     let (state, warning) = reason(block, &nic.network, invalid);
     Plan {
         warning: Some(warning),
-        status: status(view, nic, state),
+        status: status(view, nic, state, nic.status.observed_generation),
         ..Plan::default()
     }
 }
@@ -239,12 +239,19 @@ fn present(view: View<'_>, nic: &Nic, spec: &NicSpec, vni: Vni) -> Plan {
     if !done {
         return plan;
     }
+    // Only now, with nothing left to do, is it true that what this generation no longer has is gone.
+    let generation = Some(nic.meta.generation);
     if spec.problems.is_empty() {
-        plan.status = status(view, nic, State::Ready);
+        plan.status = status(view, nic, State::Ready, generation);
         return plan;
     }
     let problems: Vec<String> = spec.problems.iter().map(ToString::to_string).collect();
-    failed(view, nic, plan, "InvalidSpec", problems.join("; "))
+    plan.status = status(view, nic, State::Error, generation);
+    plan.warning = Some(Warning {
+        reason: "InvalidSpec",
+        note: problems.join("; "),
+    });
+    plan
 }
 
 /// A filter never becomes wider on the way from one set of rules to another: first what is new, then what changes, one
@@ -322,7 +329,7 @@ fn services(uid: &Uid, spec: &NicSpec, interface: &Interface, guarded: bool) -> 
 
 fn failed(view: View<'_>, nic: &Nic, mut plan: Plan, reason: &'static str, note: String) -> Plan {
     plan.warning = Some(Warning { reason, note });
-    plan.status = status(view, nic, State::Error);
+    plan.status = status(view, nic, State::Error, nic.status.observed_generation);
     plan
 }
 
@@ -375,12 +382,18 @@ fn prefixes(uid: &Uid, spec: &NicSpec, interface: &Interface) -> Vec<DpOp> {
 }
 
 /// The status to write, if it differs. The device stays visible as long as it is claimed, whatever the state.
-fn status(view: View<'_>, nic: &Nic, state: State) -> Option<NicStatus> {
+fn status(
+    view: View<'_>,
+    nic: &Nic,
+    state: State,
+    observed_generation: Option<i64>,
+) -> Option<NicStatus> {
     let device = match view.claim {
         Claim::Held(device) => Some(device.status.clone()),
         Claim::None | Claim::Gone => None,
     };
     let mut status = NicStatus {
+        observed_generation,
         state: Some(state),
         device,
         ..nic.status.clone()

@@ -72,6 +72,8 @@ pub struct Host {
     pub losses: u32,
     /// metalnet does nothing until then; the data plane goes on.
     paused_until: u64,
+    /// Calls that data planes of this host carried out.
+    pub plane_calls: u64,
 }
 
 /// What a host did, for the history.
@@ -125,6 +127,7 @@ impl Host {
             bug: None,
             losses: 0,
             paused_until: 0,
+            plane_calls: 0,
         };
         host.watch();
         Some(host)
@@ -450,6 +453,7 @@ impl Host {
     }
 
     fn call_plane(&mut self, op: DpOp, life: u64, orphan: bool, rng: &mut StdRng) -> Deed {
+        self.plane_calls += 1;
         let unavailable = || Err(DpError::Unavailable("timed out".to_owned()));
         let result = match &mut self.plane {
             Some(_) if self.bug.is_some_and(|bug| bug.swallows(&op)) => Ok(DpDone::Done),

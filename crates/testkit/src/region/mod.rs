@@ -46,7 +46,7 @@ const EPOCH_MS: u64 = 1_767_225_600_000;
 /// Steps of one seed beyond which it does not come to rest.
 const STEPS_MAX: u64 = 400_000;
 /// Steps between two looks at who uses what.
-const EXCLUSIVE_EVERY: u64 = 16;
+const EXCLUSIVE_EVERY: u64 = 4;
 /// Lines of history kept for the report.
 const HISTORY_MAX: usize = 20_000;
 /// Hosts that a packet may pass.
@@ -126,6 +126,8 @@ pub struct Region {
     /// The load balancers behind all DaemonSets that ever were, by uid, and how many changes of DaemonSets that took in.
     set_owners: BTreeMap<String, String>,
     sets_seen: usize,
+    /// Changes of objects and calls to data planes at the last look at who uses what.
+    looked_at: (usize, u64),
 }
 
 /// Where a packet ended.
@@ -263,6 +265,7 @@ impl Region {
             ever: BTreeSet::new(),
             set_owners: BTreeMap::new(),
             sets_seen: 0,
+            looked_at: (0, 0),
             rng,
         };
         for host in &mut region.hosts {
@@ -382,8 +385,7 @@ impl Region {
             }
             self.store.set_now(self.epoch_ms());
             if self.summary.steps.is_multiple_of(EXCLUSIVE_EVERY) {
-                self.follow_sets();
-                exclusive::check(self)?;
+                self.exclusive()?;
             }
             let now = self.now();
             for server in &mut self.servers {
@@ -392,6 +394,17 @@ impl Region {
                 }
             }
         }
+    }
+
+    /// Looks at who uses what, if anything has changed.
+    fn exclusive(&mut self) -> Result<(), String> {
+        let calls = self.hosts.iter().map(|host| host.plane_calls).sum();
+        let now = (self.store.changes, calls);
+        if std::mem::replace(&mut self.looked_at, now) == now {
+            return Ok(());
+        }
+        self.follow_sets();
+        exclusive::check(self)
     }
 
     /// A DaemonSet may be gone before its Instances.
@@ -635,6 +648,7 @@ fn show(op: &Op) -> String {
         Op::Create { target, body } => format!("create {target} {}", body["spec"]),
         Op::Delete { target, .. } => format!("delete {target}"),
         Op::RequireGone { target, .. } => format!("require gone {target}"),
+        Op::RequireSame { target, version } => format!("require {target} at {version:?}"),
         Op::Event { reason, note, .. } => format!("event {reason} {note}"),
         Op::Act(act) => format!("{act:?}"),
     }

@@ -239,6 +239,19 @@ impl Store {
                 }
                 Ok(())
             }
+            Op::RequireSame { target, version } => {
+                let live = self.local.get(place(target)).map_err(refusal)?;
+                let live = live.as_ref().and_then(|live| {
+                    live.pointer("/metadata/resourceVersion")
+                        .and_then(Value::as_str)
+                });
+                if live.unwrap_or_default() != version {
+                    let text = format!("{target} has changed");
+                    let class = Class::Conflict;
+                    return Err(Refusal { class, text });
+                }
+                Ok(())
+            }
             Op::Event { .. } => Ok(()),
             Op::Act(act) => Err(Refusal {
                 class: Class::Bug,
