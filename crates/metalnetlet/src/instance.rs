@@ -21,8 +21,8 @@ use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
-use crate::hold;
 use crate::partition::Partition;
+use crate::{departed, hold};
 
 /// Index of metalnet LoadBalancers by the key of their Instance.
 const BY_ORIGIN: &str = "metalnetlet-lb-origin";
@@ -105,17 +105,17 @@ impl Controller for InstanceController {
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let made = world.indexed::<metalnet::LoadBalancer>(BY_ORIGIN, &key.to_string());
         let Some(instance) = world.by_key::<apinet::Instance>(key) else {
-            return clean_up(&made);
+            return clean_up(world, &made);
         };
         let Some(node) = node_of(&self.partition, &instance) else {
             return Plan::none();
         };
         if object::is_deleting(&*instance) {
-            return self.let_go(&instance, &made);
+            return self.let_go(world, &instance, &made);
         }
         let cluster_node = world.get::<Node>("", node);
         if cluster_node.is_none_or(|node| object::is_deleting(&*node)) {
-            let mut plan = self.let_go(&instance, &made);
+            let mut plan = self.let_go(world, &instance, &made);
             plan.extend(report(&instance, Vec::new()));
             return plan;
         }
@@ -219,7 +219,12 @@ impl InstanceController {
     }
 
     /// The LoadBalancers go first; metalnet's finalizer keeps each until dpservice is clean.
-    fn let_go(&self, instance: &apinet::Instance, made: &[Arc<metalnet::LoadBalancer>]) -> Plan {
+    fn let_go(
+        &self,
+        world: &World,
+        instance: &apinet::Instance,
+        made: &[Arc<metalnet::LoadBalancer>],
+    ) -> Plan {
         let mut plan = Plan::none();
         if made.is_empty() {
             let last = match object::is_deleting(instance) {
@@ -235,8 +240,18 @@ impl InstanceController {
         }
         let living = made.iter().filter(|made| !object::is_deleting(&***made));
         plan.extend(living.map(|made| Op::delete(&**made)));
+        plan.extend(lift(world, made));
         plan
     }
+}
+
+/// Of a hypervisor that is gone for good.
+fn lift(world: &World, made: &[Arc<metalnet::LoadBalancer>]) -> Vec<Op> {
+    let on = |made: &metalnet::LoadBalancer| made.spec.as_ref()?.node_name.clone();
+    let ops = made
+        .iter()
+        .map(|made| departed::lift(world, &**made, &on(made).unwrap_or_default()));
+    ops.flatten().collect()
 }
 
 /// The node of our cluster that an Instance is on, if it is ours.
@@ -344,8 +359,9 @@ fn report(instance: &apinet::Instance, ips: Vec<Ip>) -> Option<Op> {
     Some(Op::patch_status(Target::of(instance), status))
 }
 
-fn clean_up(made: &[Arc<metalnet::LoadBalancer>]) -> Plan {
+fn clean_up(world: &World, made: &[Arc<metalnet::LoadBalancer>]) -> Plan {
     let mut plan = Plan::none();
+    plan.extend(lift(world, made));
     for made in made.iter().filter(|made| !object::is_deleting(&***made)) {
         let Some(source) = Origin::of(&made.metadata, origin::METALNET_INSTANCE) else {
             continue;

@@ -6,6 +6,7 @@
 //! VNI and addresses) stays until the data plane has let go. [`node`], [`network`], [`network_interface`] and [`instance`] are pure plans, [`policy`] and [`services`] are what
 //! the second looks up; [`run`] is the shell.
 
+mod departed;
 mod hold;
 mod instance;
 mod network;

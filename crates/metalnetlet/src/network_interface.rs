@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 use crate::{
-    hold,
+    departed, hold,
     network::{BY_NETWORK, network_of},
     partition::Partition,
     policy, services,
@@ -107,13 +107,13 @@ impl Controller for NetworkInterfaceController {
         let namespace = &self.partition.metalnet_namespace;
         let made = world.get::<metalnet::NetworkInterface>(namespace, object::uid(&*nic));
         if object::is_deleting(&*nic) {
-            return self.let_go(&nic, made.as_deref());
+            return self.let_go(world, &nic, node, made.as_deref());
         }
         let node_lives = world
             .get::<Node>("", node)
             .is_some_and(|node| !object::is_deleting(&*node));
         if !node_lives {
-            let mut plan = self.let_go(&nic, made.as_deref());
+            let mut plan = self.let_go(world, &nic, node, made.as_deref());
             plan.extend(show_pending(&nic));
             return plan;
         }
@@ -133,12 +133,14 @@ impl NetworkInterfaceController {
     /// The metalnet interface goes first. That there is none is looked up, because its addresses are free with our hold.
     fn let_go(
         &self,
+        world: &World,
         nic: &apinet::NetworkInterface,
+        node: &str,
         made: Option<&metalnet::NetworkInterface>,
     ) -> Plan {
         let finalizer = self.partition.finalizer();
         let mut plan = Plan::none();
-        if made.is_none() {
+        let Some(made) = made else {
             let last = match object::is_deleting(nic) {
                 true => Op::remove_finalizer(nic, &finalizer),
                 // The hypervisor is gone, the interface is not: nobody has its addresses any more.
@@ -149,8 +151,12 @@ impl NetworkInterfaceController {
             }
             plan.extend(last);
             return plan;
+        };
+        plan.extend(departed::lift(world, made, node));
+        if !object::is_deleting(made) {
+            plan.push(Op::delete(made));
         }
-        Plan::let_go(nic, &finalizer, made)
+        plan
     }
 
     fn target(&self, nic: &apinet::NetworkInterface) -> Target {
@@ -419,6 +425,8 @@ fn clean_up(world: &World, key: &Key) -> Plan {
             });
             plan.push(Op::delete(&*made));
         }
+        let node = made.spec.node_name.as_deref().unwrap_or_default();
+        plan.extend(departed::lift(world, &*made, node));
     }
     plan
 }

@@ -10,6 +10,7 @@ use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
+use crate::departed;
 use crate::partition::Partition;
 
 pub struct NodeController {
@@ -37,7 +38,9 @@ impl Controller for NodeController {
                 .into_iter()
                 .collect()
         });
-        vec![nodes.build(), published.build()]
+        let mut sources = vec![nodes.build(), published.build()];
+        sources.extend(departed::sources(&self.partition));
+        sources
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
@@ -49,13 +52,19 @@ impl Controller for NodeController {
                 plan.extend(Op::add_finalizer(&*node, finalizer::METALNETLET_NODE));
                 plan.extend(self.publish(name, published.as_deref()));
             }
-            // Deleting, gone, or no longer selected: the published Node goes first, then our hold on the cluster's node.
+            // Deleting, gone, or no longer selected: the published Node goes first, then what the hypervisor carries, or its time
+            // for that is over, then our hold on the cluster's node.
             node => match published {
                 Some(published) if object::is_deleting(&*published) => {}
                 Some(published) => {
                     plan.push(Op::delete(&*published));
                 }
                 None => {
+                    let wait = node.as_deref().and_then(|node| departed::wait(world, node));
+                    if let Some(wait) = wait {
+                        plan.requeue_after(wait);
+                        return plan;
+                    }
                     plan.extend(node.iter().filter_map(|node| {
                         Op::remove_finalizer(&**node, finalizer::METALNETLET_NODE)
                     }));

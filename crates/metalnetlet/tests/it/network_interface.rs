@@ -1,6 +1,12 @@
 //! OpenKCM-net interfaces of the partition become metalnet interfaces; device and state come back.
 
-use api::{apinet, metalnet, names::finalizer::metalnetlet_partition};
+use api::{
+    apinet, metalnet,
+    names::{
+        annotation::IN_DATA_PLANE,
+        finalizer::{METALNET_NETWORK_INTERFACE, metalnetlet_partition},
+    },
+};
 use controller::sim::{Sim, verify};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
@@ -225,4 +231,96 @@ fn interfaces_of_a_lost_hypervisor_are_in_error_until_it_is_back() {
     assert_eq!(status(&sim), lost, "it may still be forwarding");
     ready(&mut sim, "True", "Heartbeat");
     assert_eq!(status(&sim), before);
+}
+
+/// What stands on the interface about its public addresses.
+fn held(sim: &Sim) -> Option<String> {
+    let nic = sim.get::<apinet::NetworkInterface>(APINET_NS, "a");
+    let annotations = nic.expect("there").metadata.annotations;
+    annotations.and_then(|all| all.get(IN_DATA_PLANE).cloned())
+}
+
+#[test]
+fn a_public_address_stands_on_the_interface_until_metalnet_has_seen_that_it_goes() {
+    let mut sim = without_metalnet();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    let both = Some("203.0.113.7,2001:db8:1::1".to_owned());
+    assert_eq!(held(&sim), both, "before metalnet reports anything");
+    let name = uid::<apinet::NetworkInterface>(&sim, APINET_NS, "a");
+    let report = |sim: &mut Sim, generation: i64, seen: i64, status: Value| {
+        sim.edit::<metalnet::NetworkInterface>(METALNET_NS, &name, |nic| {
+            let mut status = status.clone();
+            status["observedGeneration"] = json!(seen);
+            nic.metadata.generation = Some(generation);
+            nic.status = serde_json::from_value(status).expect("a status");
+        });
+        sim.settle().expect("settles");
+    };
+    let six = json!({ "state": "Ready", "virtualIPs": ["2001:db8:1::1"] });
+    sim.edit::<apinet::NetworkInterface>(APINET_NS, "a", |nic| {
+        nic.spec.public_ips.retain(|entry| entry.name == "six");
+    });
+    sim.settle().expect("settles");
+    assert_eq!(made(&sim).spec.virtual_ip, None);
+    // It may be about to carry out what it was told before, and has not reported that.
+    report(&mut sim, 2, 1, six.clone());
+    assert_eq!(held(&sim), both);
+    report(&mut sim, 2, 2, six);
+    assert_eq!(held(&sim), Some("2001:db8:1::1".to_owned()));
+}
+
+#[test]
+fn a_metalnet_that_does_not_say_what_it_has_seen_is_trusted_in_its_reports() {
+    let mut sim = region();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    sim.edit::<apinet::NetworkInterface>(APINET_NS, "a", |nic| nic.spec.public_ips.clear());
+    sim.settle().expect("settles");
+    assert_eq!(held(&sim), None);
+}
+
+#[test]
+fn the_finalizers_of_a_hypervisor_that_is_gone_for_good_are_lifted() {
+    let mut sim = without_metalnet();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    let name = uid::<apinet::NetworkInterface>(&sim, APINET_NS, "a");
+    sim.edit::<metalnet::NetworkInterface>(METALNET_NS, &name, |nic| {
+        nic.metadata.finalizers = Some(vec![METALNET_NETWORK_INTERFACE.to_owned()]);
+    });
+    sim.delete::<apinet::NetworkInterface>(APINET_NS, "a");
+    sim.settle().expect("settles");
+    let there = |sim: &Sim| {
+        sim.get::<apinet::NetworkInterface>(APINET_NS, "a")
+            .is_some()
+    };
+    assert!(there(&sim), "its metalnet may only be away");
+    // The grace of the Node is over, or somebody has taken its finalizers away.
+    sim.delete::<Node>("", "n1");
+    sim.edit::<Node>("", "n1", |node| node.metadata.finalizers = None);
+    sim.settle().expect("settles");
+    assert!(!there(&sim));
+    assert!(sim.list::<metalnet::NetworkInterface>().is_empty());
+}
+
+#[test]
+fn a_node_waits_for_its_metalnet_to_take_down_what_it_carries() {
+    let mut sim = without_metalnet();
+    set_up(&mut sim);
+    sim.settle().expect("settles");
+    let name = uid::<apinet::NetworkInterface>(&sim, APINET_NS, "a");
+    let hold = |sim: &mut Sim, finalizers: Option<Vec<String>>| {
+        sim.edit::<metalnet::NetworkInterface>(METALNET_NS, &name, |nic| {
+            nic.metadata.finalizers = finalizers;
+        });
+    };
+    hold(&mut sim, Some(vec![METALNET_NETWORK_INTERFACE.to_owned()]));
+    sim.delete::<Node>("", "n1");
+    sim.settle().expect("settles");
+    assert!(sim.get::<apinet::Node>("", "part.n1").is_none());
+    assert!(sim.get::<Node>("", "n1").is_some());
+    hold(&mut sim, None);
+    sim.settle().expect("settles");
+    assert!(sim.get::<Node>("", "n1").is_none());
 }

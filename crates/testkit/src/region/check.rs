@@ -14,9 +14,9 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use crate::region::edge::DEFAULTS;
-use crate::region::services;
 use crate::region::user::{APP, SERVICE_PORT, ip6, ips};
 use crate::region::{Fate, Region, packet};
+use crate::region::{prefixes, services};
 
 const PROBE_PORT: u16 = 7_000;
 
@@ -206,6 +206,7 @@ fn arrived(fate: &Fate, to: &Machine) -> bool {
 
 /// At any time: a few packets between machines that were never allowed to reach each other.
 pub fn never(region: &mut Region) -> Result<(), String> {
+    prefixes::never(region)?;
     let wishes = Wishes::of(region);
     let machines = machines(region);
     for from in &machines {
@@ -247,6 +248,7 @@ pub fn at_rest(region: &mut Region) -> Result<(), String> {
     reachability(region)?;
     services::check(region)?;
     numbers(region)?;
+    prefixes::at_rest(region)?;
     idle(region)
 }
 
@@ -336,7 +338,7 @@ fn idle(region: &mut Region) -> Result<(), String> {
     for part in &mut region.parts {
         part.crash();
     }
-    for host in &mut region.hosts {
+    for host in region.hosts.iter_mut().filter(|host| !host.departed) {
         host.crash_agent();
     }
     let next = region.now_ms + 15_000;
@@ -360,7 +362,7 @@ fn since(region: &Region, rev: u64, lines: usize) -> String {
 }
 
 /// Kinds that a region has when it is empty.
-const FURNITURE: [&str; 3] = ["namespaces", "nodes", "events"];
+const FURNITURE: [&str; 4] = ["namespaces", "nodes", "events", "leases"];
 
 /// After everything was deleted.
 pub fn nothing_left(region: &mut Region) -> Result<(), String> {

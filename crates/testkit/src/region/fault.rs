@@ -2,9 +2,19 @@
 
 use std::time::Duration;
 
+use api::names::namespace;
+use apiserver::local::Patch;
+use controller::Target;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
 use rand::Rng;
+use serde_json::json;
 
+use crate::region::store::Store;
 use crate::region::{EPOCH_MS, Region, bond};
+
+/// 2030-01-01: later than any seed lasts.
+const FUTURE_MS: u64 = 1_893_456_000_000;
 
 /// Longest time that anything is away.
 const AWAY_MAX_MS: u64 = 4_000;
@@ -18,7 +28,7 @@ pub fn strike(region: &mut Region) {
     let server = region.rng.random_range(0..region.servers.len());
     let part = region.rng.random_range(0..region.parts.len());
     let now = region.now();
-    let choice = region.rng.random_range(0..12);
+    let choice = region.rng.random_range(0..13);
     let Region {
         hosts,
         parts,
@@ -85,6 +95,10 @@ pub fn strike(region: &mut Region) {
             host.pause(EPOCH_MS + until);
             format!("metalnet of {} pauses for {away} ms", host.name)
         }
+        11 => {
+            let host = region.rng.random_range(0..region.hosts.len());
+            come_or_go(region, host)
+        }
         _ => {
             restart_server(region, server);
             format!("metalbond server {server} restarts")
@@ -112,8 +126,75 @@ fn restart_server(region: &mut Region, server: usize) {
     *hub = bond::Server::default();
 }
 
+/// Writes a hypervisor's heartbeat, which counts from that time on: one in the far future stands for all that follow.
+pub fn beat(store: &mut Store, host: &str, at_ms: u64) -> Result<(), String> {
+    let at_ms = at_ms.min(FUTURE_MS);
+    let at = Timestamp::from_millisecond(at_ms as i64).map_err(|error| error.to_string())?;
+    let body = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": { "name": host, "namespace": namespace::NODE_LEASE },
+        "spec": {
+            "holderIdentity": host,
+            "leaseDurationSeconds": 3,
+            "renewTime": format!("{at:.6}"),
+        },
+    });
+    let target = Target::new::<Lease>(namespace::NODE_LEASE, host);
+    let written = store.patch(&target, Patch::Apply, false, &body, "metalnet");
+    written.map(|_| ()).map_err(|refusal| refusal.text)
+}
+
+/// A hypervisor is cut off, or comes back.
+fn come_or_go(region: &mut Region, at: usize) -> String {
+    let (now, epoch) = (region.now(), region.epoch_ms());
+    let others = region.hosts.iter().enumerate();
+    let others = others
+        .filter(|(other, host)| *other != at && !host.offline)
+        .count();
+    let with_plane = region.rng.random();
+    let Region {
+        hosts,
+        servers,
+        store,
+        rng,
+        ..
+    } = region;
+    let Some(host) = hosts.get_mut(at).filter(|host| !host.departed) else {
+        return "nothing happens".to_owned();
+    };
+    if host.offline {
+        host.come_back(epoch);
+        let beaten = beat(store, &host.name, u64::MAX);
+        return format!("{} is back {beaten:?}", host.name);
+    }
+    if others == 0 {
+        return "nothing happens".to_owned();
+    }
+    host.go(with_plane);
+    for (server, hub) in servers.iter_mut().enumerate() {
+        host.bond.cut(server, hub, now, rng);
+    }
+    let beaten = beat(store, &host.name, epoch);
+    let plane = if with_plane { "with" } else { "without" };
+    format!(
+        "{} is cut off, {plane} its data plane {beaten:?}",
+        host.name
+    )
+}
+
 /// Nothing more goes wrong: what is away has come back or will by itself.
 pub fn heal(region: &mut Region) {
+    for at in 0..region.hosts.len() {
+        let away = region
+            .hosts
+            .get(at)
+            .is_some_and(|host| host.offline && !host.departed);
+        if away {
+            let line = come_or_go(region, at);
+            region.note(format!("HEALED {line}"));
+        }
+    }
     for host in &mut region.hosts {
         host.losses = 0;
     }

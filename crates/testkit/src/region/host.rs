@@ -72,6 +72,10 @@ pub struct Host {
     pub losses: u32,
     /// metalnet does nothing until then; the data plane goes on.
     paused_until: u64,
+    /// The hypervisor is cut off: no management, no metalbond. Its data plane may live.
+    pub offline: bool,
+    /// It never comes back.
+    pub departed: bool,
     /// Calls that data planes of this host carried out.
     pub plane_calls: u64,
 }
@@ -127,6 +131,8 @@ impl Host {
             bug: None,
             losses: 0,
             paused_until: 0,
+            offline: false,
+            departed: false,
             plane_calls: 0,
         };
         host.watch();
@@ -188,6 +194,34 @@ impl Host {
         }
     }
 
+    /// The hypervisor is cut off, with or without its data plane.
+    pub fn go(&mut self, with_plane: bool) {
+        self.offline = true;
+        if with_plane {
+            self.crash_plane(0);
+        }
+    }
+
+    /// The hypervisor starts again; what its data plane still has stays.
+    pub fn come_back(&mut self, now_ms: u64) {
+        self.offline = false;
+        self.paused_until = 0;
+        if self.plane.is_none() {
+            self.plane_up_at = Some(now_ms);
+        }
+        self.crash_agent();
+    }
+
+    /// The hypervisor is scrapped.
+    pub fn depart(&mut self) {
+        self.offline = true;
+        self.departed = true;
+        self.plane = None;
+        self.plane_up_at = None;
+        self.claims.clear();
+        self.bond = Client::new(&self.name, self.servers);
+    }
+
     /// metalnet gets no processor for a while.
     pub fn pause(&mut self, until: u64) {
         self.paused_until = until;
@@ -204,6 +238,9 @@ impl Host {
     }
 
     pub fn is_busy(&self, store: &Store, now_ms: u64, now: Duration, start: Instant) -> bool {
+        if self.offline {
+            return false;
+        }
         if self.paused_until > now_ms {
             return self.plane_up_at.is_some_and(|at| at <= now_ms);
         }
@@ -225,7 +262,7 @@ impl Host {
 
     /// When something is to be done although nothing happens.
     pub fn deadline(&self, start: Instant, now_ms: u64) -> Option<Duration> {
-        if self.paused_until > now_ms {
+        if self.offline || self.paused_until > now_ms {
             return None;
         }
         let agent = self.agent.deadline();
@@ -234,6 +271,9 @@ impl Host {
     }
 
     pub fn wakes_at(&self, now_ms: u64) -> Option<u64> {
+        if self.offline {
+            return None;
+        }
         if self.paused_until > now_ms {
             return self
                 .plane_up_at
@@ -247,12 +287,13 @@ impl Host {
 
     /// Whether nothing is left to do but look and wait.
     pub fn is_quiet(&self, store: &Store) -> bool {
-        !self.stirred
-            && self.inbox.is_empty()
-            && self.calls.is_empty()
-            && self.plane.is_some()
-            && (0..self.watches.len()).all(|at| !self.lag(at, store))
-            && self.agent.gauges().inflight == 0
+        self.departed
+            || !self.stirred
+                && self.inbox.is_empty()
+                && self.calls.is_empty()
+                && self.plane.is_some()
+                && (0..self.watches.len()).all(|at| !self.lag(at, store))
+                && self.agent.gauges().inflight == 0
     }
 
     /// Does one thing.

@@ -17,6 +17,7 @@ pub mod host;
 pub mod packet;
 pub mod part;
 pub mod plane;
+pub mod prefixes;
 pub mod provider;
 pub mod services;
 pub mod store;
@@ -49,6 +50,8 @@ const STEPS_MAX: u64 = 400_000;
 const EXCLUSIVE_EVERY: u64 = 4;
 /// Lines of history kept for the report.
 const HISTORY_MAX: usize = 20_000;
+/// A hypervisor that has been silent for this long is taken for lost.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Hosts that a packet may pass.
 const HOPS_MAX: usize = 8;
 /// Longer than every hold, grace and back-off of the product: after this time without disturbance the region is at rest.
@@ -156,8 +159,7 @@ fn controllers(bug: Option<Bug>, which: &str) -> Vec<Arc<dyn Controller>> {
     };
     let all: Vec<Arc<dyn Controller>> = match which {
         "controller-manager" => {
-            let entries =
-                core_controllers::manager::all(Duration::from_secs(40), apinet::GRACE_DEFAULT);
+            let entries = core_controllers::manager::all(Duration::from_secs(40), SILENCE);
             entries
                 .into_iter()
                 .map(|(controller, _)| controller)
@@ -272,6 +274,7 @@ impl Region {
             host.bug = config.bug;
             let node = host.name.clone();
             user::create_node(&mut region.store, &node)?;
+            fault::beat(&mut region.store, &node, u64::MAX)?;
         }
         Ok(region)
     }
@@ -435,7 +438,7 @@ impl Region {
                 actors.push(Actor::Host(at));
             }
             for server in 0..self.servers.len() {
-                if host.bond.is_busy(server, now) {
+                if !host.offline && host.bond.is_busy(server, now) {
                     actors.push(Actor::Line(at, server));
                 }
             }
@@ -460,7 +463,7 @@ impl Region {
             let now = self.epoch_ms();
             next = next.min(host.deadline(self.start, now).map_or(u64::MAX, round_up));
             next = next.min(host.wakes_at(now).map_or(u64::MAX, epoch));
-            for server in 0..self.servers.len() {
+            for server in (0..self.servers.len()).filter(|_| !host.offline) {
                 let line = host.bond.deadline(server);
                 next = next.min(line.map_or(u64::MAX, round_up));
             }
@@ -589,7 +592,7 @@ impl Region {
         let host = self
             .hosts
             .iter()
-            .position(|h| network(h.underlay) == network(to));
+            .position(|h| network(h.underlay) == network(to) && !h.offline);
         match host {
             Some(host) => self.carry(host, PortId(0), packet),
             None => Fate::Lost(format!("nobody has {to}")),

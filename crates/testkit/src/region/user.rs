@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use api::ipam::Prefix;
 use api::networking::{
     LoadBalancer, NATGateway, Network, NetworkInterface, NetworkPolicy, VirtualIP,
 };
@@ -13,9 +14,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 
-use crate::region::Region;
 use crate::region::provider::NODE;
 use crate::region::store::{Refusal, Store};
+use crate::region::{Region, prefixes};
 
 pub const NS: &str = "default";
 /// The label that policies and load balancers select by.
@@ -50,6 +51,9 @@ enum Deed {
     DropBalancer,
     Policy,
     DropPolicy,
+    Scrap,
+    Prefix,
+    DropPrefix,
 }
 
 impl User {
@@ -73,6 +77,9 @@ impl User {
             (Deed::DropBalancer, 1),
             (Deed::Policy, 1),
             (Deed::DropPolicy, 1),
+            (Deed::Scrap, 1),
+            (Deed::Prefix, 2),
+            (Deed::DropPrefix, 1),
         ];
         let weights = deeds.map(|(deed, weight)| (deed, weight * rng.random_range(0..4)));
         let mut weights: Vec<(Deed, u32)> = weights.into();
@@ -91,7 +98,8 @@ pub fn create_node(store: &mut Store, name: &str) -> Result<(), String> {
         .map_err(|r| r.text)
 }
 
-fn apply<K: Object>(
+/// Somebody applies a manifest.
+pub fn apply<K: Object>(
     region: &mut Region,
     name: &str,
     meta: Value,
@@ -179,6 +187,9 @@ pub fn act(region: &mut Region) -> Result<(), String> {
         Deed::DropBalancer => drop_some::<LoadBalancer>(region),
         Deed::Policy => policy(region),
         Deed::DropPolicy => drop_some::<NetworkPolicy>(region),
+        Deed::Scrap => scrap(region),
+        Deed::Prefix => prefixes::act(region),
+        Deed::DropPrefix => drop_some::<Prefix>(region),
     }
 }
 
@@ -345,7 +356,8 @@ fn address6(network: &str, n: u8) -> Ipv6Addr {
 }
 
 fn node(region: &mut Region) -> String {
-    let names: Vec<String> = region.hosts.iter().map(|host| host.name.clone()).collect();
+    let there = region.hosts.iter().filter(|host| !host.departed);
+    let names: Vec<String> = there.map(|host| host.name.clone()).collect();
     names.choose(&mut region.rng).cloned().unwrap_or_default()
 }
 
@@ -384,6 +396,9 @@ fn nic(region: &mut Region) -> Result<(), String> {
         let ip6 = address6(&network, n);
         spec["ipFamilies"] = json!(["IPv4", "IPv6"]);
         spec["ips"] = json!([{ "value": ip }, { "value": ip6 }]);
+    }
+    if region.rng.random_ratio(1, 4) {
+        spec["prefixes"] = prefixes::ephemeral();
     }
     apply::<NetworkInterface>(region, &name, meta, spec)
 }
@@ -425,6 +440,33 @@ fn relocate(region: &mut Region) -> Result<(), String> {
     )
 }
 
+/// A hypervisor that is cut off never comes back: its Node is deleted, and its machines start elsewhere.
+fn scrap(region: &mut Region) -> Result<(), String> {
+    let mut hosts = region.hosts.iter_mut();
+    let Some(host) = hosts.find(|host| host.offline && !host.departed) else {
+        return Ok(());
+    };
+    host.depart();
+    let name = host.name.clone();
+    let deleted = region.store.delete(&Target::new::<Node>("", &name), None);
+    say(region, &format!("{name} is scrapped"), deleted)?;
+    for nic in region.store.list::<NetworkInterface>() {
+        if object::annotation(&nic, NODE) != Some(&name) {
+            continue;
+        }
+        let node = node(region);
+        let body = json!({ "metadata": { "annotations": { NODE: node } } });
+        let target = Target::of(&nic);
+        let result = region.store.patch(&target, Patch::Merge, false, &body, WHO);
+        say(
+            region,
+            &format!("move {} to {node}", object::name(&nic)),
+            result,
+        )?;
+    }
+    Ok(())
+}
+
 /// Networks are peered in pairs whose addresses differ: one side says so, or no longer.
 fn peer(region: &mut Region, present: bool) -> Result<(), String> {
     let Some(network) = some::<Network>(region) else {
@@ -459,6 +501,12 @@ pub fn delete_everything(region: &mut Region) -> Result<(), String> {
             .iter()
             .map(Target::of),
     );
+    let prefixes = region.store.list::<Prefix>();
+    // What was made for an interface goes with it.
+    let own = prefixes
+        .iter()
+        .filter(|prefix| object::controller_of(*prefix).is_none());
+    targets.extend(own.map(Target::of));
     targets.extend(region.store.list::<VirtualIP>().iter().map(Target::of));
     targets.extend(region.store.list::<NATGateway>().iter().map(Target::of));
     targets.extend(region.store.list::<LoadBalancer>().iter().map(Target::of));
