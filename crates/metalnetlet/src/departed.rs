@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use api::metalnet;
 use api::names::finalizer;
+use api::{apinet, metalnet};
 use controller::{Object, Op, Source, Target, Watch, World, object};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
@@ -63,6 +63,33 @@ pub(crate) fn wait(world: &World, node: &Node) -> Option<Duration> {
     let age = Duration::from_millis(world.now_ms().saturating_sub(since));
     let left = DEPARTURE_GRACE.checked_sub(age)?;
     (carries && !left.is_zero()).then_some(left)
+}
+
+/// Lifts the finalizers of hypervisors that are gone for good from a metalnet Network that is being deleted.
+pub(crate) fn lift_network(
+    world: &World,
+    partition: &Partition,
+    made: &metalnet::Network,
+) -> Vec<Op> {
+    let all = || made.metadata.finalizers.iter().flatten();
+    let gone = |known: &&String| {
+        let node = known.strip_prefix(finalizer::metalnet_network("").as_str())?;
+        let published = partition.apinet_node(node);
+        world
+            .get::<apinet::Node>("", &published)
+            .is_none()
+            .then(|| Op::require_absent(Target::new::<Node>("", node)))
+    };
+    let mut ops: Vec<Op> = all().filter_map(|known| gone(&known)).collect();
+    if !object::is_deleting(made) || ops.is_empty() {
+        return Vec::new();
+    }
+    let kept: Vec<&String> = all().filter(|known| gone(known).is_none()).collect();
+    ops.push(Op::locked(
+        made,
+        json!({ "metadata": { "finalizers": kept } }),
+    ));
+    ops
 }
 
 /// Lifts metalnet's finalizer from what is being deleted on a hypervisor that is gone for good. Nothing for all others.

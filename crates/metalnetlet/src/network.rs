@@ -6,8 +6,8 @@ use api::{apinet, ids::Origin, metalnet, names::manager, names::origin};
 use controller::{Controller, Key, Op, Plan, Source, Target, Watch, World, object};
 use serde_json::{Value, json};
 
-use crate::instance;
 use crate::partition::Partition;
+use crate::{departed, instance};
 
 /// Index of metalnet Networks by the key of their OpenKCM-net Network.
 const BY_ORIGIN: &str = "metalnetlet-network-origin";
@@ -66,11 +66,20 @@ impl Controller for NetworkController {
                     .into_iter()
                     .collect()
             });
+        // A hypervisor that left may have been the last that held a Network.
+        let nodes = Watch::<apinet::Node>::new().removed_keys(|_, world| {
+            let networks = world.list::<metalnet::Network>();
+            let going = networks.iter().filter(|made| object::is_deleting(&***made));
+            going
+                .filter_map(|made| object::origin_key(&**made, origin::METALNET_NETWORK))
+                .collect()
+        });
         vec![
             networks.build(),
             users.build(),
             instances.build(),
             made.build(),
+            nodes.build(),
         ]
     }
 
@@ -93,7 +102,11 @@ impl Controller for NetworkController {
         if used {
             return Plan::none();
         }
-        Plan::let_go(&*network, &self.partition.finalizer(), made.as_deref())
+        let mut plan = Plan::let_go(&*network, &self.partition.finalizer(), made.as_deref());
+        if let Some(made) = &made {
+            plan.extend(departed::lift_network(world, &self.partition, made));
+        }
+        plan
     }
 }
 

@@ -269,9 +269,11 @@ fn holding(
             &status.virtual_ips,
             status.nat_ip.as_ref(),
         ));
-        // A metalnet that does not say what it has seen is trusted in what it reports.
-        let seen = status.observed_generation;
-        let is_current = seen.is_none() || seen == made.metadata.generation;
+        // A metalnet that reports, but never says what it has seen, is trusted in its reports.
+        let is_current = match status.observed_generation {
+            None => status.state.is_some(),
+            seen => seen == made.metadata.generation,
+        };
         if !is_current {
             next.extend(shown.iter().copied());
         }

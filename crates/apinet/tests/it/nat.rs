@@ -199,7 +199,12 @@ fn a_block_is_not_given_on_while_a_data_plane_reports_it() {
     });
     sim.put(&nic("b", "net", json!(["10.0.0.2"])));
     sim.settle().expect("settles");
-    assert_eq!(table(&sim, "gw"), [("b".to_owned(), 1088)]);
+    assert_eq!(
+        table(&sim, "gw"),
+        [("a".to_owned(), 1024), ("b".to_owned(), 1088)],
+        "what stays in the table is nobody else's"
+    );
+    assert!(claims(&sim, "a").is_empty());
     report(&mut sim, "a", None);
     sim.put(&nic("c", "net", json!(["10.0.0.3"])));
     sim.settle().expect("settles");

@@ -144,7 +144,7 @@ fn blocked(view: View<'_>, nic: &Nic, block: Block) -> Plan {
     let (state, warning) = reason(block, &nic.network, invalid);
     Plan {
         warning: Some(warning),
-        status: status(view, nic, state, nic.status.observed_generation),
+        status: status(view, nic, state, seen_before(nic)),
         ..Plan::default()
     }
 }
@@ -329,7 +329,7 @@ fn services(uid: &Uid, spec: &NicSpec, interface: &Interface, guarded: bool) -> 
 
 fn failed(view: View<'_>, nic: &Nic, mut plan: Plan, reason: &'static str, note: String) -> Plan {
     plan.warning = Some(Warning { reason, note });
-    plan.status = status(view, nic, State::Error, nic.status.observed_generation);
+    plan.status = status(view, nic, State::Error, seen_before(nic));
     plan
 }
 
@@ -379,6 +379,11 @@ fn prefixes(uid: &Uid, spec: &NicSpec, interface: &Interface) -> Vec<DpOp> {
         prefix: *prefix,
     });
     extra.chain(missing).collect()
+}
+
+/// The generation that the data plane agreed with last; 0 says that there was none yet, unlike saying nothing.
+fn seen_before(nic: &Nic) -> Option<i64> {
+    nic.status.observed_generation.or(Some(0))
 }
 
 /// The status to write, if it differs. The device stays visible as long as it is claimed, whatever the state.

@@ -1,8 +1,11 @@
 //! OpenKCM-net Networks are mirrored into the partition.
 
-use api::{apinet, metalnet, names::finalizer::metalnetlet_partition};
+use api::{
+    apinet, metalnet,
+    names::finalizer::{metalnet_network, metalnetlet_partition},
+};
 use controller::sim::{Sim, verify};
-
+use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
 use crate::region::{
@@ -78,6 +81,28 @@ fn a_network_does_not_go_under_a_living_interface() {
     sim.settle().expect("settles");
     assert!(sim.list::<metalnet::Network>().is_empty());
     assert!(sim.list::<apinet::Network>().is_empty());
+}
+
+#[test]
+fn a_hypervisor_that_is_gone_for_good_does_not_hold_a_network() {
+    let mut sim = without_metalnet();
+    for name in ["n1", "n2"] {
+        sim.put(&node(name));
+    }
+    sim.put(&network("blue", "4711"));
+    sim.settle().expect("settles");
+    let name = uid::<apinet::Network>(&sim, APINET_NS, "blue");
+    let (one, two) = (metalnet_network("n1"), metalnet_network("n2"));
+    sim.edit::<metalnet::Network>(METALNET_NS, &name, |made| {
+        made.metadata.finalizers = Some(vec![one.clone(), two.clone()]);
+    });
+    sim.delete::<apinet::Network>(APINET_NS, "blue");
+    sim.settle().expect("settles");
+    sim.delete::<Node>("", "n1");
+    sim.settle().expect("settles");
+    let made = sim.get::<metalnet::Network>(METALNET_NS, &name);
+    let left = made.expect("held by the other").metadata.finalizers;
+    assert_eq!(left, Some(vec![two]));
 }
 
 #[test]

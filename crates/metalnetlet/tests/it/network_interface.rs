@@ -263,6 +263,7 @@ fn a_public_address_stands_on_the_interface_until_metalnet_has_seen_that_it_goes
     });
     sim.settle().expect("settles");
     assert_eq!(made(&sim).spec.virtual_ip, None);
+    assert_eq!(held(&sim), both, "it has not said anything yet");
     // It may be about to carry out what it was told before, and has not reported that.
     report(&mut sim, 2, 1, six.clone());
     assert_eq!(held(&sim), both);

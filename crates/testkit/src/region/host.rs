@@ -26,7 +26,8 @@ use crate::region::store::{Refusal, Resource, Store};
 
 /// The VNI of public addresses.
 pub const PUBLIC_VNI: u32 = 100;
-const LOOK: Duration = bond::LOOK_INTERVAL;
+/// metalnet looks at its connections at this interval; here not as often as in earnest, because every look is a step.
+const LOOK: Duration = Duration::from_millis(400);
 
 /// What is under way.
 enum Call {

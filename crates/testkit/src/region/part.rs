@@ -1,5 +1,6 @@
 //! A process of controllers: watches that lag, workers that interleave, plans that a crash cuts off.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -15,6 +16,9 @@ use crate::region::store::{Resource, Store};
 const FLIGHTS_MAX: usize = 6;
 /// Longest time that a worker waits for its own writes to appear.
 const CAUGHT_UP_MS: u64 = 1_000;
+
+/// A number of changes that no store reaches.
+const BEHIND: usize = usize::MAX;
 
 pub type Make = Box<dyn Fn() -> Vec<Arc<dyn Controller>>>;
 
@@ -51,6 +55,8 @@ pub struct Part {
     delayed: BTreeMap<(u64, usize, Key), Option<Class>>,
     failures: BTreeMap<(usize, Key), u32>,
     dirty: BTreeSet<(usize, Key)>,
+    /// Changes of the store at which no watch was behind.
+    level: Cell<usize>,
     /// Refusals that repetition does not heal, for the report.
     pub refused: Vec<String>,
 }
@@ -78,6 +84,7 @@ impl Part {
             delayed: BTreeMap::new(),
             failures: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            level: Cell::new(BEHIND),
             refused: Vec::new(),
         };
         part.watch();
@@ -94,6 +101,7 @@ impl Part {
             relist: true,
         });
         self.watches = watches.collect();
+        self.level.set(BEHIND);
     }
 
     /// The process dies, and another one starts with nothing.
@@ -119,6 +127,7 @@ impl Part {
         let at = rng.random_range(0..self.watches.len().max(1));
         if let Some(watch) = self.watches.get_mut(at) {
             watch.relist = true;
+            self.level.set(BEHIND);
         }
     }
 
@@ -133,15 +142,28 @@ impl Part {
             .is_some_and(|watch| watch.relist || watch.cursor < store.changes_of(watch.resource))
     }
 
+    /// Whether any watch is behind. Looked at before every step, and mostly nothing has changed.
+    fn lags(&self, store: &Store) -> bool {
+        if self.level.get() == store.changes {
+            return false;
+        }
+        let lags = (0..self.watches.len()).any(|at| self.lag(at, store));
+        if !lags {
+            self.level.set(store.changes);
+        }
+        lags
+    }
+
     fn synced(&self) -> bool {
         self.watches.iter().all(|watch| !watch.relist)
     }
 
     /// Whether something can be done now.
     pub fn is_busy(&self, store: &Store, now: u64) -> bool {
-        let can_watch = (0..self.watches.len()).any(|at| {
-            self.lag(at, store) && self.watches.get(at).is_some_and(|w| w.stalled_until <= now)
-        });
+        let can_watch = self.lags(store)
+            && (0..self.watches.len()).any(|at| {
+                self.lag(at, store) && self.watches.get(at).is_some_and(|w| w.stalled_until <= now)
+            });
         let can_plan = self.process.waiting() > 0
             && self.flights.len() < FLIGHTS_MAX
             && self.watches.iter().all(|watch| !watch.relist);
@@ -170,7 +192,7 @@ impl Part {
     pub fn is_quiet(&self, store: &Store) -> bool {
         self.flights.is_empty()
             && self.process.waiting() == 0
-            && (0..self.watches.len()).all(|at| !self.lag(at, store))
+            && !self.lags(store)
             && self.delayed.values().all(|class| class.is_none())
     }
 
