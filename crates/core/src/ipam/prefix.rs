@@ -39,9 +39,10 @@ impl Controller for PrefixController {
         let prefixes = index::prefixes().keys(|prefix, world| {
             let own = Key::of(prefix);
             let mut keys = vec![own.clone()];
+            // Also one that no longer gives, or is gone: those that wait for it say why they wait.
+            let named = world.indexed::<Prefix>(PREFIX_WAITING_PARENT, &own.to_string());
+            keys.extend(named.iter().map(|child| Key::of(&**child)));
             if gives(prefix) {
-                let named = world.indexed::<Prefix>(PREFIX_WAITING_PARENT, &own.to_string());
-                keys.extend(named.iter().map(|child| Key::of(&**child)));
                 let family = index::family_key(&own.namespace, prefix.spec.ip_family);
                 let selecting = world.indexed::<Prefix>(PREFIX_WAITING_FAMILY, &family);
                 keys.extend(

@@ -237,6 +237,27 @@ fn a_missing_parent_is_named_and_waited_for() {
 }
 
 #[test]
+fn whoever_waits_for_a_parent_hears_that_it_goes_and_that_it_is_gone() {
+    let mut sim = region();
+    sim.put(&root("net", "10.0.0.0/24"));
+    sim.put(&child("kept", "net", 32));
+    sim.settle().expect("settles");
+    sim.delete::<Prefix>(NS, "net");
+    sim.put(&child("late", "net", 32));
+    sim.settle().expect("settles");
+    assert_eq!(
+        ready(&sim, "late"),
+        ("False".into(), "ParentNotReady".into())
+    );
+    sim.delete::<Prefix>(NS, "kept");
+    sim.settle().expect("settles");
+    assert_eq!(
+        ready(&sim, "late"),
+        ("False".into(), "ParentMissing".into())
+    );
+}
+
+#[test]
 fn without_a_suitable_prefix_a_selector_waits_and_says_so_once() {
     let mut sim = region();
     sim.put(&root("small", "10.0.0.0/28"));
