@@ -30,6 +30,24 @@ fn an_interface_deleted_while_it_is_made() {
     check(269);
 }
 
+/// Its block of a NAT address was given on while its data plane was still being told of it.
+#[test]
+fn a_gateway_whose_blocks_change_while_they_are_handed_out() {
+    check(273);
+}
+
+/// Its Prefix went while it waited for a part, and it went on saying that the Prefix was merely not ready.
+#[test]
+fn an_interface_that_waits_for_a_part_of_a_prefix_that_goes() {
+    check(1545);
+}
+
+/// Hypervisors of all kinds of absence: cut off with and without their data plane, back, and scrapped.
+#[test]
+fn hypervisors_that_leave_a_network_behind() {
+    [199, 282, 321].into_iter().for_each(check);
+}
+
 #[test]
 fn a_seed_is_one_story() {
     let tell = || {
@@ -46,11 +64,12 @@ fn a_seed_is_one_story() {
 #[test]
 fn planted_bugs_are_found() {
     for (bug, seed) in [
-        (Bug::VniTwice, 0),
-        (Bug::NatOverlap, 21),
-        (Bug::RouteNotWithdrawn, 1),
-        (Bug::RuleNotRemoved, 364),
+        (Bug::VniTwice, 41),
+        (Bug::NatOverlap, 14),
+        (Bug::RouteNotWithdrawn, 0),
+        (Bug::RuleNotRemoved, 11),
         (Bug::FinalizerEarly, 0),
+        (Bug::AddressEarly, 13),
     ] {
         let config = Config {
             bug: Some(bug),
