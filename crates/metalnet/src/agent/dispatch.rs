@@ -149,6 +149,9 @@ impl Agent {
             live,
             occupied: self.is_occupied(uid),
             vip_held: self.is_vip_held(uid),
+            pending: self.unaudited
+                || self.audit_at.is_some()
+                || track.is_some_and(|track| track.lost || track.dp.busy > 0),
             failure: self
                 .tracks
                 .get(uid)

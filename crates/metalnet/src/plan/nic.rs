@@ -45,6 +45,8 @@ pub struct View<'a> {
     pub occupied: bool,
     /// Whether something that is about to go still holds its virtual IP.
     pub vip_held: bool,
+    /// Whether a call may still be carried out that was made for an older spec.
+    pub pending: bool,
     /// The last failure that was not transient.
     pub failure: Option<&'a DpError>,
 }
@@ -240,7 +242,10 @@ fn present(view: View<'_>, nic: &Nic, spec: &NicSpec, vni: Vni) -> Plan {
         return plan;
     }
     // Only now, with nothing left to do, is it true that what this generation no longer has is gone.
-    let generation = Some(nic.meta.generation);
+    let generation = match view.pending {
+        true => seen_before(nic),
+        false => Some(nic.meta.generation),
+    };
     if spec.problems.is_empty() {
         plan.status = status(view, nic, State::Ready, generation);
         return plan;

@@ -3,6 +3,9 @@
 use testkit::region::bug::Bug;
 use testkit::region::{Config, run};
 
+/// Seeds in which a planted bug must show at least once.
+const TRIES: u64 = 100;
+
 fn config(seed: u64) -> Config {
     Config {
         seed,
@@ -60,10 +63,10 @@ fn a_seed_is_one_story() {
     assert_eq!(tell(), tell());
 }
 
-/// The seeds at which `cargo xtask sim` found each first; that one of them does is what counts.
+/// Some seed of a few finds each. The search starts where one did last, and goes on where a change has made another story of it.
 #[test]
 fn planted_bugs_are_found() {
-    for (bug, seed) in [
+    for (bug, first) in [
         (Bug::VniTwice, 41),
         (Bug::NatOverlap, 14),
         (Bug::RouteNotWithdrawn, 0),
@@ -71,10 +74,13 @@ fn planted_bugs_are_found() {
         (Bug::FinalizerEarly, 0),
         (Bug::AddressEarly, 13),
     ] {
-        let config = Config {
-            bug: Some(bug),
-            ..config(seed)
+        let finds = |seed: u64| {
+            let config = Config {
+                bug: Some(bug),
+                ..config(seed)
+            };
+            run(config).is_err()
         };
-        assert!(run(config).is_err(), "{bug:?} is not found");
+        assert!((first..first + TRIES).any(finds), "{bug:?} is not found");
     }
 }
