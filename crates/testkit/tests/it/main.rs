@@ -70,7 +70,7 @@ fn planted_bugs_are_found() {
         (Bug::VniTwice, 41),
         (Bug::NatOverlap, 14),
         (Bug::RouteNotWithdrawn, 0),
-        (Bug::RuleNotRemoved, 11),
+        (Bug::RuleNotRemoved, 171),
         (Bug::FinalizerEarly, 0),
         (Bug::AddressEarly, 13),
     ] {
