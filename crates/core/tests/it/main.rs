@@ -8,6 +8,7 @@
 mod blocks;
 mod claims;
 mod ephemeral;
+mod guide;
 mod ipam;
 mod pools;
 mod region;

@@ -10,9 +10,11 @@ use std::{
 use api::{
     apinet,
     compute::{Machine, MachinePool},
-    ids, metalnet,
+    ids,
+    ipam::Prefix,
+    metalnet,
     names::{finalizer::METALNET_NETWORK_INTERFACE, identity, manager},
-    networking::{Network, NetworkInterface, NetworkInterfaceState, NetworkState, VirtualIP},
+    networking::{self, Network, NetworkInterface, NetworkInterfaceState, NetworkState, VirtualIP},
 };
 use apiserver::{
     pki::Identity,
@@ -27,13 +29,14 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    core::DynamicObject,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 const NS: &str = "default";
-const APINET_NS: &str = "openkcm-net-system";
+pub const APINET_NS: &str = "openkcm-net-system";
 const METALNET_NS: &str = "metalnet-system";
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Two full rounds of the server's garbage collector, should it need them.
@@ -85,6 +88,39 @@ impl Controller for FakeMetalnet {
     }
 }
 
+/// metalnet of node `n1` again: exchanges the routes of every peering that it is asked for.
+struct FakePeers;
+
+impl Controller for FakePeers {
+    fn name(&self) -> &'static str {
+        "fake-peers"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        let networks = Watch::<metalnet::Network>::new().namespace(METALNET_NS);
+        vec![networks.own_key().build()]
+    }
+
+    fn plan(&self, world: &World, key: &Key) -> Plan {
+        let mut plan = Plan::none();
+        let network = world.by_key::<metalnet::Network>(key);
+        let Some(network) = network.filter(|network| !network.spec.peered_ids.is_empty()) else {
+            return plan;
+        };
+        let ids = network.spec.peered_ids.iter();
+        let peerings: Vec<_> = ids
+            .map(|id| json!({ "id": id, "state": "Ready" }))
+            .collect();
+        let status = json!({ "peerings": peerings });
+        let wanted: metalnet::NetworkStatus =
+            serde_json::from_value(status.clone()).expect("a status");
+        if network.status.as_ref() != Some(&wanted) {
+            plan.push(Op::patch_status(Target::of(&*network), status));
+        }
+        plan
+    }
+}
+
 /// Machine pool agent and machine provider of node `n1`: an OpenKCM-net interface for each claimed interface, its handle
 /// into the user's one; gone with it.
 struct FakeHypervisor;
@@ -105,6 +141,9 @@ impl Controller for FakeHypervisor {
                 .keys(move |_, world| all(world))
                 .build(),
             Watch::<Network>::new()
+                .keys(move |_, world| all(world))
+                .build(),
+            Watch::<Prefix>::new()
                 .keys(move |_, world| all(world))
                 .build(),
             Watch::<apinet::NetworkInterface>::new()
@@ -147,7 +186,9 @@ impl Controller for FakeHypervisor {
         let Some(id) = id else { return plan };
         match made {
             None => {
-                let ips: Vec<_> = user.spec.ips.iter().filter_map(|ip| ip.value).collect();
+                let Some(ips) = addresses(world, &user) else {
+                    return plan;
+                };
                 let body = json!({
                     "metadata": { "annotations": { "test/for": key.to_string() } },
                     "spec": {
@@ -176,10 +217,24 @@ impl Controller for FakeHypervisor {
     }
 }
 
+/// The addresses of an interface, given or allocated; nothing until all are known.
+fn addresses(world: &World, nic: &NetworkInterface) -> Option<Vec<String>> {
+    let address = |(index, ip): (usize, &networking::IpSource)| match ip.value {
+        Some(value) => Some(value.to_string()),
+        None => {
+            let (namespace, name) = (object::namespace(nic), object::name(nic));
+            let prefix = world.get::<Prefix>(namespace, &format!("{name}-{index}"))?;
+            let block = prefix.spec.prefix?.to_string();
+            block.split('/').next().map(str::to_owned)
+        }
+    };
+    nic.spec.ips.iter().enumerate().map(address).collect()
+}
+
 /// A running control plane. Everything ends when it is dropped.
-struct Region {
+pub struct Region {
     server: TestServer,
-    client: Client,
+    pub client: Client,
     folder: tempfile::TempDir,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -198,7 +253,7 @@ pub async fn client_of(kubeconfig: &str) -> Client {
 }
 
 impl Region {
-    async fn start() -> Region {
+    pub async fn start() -> Region {
         let server = spawn().await.expect("server");
         let client = client_of(&server.kubeconfig().expect("kubeconfig")).await;
         let folder = tempfile::tempdir().expect("folder");
@@ -260,8 +315,9 @@ impl Region {
             groups: vec![identity::METALNETS.to_owned()],
         };
         let metalnet = client_of(&self.server.kubeconfig_for(&metalnet).expect("kubeconfig")).await;
-        let fakes: [(Client, Arc<dyn Controller>); 2] = [
-            (metalnet, Arc::new(FakeMetalnet)),
+        let fakes: [(Client, Arc<dyn Controller>); 3] = [
+            (metalnet.clone(), Arc::new(FakeMetalnet)),
+            (metalnet, Arc::new(FakePeers)),
             (self.client.clone(), Arc::new(FakeHypervisor)),
         ];
         for (client, fake) in fakes {
@@ -284,8 +340,14 @@ impl Region {
         path.display().to_string()
     }
 
-    /// Creates an object of any kind.
-    async fn put(&self, namespace: &str, body: Value, api_version: &str, kind: &str, plural: &str) {
+    /// The door to the objects of any kind.
+    pub fn any(
+        &self,
+        namespace: &str,
+        api_version: &str,
+        kind: &str,
+        plural: &str,
+    ) -> Api<DynamicObject> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let resource = kube::core::ApiResource {
             group: group.to_owned(),
@@ -294,17 +356,28 @@ impl Region {
             kind: kind.to_owned(),
             plural: plural.to_owned(),
         };
-        let mut object: kube::core::DynamicObject =
-            serde_json::from_value(body).expect("an object");
+        match namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        }
+    }
+
+    /// Creates an object of any kind.
+    pub async fn put(
+        &self,
+        namespace: &str,
+        body: Value,
+        api_version: &str,
+        kind: &str,
+        plural: &str,
+    ) {
+        let mut object: DynamicObject = serde_json::from_value(body).expect("an object");
         object.types = Some(kube::core::TypeMeta {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
         });
-        let api: Api<kube::core::DynamicObject> = match namespace {
-            "" => Api::all_with(self.client.clone(), &resource),
-            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
-        };
-        api.create(&PostParams::default(), &object)
+        self.any(namespace, api_version, kind, plural)
+            .create(&PostParams::default(), &object)
             .await
             .expect("created");
     }
@@ -329,7 +402,7 @@ impl Region {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    async fn get<K>(&self, namespace: &str, name: &str) -> Option<K>
+    pub async fn get<K>(&self, namespace: &str, name: &str) -> Option<K>
     where
         K: Object + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
     {
@@ -337,7 +410,7 @@ impl Region {
     }
 
     /// Reads until the condition holds; returns the object.
-    async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool) -> K
+    pub async fn until<K>(&self, name: &str, holds: impl Fn(&K) -> bool) -> K
     where
         K: Object + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
     {
@@ -355,7 +428,7 @@ impl Region {
         }
     }
 
-    async fn until_gone<K>(&self, namespace: &str)
+    pub async fn until_gone<K>(&self, namespace: &str)
     where
         K: Object + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
     {
@@ -384,7 +457,7 @@ impl Region {
         .await
     }
 
-    async fn pool(&self, slots: u32) {
+    pub async fn pool(&self, slots: u32) {
         let pools: Api<MachinePool> = Api::all(self.client.clone());
         let pool = json!({
             "apiVersion": "compute.openkcm.dev/v1alpha1",
@@ -446,7 +519,7 @@ impl Region {
         .await
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("a part ended well");
