@@ -131,6 +131,20 @@ fn anti_affinity_leaves_one_per_zone_and_the_rest_waits() {
 }
 
 #[test]
+fn who_waits_for_a_place_gets_it_when_it_becomes_free() {
+    let mut sim = region();
+    three_nodes(&mut sim);
+    sim.put(&balancer(one_per_zone()));
+    sim.settle().expect("settles");
+    let first = bound(&sim)[0].clone();
+    sim.delete::<Node>("", &first);
+    sim.settle().expect("settles");
+    let now = bound(&sim);
+    assert_ne!(now[0], first);
+    assert_eq!(now[1..], ["p.b1"]);
+}
+
+#[test]
 fn a_lost_node_is_replaced_even_while_its_instance_cannot_go() {
     let mut sim = region();
     three_nodes(&mut sim);

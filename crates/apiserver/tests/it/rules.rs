@@ -245,6 +245,83 @@ async fn generations_count_changes_of_the_specification() {
     );
 }
 
+/// What a status says is written through its own door only, and nothing else is written through that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn specification_and_status_are_written_apart() {
+    let (_server, client) = setup().await;
+    let net = json!({ "name": "x" });
+    let public = json!({ "type": "Public", "ipFamily": "IPv4", "networkRef": net });
+    let ips = json!({ "ips": ["203.0.113.9"] });
+    let policy = json!({ "networkRef": net, "networkInterfaceSelector": {} });
+    let condition = json!({ "type": "Ready", "status": "True", "reason": "Said", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
+    let balancer = json!({ "type": "Public", "ipFamilies": ["IPv4"], "networkRef": net, "ports": [{ "port": 80 }] });
+    for (group, plural, spec, status) in [
+        (
+            "networking",
+            "networks",
+            json!({ "peerings": [{ "name": "p", "networkRef": net }] }),
+            json!({ "state": "Available" }),
+        ),
+        (
+            "networking",
+            "virtualips",
+            json!({ "type": "Public", "ipFamily": "IPv4" }),
+            json!({ "ip": "203.0.113.9" }),
+        ),
+        ("networking", "loadbalancers", balancer, ips.clone()),
+        ("networking", "natgateways", public, ips),
+        (
+            "networking",
+            "networkpolicies",
+            policy,
+            json!({ "conditions": [condition] }),
+        ),
+        (
+            "ipam",
+            "prefixes",
+            json!({ "prefix": "10.0.0.0/8" }),
+            json!({ "phase": "Allocated" }),
+        ),
+        (
+            "compute",
+            "machines",
+            json!({ "machineClassRef": { "name": "small" } }),
+            json!({ "state": "Running" }),
+        ),
+    ] {
+        let all = format!("/apis/{group}.openkcm.dev/v1alpha1/namespaces/default/{plural}");
+        let body = json!({ "metadata": { "name": "o" }, "spec": spec, "status": status });
+        let (field, word) = status
+            .as_object()
+            .and_then(|all| all.iter().next())
+            .expect("a field");
+        let (code, made) = post(&client, &all, &body).await;
+        assert_eq!(code, StatusCode::CREATED, "{made}");
+        assert_ne!(&made["status"][field], word, "{plural}: a new object");
+        let path = format!("{all}/o");
+        let mut forged = made.clone();
+        forged["status"] = status.clone();
+        let (code, kept) = put(&client, &path, &forged).await;
+        assert_eq!(code, StatusCode::OK, "{kept}");
+        assert_ne!(&kept["status"][field], word, "{plural}: a changed object");
+        let both = json!({ "spec": null, "status": status });
+        let (code, told) = patch(&client, &format!("{path}/status"), "merge", &both).await;
+        assert_eq!(code, StatusCode::OK, "{told}");
+        assert_eq!(told["spec"], made["spec"], "{plural}");
+        assert_eq!(&told["status"][field], word, "{plural}");
+        let (_, kept) = put(
+            &client,
+            &path,
+            &json!({ "metadata": { "name": "o" }, "spec": made["spec"] }),
+        )
+        .await;
+        assert_eq!(
+            &kept["status"][field], word,
+            "{plural}: kept by a change without status"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deletion_waits_for_finalizers() {
     let (_server, client) = setup().await;

@@ -11,9 +11,10 @@ use controller::{Key, Op, Plan};
 use machine::poollet::machine::{Machines, plan};
 use machine::poollet::pool::{self, Pool, Settings};
 use machine::poollet::runtime::{Call, Runtime, Snapshot};
+use machine::poollet::status;
 use proto::machine::{
-    MachineClass as RuntimeClass, MachineClassCapabilities, MachineClassStatus, MachineStatus,
-    NetworkInterfaceStatus,
+    MachineClass as RuntimeClass, MachineClassCapabilities, MachineClassStatus,
+    MachineState as RuntimeState, MachineStatus, NetworkInterfaceStatus,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -379,4 +380,21 @@ async fn a_pool_that_says_the_same_writes_its_lease_only() {
         panic!("{later:?}")
     };
     assert_eq!(target.key.to_string(), "openkcm-machinepool-lease/n1");
+}
+
+/// Every word of a runtime has one for the user; also a word that is not known yet.
+#[test]
+fn every_state_of_a_runtime_has_a_state_of_a_machine() {
+    use api::compute::MachineState as User;
+    for (runtime, user) in [
+        (RuntimeState::MachinePending, User::Pending),
+        (RuntimeState::MachineRunning, User::Running),
+        (RuntimeState::MachineSuspended, User::Shutdown),
+        (RuntimeState::MachineStopped, User::Shutdown),
+        (RuntimeState::MachineTerminated, User::Terminated),
+        (RuntimeState::MachineTerminating, User::Terminating),
+    ] {
+        assert_eq!(status::state(runtime.into()), user, "{runtime:?}");
+    }
+    assert_eq!(status::state(99), User::Pending);
 }

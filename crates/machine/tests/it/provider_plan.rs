@@ -151,6 +151,36 @@ fn a_machine_grows_step_by_step() {
     );
 }
 
+/// Interfaces do not wait for each other.
+#[test]
+fn all_interfaces_are_asked_for_at_once() {
+    let mut record = record();
+    let mut second = record.interfaces[0].clone();
+    second.name = "nic2".into();
+    record.interfaces.push(second);
+    let apply = |nic: &str| format!("apply ns/{}", ids::apinet_nic_name("m1", nic));
+    check(
+        Some(&record),
+        &[],
+        None,
+        true,
+        &[
+            "remember nic1",
+            "remember nic2",
+            &apply("nic1"),
+            &apply("nic2"),
+        ],
+    );
+    let pending = live(json!({"state": "Pending"}));
+    check(
+        Some(&known(record)),
+        &[pending],
+        None,
+        true,
+        &["remember nic2", &apply("nic2")],
+    );
+}
+
 #[test]
 fn only_one_of_pci_and_tap_is_taken() {
     let pci = live(

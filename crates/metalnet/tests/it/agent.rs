@@ -383,6 +383,18 @@ fn prefixes_end_up_exactly_as_wanted() {
     assert!(sim.nics[&uid("a")].status.prefixes.is_empty());
 }
 
+/// Its object stays, with the name of another node: for this host it is gone.
+#[test]
+fn an_interface_given_to_another_host_leaves_nothing_here() {
+    let mut sim = two_nics();
+    sim.nics.remove(&uid("a"));
+    sim.input(Input::NicGone(uid("a")));
+    sim.settle();
+    sim.check();
+    assert_eq!(sim.model.interfaces.len(), 1);
+    assert_eq!(sim.claims.keys().collect::<Vec<_>>(), [&uid("b")]);
+}
+
 #[test]
 fn what_no_object_wants_is_collected() {
     let mut sim = two_nics();
