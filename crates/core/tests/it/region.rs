@@ -165,6 +165,10 @@ impl Controller for FakeHypervisor {
         let user = world
             .by_key::<NetworkInterface>(key)
             .filter(|nic| !object::is_deleting(&**nic));
+        if let Some(claim) = user.as_ref().and_then(|user| claim(world, user)) {
+            plan.push(claim);
+            return plan;
+        }
         let claim = user.as_ref().and_then(|user| user.spec.machine_ref.clone());
         let machine = claim.and_then(|claim| world.get::<Machine>(&key.namespace, &claim.name));
         let placed = machine.is_some_and(|machine| machine.spec.machine_pool_ref.is_some());
@@ -215,6 +219,23 @@ impl Controller for FakeHypervisor {
         }
         plan
     }
+}
+
+/// The claim of a free interface for the machine that names it.
+fn claim(world: &World, nic: &NetworkInterface) -> Option<Op> {
+    let names = |machine: &Machine| {
+        let entries = machine.spec.network_interfaces.iter();
+        let mut refs = entries.filter_map(|entry| entry.network_interface_ref.as_ref());
+        refs.any(|named| named.name == object::name(nic))
+    };
+    let machines = world.list::<Machine>();
+    let machine = machines
+        .iter()
+        .find(|machine| object::namespace(&***machine) == object::namespace(nic) && names(machine))
+        .filter(|_| nic.spec.machine_ref.is_none())?;
+    let claim = json!({ "name": object::name(&**machine), "uid": object::uid(&**machine) });
+    let body = json!({ "spec": { "machineRef": claim } });
+    Some(Op::patch(Target::of(nic), body))
 }
 
 /// The addresses of an interface, given or allocated; nothing until all are known.

@@ -166,8 +166,8 @@ fn all_interfaces_are_asked_for_at_once() {
         true,
         &[
             "remember nic1",
-            "remember nic2",
             &apply("nic1"),
+            "remember nic2",
             &apply("nic2"),
         ],
     );
