@@ -252,7 +252,8 @@ async fn specification_and_status_are_written_apart() {
     let net = json!({ "name": "x" });
     let public = json!({ "type": "Public", "ipFamily": "IPv4", "networkRef": net });
     let ips = json!({ "ips": ["203.0.113.9"] });
-    let policy = json!({ "networkRef": net, "networkInterfaceSelector": {} });
+    let policy =
+        json!({ "policyTypes": ["Ingress"], "networkRef": net, "networkInterfaceSelector": {} });
     let condition = json!({ "type": "Ready", "status": "True", "reason": "Said", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" });
     let balancer = json!({ "type": "Public", "ipFamilies": ["IPv4"], "networkRef": net, "ports": [{ "port": 80 }] });
     for (group, plural, spec, status) in [
