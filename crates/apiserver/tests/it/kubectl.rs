@@ -516,6 +516,9 @@ async fn every_command_of_the_usage_guide_is_understood() {
             "apply -f {}",
             root.join("examples/guide").display()
         ));
+        // The hypervisor that the guide gives up.
+        let node = "apiVersion: v1\nkind: Node\nmetadata: {name: hv2}\n";
+        k.stdin("apply -f -", node);
         let commands: Vec<_> = guide
             .lines()
             .filter_map(|line| line.strip_prefix("kubectl "))
