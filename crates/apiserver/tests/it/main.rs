@@ -9,6 +9,8 @@ mod client;
 #[cfg(test)]
 mod corpus;
 #[cfg(test)]
+mod flags;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod killed;

@@ -57,6 +57,14 @@ struct Interfaces {
     objects: BTreeMap<String, Arc<NetworkInterface>>,
 }
 
+impl Interfaces {
+    /// What is ready, in the order of the Machine's spec: the first entry is the guest's first device.
+    fn in_order<'a>(&'a self, machine: &'a Machine) -> impl Iterator<Item = &'a RuntimeInterface> {
+        let entries = machine.spec.network_interfaces.iter();
+        entries.filter_map(|entry| self.ready.get(&entry.name))
+    }
+}
+
 fn step(call: Call) -> Op {
     Op::Act(Act::new(call))
 }
@@ -260,7 +268,7 @@ fn create(
         class,
         ignition_data: Vec::new(),
         volumes: machine.spec.volumes.iter().map(volume).collect(),
-        network_interfaces: interfaces.ready.values().cloned().collect(),
+        network_interfaces: interfaces.in_order(machine).cloned().collect(),
         guest_config: hostname.map(|hostname| GuestConfig { hostname }),
     };
     let wanted = RuntimeMachine {
@@ -359,8 +367,8 @@ fn update(machine: &Machine, runtime: &RuntimeMachine, interfaces: &Interfaces, 
             }));
         }
     }
-    for (entry, wanted) in &interfaces.ready {
-        if !kept.contains(&entry.as_str()) {
+    for wanted in interfaces.in_order(machine) {
+        if !kept.contains(&wanted.name.as_str()) {
             changed = true;
             plan.push(step(Call::Attach {
                 id: id.clone(),

@@ -176,6 +176,29 @@ async fn a_new_machine_is_claimed_for_and_made_in_one_go() {
     assert_eq!(annotations[annotation::POOLLET_IRI_GENERATION], "0");
 }
 
+/// The first interface of the manifest is the guest's first device, whatever its name sorts like.
+#[tokio::test]
+async fn interfaces_are_made_in_the_order_of_the_machine() {
+    let (mut sim, runtime) = region();
+    for (nic, ip) in [("web-2", "10.0.0.2"), ("web-3", "10.0.0.3")] {
+        sim.put::<NetworkInterface>(&object(json!({"metadata": {"namespace": "shop", "name": nic},
+            "spec": {"networkRef": {"name": "net"}, "ipFamilies": ["IPv4"], "ips": [{"value": ip}]}})));
+    }
+    sim.edit::<Machine>("shop", "web", |machine| {
+        machine.spec.network_interfaces = object(json!([
+            {"name": "front", "networkInterfaceRef": {"name": "web-1"}},
+            {"name": "back", "networkInterfaceRef": {"name": "web-3"}},
+            {"name": "admin", "networkInterfaceRef": {"name": "web-2"}}]));
+    });
+    let calls = calls(&planned(&sim, &runtime));
+    let [Call::Create(machine)] = calls.as_slice() else {
+        panic!("{calls:?}")
+    };
+    let made = &machine.spec.as_ref().unwrap().network_interfaces;
+    let names: Vec<&str> = made.iter().map(|nic| nic.name.as_str()).collect();
+    assert_eq!(names, ["front", "back", "admin"]);
+}
+
 #[tokio::test]
 async fn a_machine_waits_for_its_network_and_says_so() {
     let (mut sim, runtime) = region();

@@ -415,6 +415,14 @@ impl<'a> Walk<'a> {
                 ),
             )
             .next("create a NATGateway of family IPv4 for the network"),
+            Some(_) if nat64 && nic.virtual_ip().is_some_and(|address| address.is_ipv4()) => broken(
+                "NoNAT64",
+                Source::Objects,
+                format!(
+                    "an IPv4 address is reached from IPv6 by NAT only, and {label} gets no ports of a NAT gateway because it has a virtual IP"
+                ),
+            )
+            .next("reach the address over IPv4, or take the virtual IP off the interface"),
             None => broken(
                 "NoPublicSource",
                 Source::Objects,

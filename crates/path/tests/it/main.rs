@@ -191,6 +191,17 @@ fn nat64_reaches_ipv4_addresses_from_ipv6() {
     let outside = path.hops.iter().find(|hop| hop.stage == Stage::Receiver);
     assert_eq!(outside.unwrap().place, "203.0.113.1, outside of the region");
     lost(&snapshot, "six-1", "64:ff9b::cb00:7101", None, &["NoNAT64"]);
+    // With a virtual IP there are no ports, and the reason is not the gateway's.
+    let dual = region.machines.last_mut().unwrap();
+    (dual.nat, dual.vip) = (None, Some("198.51.100.6"));
+    let path = lost(
+        &region.snapshot(),
+        "dual",
+        "64:ff9b::cb00:7101",
+        None,
+        &["NoNAT64"],
+    );
+    assert!(path.summary.contains("virtual IP"), "{}", path.summary);
 }
 
 // ---- policies --------------------------------------------------------------------------------------------------------------
