@@ -60,6 +60,8 @@ pub struct Config {
     pub extensions: bool,
     /// Bounds of the tables.
     pub limits: Limits,
+    /// Connections at the same time, at most [`CONNECTIONS_MAX`].
+    pub connections_max: usize,
 }
 
 impl Default for Config {
@@ -69,6 +71,7 @@ impl Default for Config {
             hold_time: Duration::from_secs(10),
             extensions: true,
             limits: Limits::default(),
+            connections_max: CONNECTIONS_MAX,
         }
     }
 }
@@ -145,6 +148,16 @@ impl Server {
     /// Connections that ended by the other side's misbehaviour or silence, not by its closing.
     pub fn resets(&self) -> u64 {
         self.shared.totals.resets.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed at once because there were as many as may be.
+    pub fn refused(&self) -> u64 {
+        self.shared.totals.refused.load(Ordering::Relaxed)
+    }
+
+    /// Attempts to accept a connection that failed.
+    pub fn accept_failures(&self) -> u64 {
+        self.shared.totals.accept_failures.load(Ordering::Relaxed)
     }
 
     /// Connections in state ESTABLISHED.
@@ -226,6 +239,7 @@ pub(crate) struct Connection {
 pub(crate) struct Totals {
     pub(crate) accepted: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) accept_failures: AtomicU64,
     pub(crate) resets: AtomicU64,
     pub(crate) open: AtomicU64,
 }
@@ -255,21 +269,23 @@ impl ServerState {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, cancel: CancellationToken) {
     let mut connections = JoinSet::new();
+    let connections_max = shared.config.connections_max.min(CONNECTIONS_MAX);
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, remote)) if connections.len() < CONNECTIONS_MAX => {
+                Ok((stream, remote)) if connections.len() < connections_max => {
                     shared.totals.accepted.fetch_add(1, Ordering::Relaxed);
                     let serve = serve(stream, remote, Arc::clone(&shared), cancel.clone());
                     connections.spawn(serve);
                 }
                 Ok((_, remote)) => {
                     shared.totals.refused.fetch_add(1, Ordering::Relaxed);
-                    warn!(peer = %remote, "connection refused: {CONNECTIONS_MAX} are open");
+                    warn!(peer = %remote, "connection refused: {connections_max} are open");
                 }
                 Err(error) => {
+                    shared.totals.accept_failures.fetch_add(1, Ordering::Relaxed);
                     warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
@@ -392,6 +408,7 @@ impl status::Source for Shared {
         let Totals {
             accepted,
             refused,
+            accept_failures,
             resets,
             open,
         } = &self.totals;
@@ -402,6 +419,7 @@ impl status::Source for Shared {
             status::gauge("connections", total(open)),
             status::counter("connections_accepted", total(accepted)),
             status::counter("connections_refused", total(refused)),
+            status::counter("accept_failures", total(accept_failures)),
             status::counter("connections_reset", total(resets)),
             status::counter("announcements", announced),
             status::counter("announcements_repeated", repeated),

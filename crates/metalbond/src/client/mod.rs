@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod install;
+pub mod redial;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,7 @@ use crate::rib::{Rib, Server};
 use crate::route::{Destination, NextHop, Route};
 use crate::session::{Fill, Session, Wishes};
 use crate::status;
+use redial::{PAUSE_MAX, Redial};
 
 pub use cli::{Args, run};
 
@@ -36,11 +38,6 @@ pub const EVENTS_MAX: usize = 1024;
 pub const PEERS_MAX: usize = 64;
 /// Time for a connection attempt, name resolution included.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after the first lost connection or failed attempt; doubles up to [`RETRY_MAX`]. Each pause is drawn from its
-/// upper half, so that a fleet does not come back in one moment.
-const RETRY_MIN: Duration = Duration::from_millis(200);
-/// See [`RETRY_MIN`].
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Settings of a [`Client`].
 #[derive(Clone, Debug)]
@@ -391,7 +388,7 @@ struct ServerTask {
 
 impl ServerTask {
     async fn run(self, cancel: CancellationToken) {
-        let mut retry = RETRY_MIN;
+        let mut redial = Redial::default();
         let mut release_at: Option<Duration> = None;
         loop {
             let connected = tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(&self.address));
@@ -404,15 +401,14 @@ impl ServerTask {
                     let start = self.shared.clock.now();
                     let established = self.session(stream, &mut release_at, &cancel).await;
                     // A server that takes sessions only to drop them gets no quick retries.
-                    if established && self.shared.clock.now() - start > RETRY_MAX {
-                        retry = RETRY_MIN;
+                    if established && self.shared.clock.now() - start > PAUSE_MAX {
+                        redial = Redial::default();
                     }
                 }
                 Ok(Err(error)) => info!(server = %self.address, "cannot connect: {error}"),
                 Err(_) => info!(server = %self.address, "cannot connect: timed out"),
             }
-            let pause = retry.mul_f64(rand::rng().random_range(0.5..1.0));
-            retry = (retry * 2).min(RETRY_MAX);
+            let pause = redial.pause(rand::rng().random());
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = self.with_release(&mut release_at, tokio::time::sleep(pause)) => {}

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use metalbond::client::redial::{PAUSE_MAX, PAUSE_MIN, Redial};
 use metalbond::codec::{self, Action, Hello, Message, Update};
 use metalbond::server::{self, Config as ServerConfig, Server};
 use metalbond::{Client, Config, Route, RouteEvent};
@@ -141,6 +142,25 @@ async fn a_route_goes_only_with_its_last_server() {
     // The last one takes the rest along, after the hold time.
     first.shutdown().await;
     assert_eq!(event(&mut events).await, removed(news));
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_at_the_start_is_in_nobodys_way() {
+    let (_first, first_addr) = start_server().await;
+    let absent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let absent_addr = absent.local_addr().unwrap();
+    drop(absent);
+    let servers = [absent_addr, first_addr];
+    let (announcer, _events) = start_client(&servers);
+    let (watcher, mut events) = start_client(&servers);
+    watcher.subscribe(1);
+    let early = route(1, "10.0.0.1/32", hop(1));
+    announce(&announcer, early);
+    assert_eq!(event(&mut events).await, added(early));
+    // It is told everything when it comes.
+    let (late, _) = start_server_at(&absent_addr.to_string(), ServerConfig::default()).await;
+    until("it is told", || late.contains(&early)).await;
+    until("the watcher is there", || watcher.peers()[0].established).await;
 }
 
 #[tokio::test]
@@ -358,6 +378,94 @@ async fn garbage_hurts_nobody_else() {
         }
     }
     assert!(server.resets() >= 4);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_and_counted() {
+    let config = ServerConfig {
+        connections_max: 2,
+        ..ServerConfig::default()
+    };
+    let (server, addr) = start_server_at("127.0.0.1:0", config).await;
+    let first = Raw::establish(addr).await;
+    let mut second = Raw::establish(addr).await;
+    let mut third = Raw::connect(addr).await;
+    assert_eq!(third.next().await, None, "closed without a word");
+    assert_eq!((server.refused(), server.established_len()), (1, 2));
+    second.send(&hex("01 0000 02")).await;
+    // The place of one that left is free again.
+    drop(first);
+    until("the place is free", || server.established_len() == 1).await;
+    let mut next = loop {
+        let mut next = Raw::connect(addr).await;
+        // The server may still be busy with the end of the connection that left.
+        if next
+            .stream
+            .write_all(&hex("01 0003 01 08d804 01 0000 02"))
+            .await
+            .is_ok()
+            && next.next().await.is_some()
+        {
+            break next;
+        }
+    };
+    assert_eq!(next.next().await, Some(Message::Keepalive));
+}
+
+/// Set in the process that has few file descriptors.
+const FEW_FILES: &str = "METALBOND_TEST_FEW_FILES";
+
+/// Without file descriptors nothing can be accepted. They are counted per process, so this test runs itself in one of its own.
+#[tokio::test]
+async fn a_failing_accept_is_tried_again() {
+    if std::env::var_os(FEW_FILES).is_none() {
+        let child = std::process::Command::new("sh")
+            .args(["-c", r#"ulimit -n 64; exec "$0" "$@""#])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "tcp::a_failing_accept_is_tried_again"])
+            .env(FEW_FILES, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(
+            child.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        return;
+    }
+    let (server, addr) = start_server().await;
+    let mut files = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        files.push(file);
+    }
+    // The only descriptor that is free goes to our end.
+    files.pop();
+    let mut raw = Raw::connect(addr).await;
+    until("accepting fails", || server.accept_failures() > 0).await;
+    files.clear();
+    raw.send(&hex("01 0003 01 08d804 01 0000 02")).await;
+    assert!(matches!(raw.next().await, Some(Message::Hello(_))));
+    assert_eq!(raw.next().await, Some(Message::Keepalive));
+}
+
+#[test]
+fn a_fleet_dials_again_at_different_times_and_ever_more_slowly() {
+    // As many clients as draws, all of which lose their server in one moment.
+    let mut fleet = [(); 100].map(|()| Redial::default());
+    let mut longest = PAUSE_MIN;
+    for _ in 0..10 {
+        let draw = |index: usize| index as f64 / 100.0;
+        let pauses = fleet.iter_mut().enumerate();
+        let pauses: Vec<Duration> = pauses.map(|(i, redial)| redial.pause(draw(i))).collect();
+        for pair in pauses.windows(2) {
+            let apart = pair[1] - pair[0];
+            assert!(apart >= longest / 250, "{apart:?} of {longest:?}");
+        }
+        assert_eq!(pauses[0], longest / 2);
+        assert!(pauses[99] < longest);
+        longest = (longest * 2).min(PAUSE_MAX);
+    }
+    assert_eq!(longest, PAUSE_MAX);
 }
 
 #[tokio::test]
