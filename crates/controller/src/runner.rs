@@ -504,7 +504,7 @@ impl WatchTask {
                     }
                     failures = failures.saturating_add(1);
                     tokio::select! {
-                        () = tokio::time::sleep(pause(&error, failures)) => {}
+                        () = tokio::time::sleep(watch_pause(&error, failures)) => {}
                         () = shutdown.cancelled() => return,
                     }
                 }
@@ -582,8 +582,8 @@ impl WatchTask {
     }
 }
 
-/// Short while the server is away, longer while it refuses.
-fn pause(error: &watcher::Error, failures: u32) -> Duration {
+/// How long to wait after the `failures`th failure of a watch in a row: short while the server is away, longer while it refuses.
+pub fn watch_pause(error: &watcher::Error, failures: u32) -> Duration {
     let refused = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::k8s_openapi::jiff::Timestamp;
 use controller::health::Pulse;
+use controller::runner::watch_pause;
 use futures::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -28,10 +29,6 @@ use crate::services::NatShare;
 const WATCH_SECONDS: u32 = 240;
 /// Objects per page of a list.
 const LIST_PAGE: u32 = 500;
-/// Longest pause before a broken watch is taken up again.
-pub const RECONNECT_MAX: Duration = Duration::from_millis(250);
-/// Longest pause while the server refuses the watch.
-pub const REFUSED_MAX: Duration = Duration::from_secs(2);
 /// How long one write may take.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest note of an event, in bytes; the API takes 1 KiB.
@@ -214,7 +211,7 @@ impl Objects {
                     }
                     failures = failures.saturating_add(1);
                     tokio::select! {
-                        () = tokio::time::sleep(pause(&error, failures)) => {}
+                        () = tokio::time::sleep(watch_pause(&error, failures)) => {}
                         () = shutdown.cancelled() => return,
                     }
                 }
@@ -583,20 +580,4 @@ fn api_error(error: kube::Error) -> ApiError {
         },
         _ => ApiError::Unavailable(error.to_string()),
     }
-}
-
-/// Short while the server is away, longer while it refuses.
-fn pause(error: &watcher::Error, failures: u32) -> Duration {
-    let refused = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => {
-            (400..500).contains(&status.code)
-        }
-        _ => false,
-    };
-    let max = if refused { REFUSED_MAX } else { RECONNECT_MAX };
-    Duration::from_millis(10)
-        .saturating_mul(1 << failures.min(10))
-        .min(max)
 }

@@ -352,15 +352,22 @@ fn changed_fields_of_a_live_interface_make_it_anew() {
     sim.set_nic("b", "net", spec("10.0.0.22", "", &["10.9.0.0/16"]));
     sim.settle();
     sim.check();
+    let moved = "10.0.0.22".parse().ok();
+    assert_eq!(sim.model.interfaces[&uid("b")].ipv4, moved);
     let mut limited = spec("10.0.0.22", "", &[]);
     limited.total_rate = 100;
     limited.hostname = "vm".to_owned();
     sim.set_nic("b", "net", limited);
     sim.settle();
     sim.check();
+    let made = &sim.model.interfaces[&uid("b")];
+    assert_eq!((made.total_rate, made.hostname.as_str()), (100, "vm"));
     sim.add_network("net", 201, &[]);
     sim.settle();
     sim.check();
+    for made in sim.model.interfaces.values() {
+        assert_eq!(made.vni.get(), 201);
+    }
 }
 
 #[test]

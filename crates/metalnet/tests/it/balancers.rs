@@ -156,6 +156,8 @@ fn changed_ports_and_addresses_reach_the_data_plane() {
     sim.set_balancer("lb", "net", balancer(true, WEB, &[8080]));
     sim.settle();
     sim.check();
+    let ports = &sim.model.balancer_at(WEB).unwrap().ports;
+    assert_eq!(ports.len(), 1, "{ports:?}");
     sim.set_balancer("lb", "net", balancer(true, "203.0.113.81", &[8080]));
     sim.settle();
     sim.check();

@@ -8,6 +8,7 @@
 
 mod agent;
 mod balancers;
+mod changes;
 mod claims;
 mod device;
 mod hearing;
@@ -19,5 +20,6 @@ mod peering;
 mod property;
 mod routers;
 mod services;
+mod silent;
 mod sim;
 mod wire;
