@@ -6,8 +6,10 @@ use std::time::Duration;
 use api::compute::{Machine, MachineClass, MachinePool};
 use api::names::{annotation, finalizer, label};
 use api::networking::{Network, NetworkInterface};
+use controller::process::Process;
 use controller::sim::Sim;
 use controller::{Key, Op, Plan};
+use kube::core::DynamicObject;
 use machine::poollet::machine::{Machines, plan};
 use machine::poollet::pool::{self, Pool, Settings};
 use machine::poollet::runtime::{Call, Runtime, Snapshot};
@@ -212,6 +214,15 @@ async fn a_machine_waits_for_its_network_and_says_so() {
         &sim,
         "NetworkInterfaceNotReady front: network net is not available",
     );
+    // Available without a handle: the runtime would be asked for an interface in no network.
+    sim.edit::<Network>("shop", "net", |network| {
+        network.status = object(json!({"state": "Available"}));
+        network.spec.provider_id.clear();
+    });
+    check(
+        &sim,
+        "NetworkInterfaceNotReady front: network net is not available",
+    );
     sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
         nic.spec.machine_ref = Some(api::meta::LocalUidReference::new("other", "x"));
     });
@@ -224,6 +235,47 @@ async fn a_machine_waits_for_its_network_and_says_so() {
         &sim,
         "NetworkInterfaceNotReady front: network interface web-1 does not exist",
     );
+}
+
+/// Nothing else changes when a network becomes available, so it must wake who waits for it.
+#[tokio::test]
+async fn a_network_wakes_the_machines_that_wait_for_it() {
+    let (sim, _) = region();
+    let (keys, _) = mpsc::channel(1);
+    let timeout = Duration::from_secs(1);
+    let runtime = Runtime::new("unix:///nowhere", timeout, keys, Key::default()).unwrap();
+    let mut process = Process::new(vec![Arc::new(Machines {
+        runtime: Arc::new(runtime),
+        pool: "n1".into(),
+        watch_filter: None,
+    })]);
+    let watch = |process: &Process, kind: &str| {
+        let mut watches = process.watches();
+        watches.position(|(watched, _)| watched.kind == kind)
+    };
+    let shown = |kind: &str, value: Value| -> DynamicObject {
+        let mut value = value;
+        value["kind"] = json!(kind);
+        serde_json::from_value(value).unwrap()
+    };
+    let mut network = json!(sim.get::<Network>("shop", "net"));
+    for (kind, value) in [
+        ("Machine", json!(sim.get::<Machine>("shop", "web"))),
+        (
+            "NetworkInterface",
+            json!(sim.get::<NetworkInterface>("shop", "web-1")),
+        ),
+        ("Network", network.clone()),
+    ] {
+        let watch = watch(&process, kind).unwrap();
+        process.show(watch, shown(kind, value));
+    }
+    while process.take(0).is_some() {}
+    network["status"] = json!({"state": "Pending"});
+    network["metadata"]["resourceVersion"] = json!("4711");
+    let networks = watch(&process, "Network").unwrap();
+    process.show(networks, shown("Network", network));
+    assert_eq!(process.take(0), Some((0, Key::new("shop", "web"))));
 }
 
 #[tokio::test]

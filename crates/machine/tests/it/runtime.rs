@@ -279,6 +279,76 @@ async fn errors_have_the_codes_of_the_interface() {
 }
 
 #[tokio::test]
+async fn a_change_that_cannot_be_stored_did_not_happen() {
+    let state = tempfile::tempdir().unwrap();
+    let (mut client, mut keys, tasks) = serve(state.path()).await;
+    let request = CreateMachineRequest {
+        machine: Some(machine()),
+    };
+    let created = client.create_machine(request).await.unwrap();
+    let id = created.into_inner().machine.unwrap().metadata.unwrap().id;
+    assert_eq!(keys.recv().await, Some(Key::cluster(&id)));
+    let before = list(&mut client, None).await;
+
+    // The disk fails: the folder of the records is away.
+    let (folder, away) = (state.path().join("machines"), state.path().join("away"));
+    std::fs::rename(&folder, &away).unwrap();
+    let attach = |name: &str| AttachNetworkInterfaceRequest {
+        machine_id: id.clone(),
+        network_interface: Some(nic(name)),
+    };
+    let detach = |name: &str| DetachNetworkInterfaceRequest {
+        machine_id: id.clone(),
+        name: name.into(),
+    };
+    let refused = client.attach_network_interface(attach("b")).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    let refused = client.detach_network_interface(detach("a")).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    let request = CreateMachineRequest {
+        machine: Some(machine()),
+    };
+    let refused = client.create_machine(request).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(list(&mut client, None).await, before);
+    assert!(keys.try_recv().is_err(), "nobody was woken for nothing");
+
+    // It heals: the same call is the first of its name.
+    std::fs::rename(&away, &folder).unwrap();
+    client.attach_network_interface(attach("b")).await.unwrap();
+    drop(tasks);
+    let (mut client, _keys, _tasks) = serve(state.path()).await;
+    let after = list(&mut client, None).await;
+    assert_eq!(after.len(), 1);
+    assert_eq!(after[0].metadata.clone().unwrap().generation, 2);
+    assert_eq!(after[0].spec.clone().unwrap().network_interfaces.len(), 2);
+}
+
+/// What is made of it is in the provider's plan; here it must arrive there.
+#[tokio::test]
+async fn a_change_of_power_is_wanted_and_wakes() {
+    let state = tempfile::tempdir().unwrap();
+    let (mut client, mut keys, _tasks) = serve(state.path()).await;
+    let request = CreateMachineRequest {
+        machine: Some(machine()),
+    };
+    let created = client.create_machine(request).await.unwrap();
+    let id = created.into_inner().machine.unwrap().metadata.unwrap().id;
+    assert_eq!(keys.recv().await, Some(Key::cluster(&id)));
+    for (power, generation) in [(1, 2), (0, 3)] {
+        let request = UpdateMachinePowerRequest {
+            machine_id: id.clone(),
+            power,
+        };
+        client.update_machine_power(request).await.unwrap();
+        assert_eq!(keys.recv().await, Some(Key::cluster(&id)));
+        let machine = list(&mut client, None).await.remove(0);
+        assert_eq!(machine.spec.unwrap().power, power);
+        assert_eq!(machine.metadata.unwrap().generation, generation);
+    }
+}
+
+#[tokio::test]
 async fn version_and_classes() {
     let state = tempfile::tempdir().unwrap();
     let (mut client, _keys, _tasks) = serve(state.path()).await;
