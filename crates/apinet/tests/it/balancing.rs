@@ -145,6 +145,38 @@ fn who_waits_for_a_place_gets_it_when_it_becomes_free() {
 }
 
 #[test]
+fn an_instance_that_goes_makes_room_as_soon_as_it_goes() {
+    let mut sim = region();
+    node(&mut sim, "p.a1", "a");
+    let instance = |name: &str| -> Instance {
+        let mut spec = one_per_zone();
+        spec["type"] = json!("LoadBalancer");
+        spec["loadBalancerType"] = json!("Internal");
+        spec["networkRef"] = json!({ "name": "net" });
+        let labels = json!({ "lb": "web" });
+        let metadata = json!({ "name": name, "namespace": NS, "labels": labels });
+        object(json!({ "metadata": metadata, "spec": spec }))
+    };
+    // Its hypervisor still has it, so that it does not go at once.
+    let mut first = instance("first");
+    first.metadata.finalizers = Some(vec!["partition".to_owned()]);
+    sim.put(&first);
+    sim.settle().expect("settles");
+    sim.put(&instance("second"));
+    sim.settle().expect("settles");
+    let place = |sim: &Sim, name: &str| {
+        let instance = sim.get::<Instance>(NS, name).expect("there");
+        instance.spec.node_ref.map(|node| node.name)
+    };
+    assert_eq!(place(&sim, "first").as_deref(), Some("p.a1"));
+    assert_eq!(place(&sim, "second"), None);
+    sim.delete::<Instance>(NS, "first");
+    sim.settle().expect("settles");
+    assert!(sim.get::<Instance>(NS, "first").is_some());
+    assert_eq!(place(&sim, "second").as_deref(), Some("p.a1"));
+}
+
+#[test]
 fn a_lost_node_is_replaced_even_while_its_instance_cannot_go() {
     let mut sim = region();
     three_nodes(&mut sim);

@@ -16,7 +16,7 @@ mod ports;
 mod region;
 mod released;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use api::{
     apinet::{IP, IPAddress, Network, NetworkID, NetworkInterface},
@@ -24,7 +24,7 @@ use api::{
 };
 use apinet::{GRACE, IpAddressController, IpClaimController, NetworkIdController};
 use controller::{
-    Object, object,
+    Controller, Key, Object, object,
     sim::{Sim, verify},
 };
 use serde_json::json;
@@ -149,6 +149,11 @@ fn young_lock_objects_are_left_alone_until_no_request_can_still_need_them() {
     sim.put(&address("ips", "www", "coming"));
     sim.put(&network_id("net", "coming"));
     assert_eq!(sim.settle(), Ok(0));
+    // Each is looked at again when its time has come, not earlier and not never.
+    let left = Some(GRACE - Duration::from_secs(1));
+    let address = IpAddressController.plan(&sim.world(), &Key::cluster("203.0.113.1"));
+    let id = NetworkIdController.plan(&sim.world(), &Key::cluster("200"));
+    assert_eq!((address.requeue, id.requeue), (left, left));
     sim.now_ms = CREATED_MS + u64::try_from(GRACE.as_millis()).expect("small");
     sim.wake_all();
     sim.settle().expect("settles");

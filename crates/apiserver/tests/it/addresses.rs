@@ -336,6 +336,32 @@ async fn a_static_address_moves_only_when_the_old_data_plane_has_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_deleted_while_it_is_used_stays_with_its_user() {
+    let (_server, client) = setup().await;
+    let address = static_ip(&client, "vip").await;
+    let entry = json!({ "name": "a", "ipFamily": "IPv4", "ip": address });
+    let nic = &USERS[2];
+    let made = nic.make(&client, "x", std::slice::from_ref(&entry)).await;
+    delete(&client, &format!("{}/vip", path("ips"))).await;
+    let held = ips(&client).await;
+    assert_eq!(held.len(), 1);
+    assert_eq!(held[0]["spec"]["claimRef"]["uid"], made["metadata"]["uid"]);
+    check_books(&client).await;
+    let again = json!({
+        "apiVersion": "core.apinet.openkcm.dev/v1alpha1", "kind": "IP", "metadata": { "name": "thief" },
+        "spec": { "type": "Public", "ipFamily": "IPv4", "ip": address },
+    });
+    let (code, refused) = post(&client, &path("ips"), &again).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
+    // No data plane knows the interface, so the address goes with its last use.
+    nic.set(&client, "x", &[]).await;
+    assert!(ips(&client).await.is_empty());
+    assert!(items(&client, ADDRESSES).await.is_empty());
+    let (code, made) = post(&client, &path("ips"), &again).await;
+    assert_eq!(code, StatusCode::CREATED, "{made}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_writes_take_and_free_nothing() {
     let (_server, client) = setup_with("203.0.113.4/31").await;
     let [balancer, gateway, _] = &USERS;
@@ -366,12 +392,25 @@ async fn failed_writes_take_and_free_nothing() {
     let (code, _) = put(&client, &balancer.url("x"), &stale).await;
     assert_eq!(code, StatusCode::CONFLICT);
     check_books(&client).await;
-    // Wrong fields are found before anything is taken.
-    delete(&client, &balancer.url("x")).await;
+    // Wrong fields are found before an address is looked for: there is none left.
     let mut wrong = gateway.object("g", &[gateway.entry("a")]);
     wrong["spec"]["portsPerNetworkInterface"] = json!(1);
-    let (code, _) = post(&client, &path(gateway.plural), &wrong).await;
-    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
+    let no_family = balancer.object("g", &[json!({ "name": "a" })]);
+    for (plural, body) in [(gateway.plural, wrong), (balancer.plural, no_family)] {
+        let (code, answer) = post(&client, &path(plural), &body).await;
+        assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
+    }
+    delete(&client, &balancer.url("x")).await;
+    // A static address that was named beside too many others is still nobody's.
+    let address = static_ip(&client, "vip").await;
+    let given = json!({ "name": "v", "ipFamily": "IPv4", "ip": address });
+    let body = balancer.object("y", &[given, three[0].clone(), three[1].clone()]);
+    let (code, answer) = post(&client, &path(balancer.plural), &body).await;
+    assert_eq!(code, StatusCode::CONFLICT, "{answer}");
+    let vip = format!("{}/vip", path("ips"));
+    assert_eq!(get(&client, &vip).await.1["spec"]["claimRef"], Value::Null);
+    check_books(&client).await;
+    assert_eq!(delete(&client, &vip).await.0, StatusCode::OK);
     // A dry run shows an address and takes none.
     let url = format!("{}?dryRun=All", path(gateway.plural));
     let (code, shown) = post(&client, &url, &gateway.object("g", &[gateway.entry("a")])).await;
