@@ -4,7 +4,7 @@
 //!
 //! Every OpenKCM-net object that has a counterpart here carries a finalizer of this partition, so that it (and with it its
 //! VNI and addresses) stays until the data plane has let go. [`node`], [`network`], [`network_interface`] and [`instance`] are pure plans, [`policy`] and [`services`] are what
-//! the second looks up; [`run`] is the shell.
+//! the second looks up; [`run`] is the shell. [`remove`] takes a partition out that is gone for good.
 
 mod departed;
 mod hold;
@@ -14,6 +14,7 @@ mod network_interface;
 mod node;
 mod partition;
 mod policy;
+mod removal;
 mod run;
 mod services;
 
@@ -22,4 +23,5 @@ pub use network::NetworkController;
 pub use network_interface::NetworkInterfaceController;
 pub use node::NodeController;
 pub use partition::{Partition, PartitionError};
+pub use removal::{RETURN_WAIT, RemovalArgs, remove};
 pub use run::{Args, run};

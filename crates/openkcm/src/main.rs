@@ -48,6 +48,8 @@ enum Part {
     Apinetlet(apinetlet::Args),
     /// Realise the OpenKCM-net objects of one partition in metalnet.
     Metalnetlet(metalnetlet::Args),
+    /// Take a partition out of the region that is gone for good.
+    RemovePartition(metalnetlet::RemovalArgs),
     /// The agent of one hypervisor: metalnet objects to dpservice and routes.
     Metalnet(metalnet::Args),
     /// Distribute routes between hypervisors: server, client, inspection.
@@ -145,6 +147,7 @@ async fn serve(part: Part, shutdown: CancellationToken) -> Result<()> {
         Part::ControllerManager(args) => core_controllers::manager::run(args, shutdown).await,
         Part::Apinetlet(args) => apinetlet::run(args, shutdown).await,
         Part::Metalnetlet(args) => metalnetlet::run(args, shutdown).await,
+        Part::RemovePartition(args) => metalnetlet::remove(args).await,
         Part::Metalnet(args) => metalnet::run(args, shutdown).await,
         Part::Metalbond(args) => bond::run(args, shutdown).await,
         Part::Edge(args) => outside::run(args, shutdown).await,

@@ -12,4 +12,5 @@ mod network_interface;
 mod node;
 mod policy;
 mod region;
+mod removal;
 mod services;
