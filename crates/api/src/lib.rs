@@ -10,6 +10,7 @@ mod builtin;
 pub mod compute;
 pub mod conditions;
 pub mod crd;
+pub mod csr;
 pub mod defaults;
 pub mod field;
 pub mod held;

@@ -4,6 +4,7 @@
 //! may create the let's virtual subresource (`certificatesigningrequests/apinetletclient`, `…/metalnetletclient`). A let that is
 //! known already may renew its own name only. Every other request is left to people and other approvers.
 
+use api::csr::CertificateRequest;
 use api::names::{certificate, identity};
 use async_trait::async_trait;
 use controller::{Act, Class, Controller, Error, Key, Op, Plan, Source, Watch, World, object};
@@ -18,7 +19,6 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use x509_parser::prelude::{FromDer as _, ParsedExtension, X509CertificationRequest};
 
 /// Uses of a let's key. RSA keys also encipher keys, others cannot.
 const USAGES: [&str; 2] = ["digital signature", "client auth"];
@@ -46,32 +46,19 @@ pub const RECOGNIZERS: [Recognizer; 2] = [
     },
 ];
 
-/// The subject of a request that wishes for nothing but a subject.
+/// The one user and the one group of a request that wishes for nothing else.
 fn subject(pem: &[u8]) -> Option<(String, String)> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem).ok()?;
-    if block.label != "CERTIFICATE REQUEST" {
+    let CertificateRequest {
+        common_names,
+        organizations,
+        has_alternative_names: false,
+    } = CertificateRequest::parse(pem).ok()?
+    else {
         return None;
-    }
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents).ok()?;
-    let named = request
-        .requested_extensions()
-        .into_iter()
-        .flatten()
-        .any(|extension| matches!(extension, ParsedExtension::SubjectAlternativeName(_)));
-    if named || !rest.is_empty() {
-        return None;
-    }
-    let subject = &request.certification_request_info.subject;
-    let only = |mut names: Vec<Option<String>>| match names.len() {
-        1 => names.pop().flatten(),
-        _ => None,
     };
-    let text =
-        |name: &x509_parser::x509::AttributeTypeAndValue<'_>| name.as_str().ok().map(str::to_owned);
-    Some((
-        only(subject.iter_common_name().map(text).collect())?,
-        only(subject.iter_organization().map(text).collect())?,
-    ))
+    let [user] = <[String; 1]>::try_from(common_names).ok()?;
+    let [group] = <[String; 1]>::try_from(organizations).ok()?;
+    Some((user, group))
 }
 
 impl Recognizer {

@@ -12,6 +12,7 @@ use crate::registry::update::Proposal;
 use crate::registry::{Part, Write};
 use crate::status::{Failure, Outcome, Reason};
 use crate::store::StoreError;
+use api::csr::CertificateRequest;
 use api::field::FieldError;
 use api::names::certificate::CLIENT_SIGNER;
 use api::validate::certificates::{DECISIONS, LIFE_SECONDS_MIN};
@@ -21,7 +22,6 @@ use rcgen::KeyUsagePurpose;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use x509_parser::prelude::{AttributeTypeAndValue, FromDer as _, X509CertificationRequest};
 
 pub(crate) use api::names::certificate::GROUP;
 pub(crate) const REQUESTS: &str = "certificatesigningrequests";
@@ -38,13 +38,6 @@ const CLIENT_USAGES: [(&str, Option<KeyUsagePurpose>); 3] = [
     ("key encipherment", Some(KeyUsagePurpose::KeyEncipherment)),
     ("client auth", None),
 ];
-
-/// What a request says, as far as anything here depends on it.
-#[derive(Debug, PartialEq, Eq)]
-struct Subject {
-    common_names: Vec<String>,
-    organizations: Vec<String>,
-}
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object
@@ -69,35 +62,8 @@ fn request_pem(object: &Value) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "not a PEM text".to_owned())
 }
 
-fn subject(pem: &str) -> Result<Subject, String> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes())
-        .map_err(|error| format!("not a PEM block: {error}"))?;
-    if block.label != "CERTIFICATE REQUEST" {
-        return Err(format!(
-            "PEM block of type {:?}, must be \"CERTIFICATE REQUEST\"",
-            block.label
-        ));
-    }
-    let (rest, request) = X509CertificationRequest::from_der(&block.contents)
-        .map_err(|error| format!("not a certificate request: {error}"))?;
-    if !rest.is_empty() {
-        return Err("bytes after the certificate request".to_owned());
-    }
-    let name = &request.certification_request_info.subject;
-    Ok(Subject {
-        common_names: readable(name.iter_common_name())?,
-        organizations: readable(name.iter_organization())?,
-    })
-}
-
-/// Every name as text. One in an odd encoding is refused: others might read it differently.
-fn readable<'a>(
-    names: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>,
-) -> Result<Vec<String>, String> {
-    names
-        .map(|name| name.as_str().map(str::to_owned))
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("a name in the subject is not readable: {error}"))
+fn subject(pem: &str) -> Result<CertificateRequest, String> {
+    CertificateRequest::parse(pem.as_bytes()).map_err(|error| error.to_string())
 }
 
 /// Writes down who asks, in place of whatever the body says about it, and drops decisions.
