@@ -4,14 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
-
-/// Largest answer of a status page that is read: about a million routes.
-const PAGE_BYTES_MAX: usize = 512 << 20;
 
 #[derive(Debug, ClapArgs)]
 pub struct Args {
@@ -164,7 +159,7 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// Reads a status page of a part.
-pub async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
+pub async fn get(url: &str, page: &str) -> Result<Vec<u8>> {
     let Some(authority) = url
         .strip_prefix("http://")
         .map(|rest| rest.trim_end_matches('/'))
@@ -174,22 +169,5 @@ pub async fn get(url: &str, path: &str) -> Result<Vec<u8>> {
     let stream = TcpStream::connect(authority)
         .await
         .with_context(|| format!("nobody listens at {url}; is the server started with --http?"))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = hyper::Request::get(path)
-        .header("host", authority)
-        .body(Empty::<&[u8]>::new())?;
-    let exchange = async move {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            bail!("{path}: {}", response.status());
-        }
-        let body = Limited::new(response.into_body(), PAGE_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|err| anyhow::anyhow!("{path}: {err}"))?;
-        Ok(body.to_bytes().to_vec())
-    };
-    let (body, _closed) = tokio::join!(exchange, connection);
-    body
+    path::page::fetch(stream, authority, page).await
 }

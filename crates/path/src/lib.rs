@@ -9,6 +9,7 @@ mod cli;
 pub mod explain;
 pub mod gather;
 pub mod model;
+pub mod page;
 pub mod query;
 mod render;
 pub mod snapshot;

@@ -5,7 +5,6 @@ use std::net::{Ipv6Addr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use metalnet::dpservice;
 use metalnet::plan::observed::Observed;
@@ -20,14 +19,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Endpoint;
+use crate::page::fetch;
 use crate::snapshot::{Action, Entrance, Question, Rehearsal, Route, RouteKind};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a part may take to answer in all.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest status page that is read: about a million routes.
-const PAGE_BYTES_MAX: usize = 512 << 20;
 
 /// A connection to an endpoint, from inside its namespace if it names one.
 async fn connect(endpoint: &Endpoint) -> Result<TcpStream> {
@@ -156,34 +154,13 @@ pub(super) async fn edge(endpoint: &Endpoint) -> Result<edge::status::Status> {
 }
 
 async fn page<T: DeserializeOwned>(endpoint: &Endpoint, path: &str) -> Result<T> {
-    let bytes = match timeout(ANSWER_TIMEOUT, get(endpoint, path)).await {
+    let ask = async { fetch(connect(endpoint).await?, &endpoint.address, path).await };
+    let bytes = match timeout(ANSWER_TIMEOUT, ask).await {
         Ok(answer) => answer?,
         Err(_) => bail!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
     };
     serde_json::from_slice(&bytes)
         .with_context(|| format!("{path} of {} cannot be read", endpoint.address))
-}
-
-async fn get(endpoint: &Endpoint, path: &str) -> Result<Vec<u8>> {
-    let stream = connect(endpoint).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = hyper::Request::get(path)
-        .header("host", &endpoint.address)
-        .body(Empty::<&[u8]>::new())?;
-    let exchange = async move {
-        let response = sender.send_request(request).await?;
-        if !response.status().is_success() {
-            bail!("{path}: {}", response.status());
-        }
-        let body = Limited::new(response.into_body(), PAGE_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| anyhow::anyhow!("{path}: {error}"))?;
-        Ok(body.to_bytes().to_vec())
-    };
-    let (body, _closed) = tokio::join!(exchange, connection);
-    body
 }
 
 // ---- rehearsals ------------------------------------------------------------------------------------------------------------

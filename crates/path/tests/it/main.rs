@@ -7,6 +7,7 @@
     reason = "helpers of tests: a failure is the message"
 )]
 
+mod page;
 mod region;
 
 use std::net::IpAddr;
