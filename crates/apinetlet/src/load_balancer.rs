@@ -97,12 +97,12 @@ impl LoadBalancerController {
     ) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(user, finalizer::APINETLET_LOAD_BALANCER));
-        let network = world.get::<Network>(object::namespace(user), &user.spec.network_ref.name);
-        let Some(network) = network else {
-            let note = format!("waits for network {}", user.spec.network_ref.name);
-            let verdict = Verdict::not_ready("NetworkNotFound", note);
-            plan.extend(report(user, made, verdict, world.now_ms()));
-            return plan;
+        let network = match made::network(world, user, &user.spec.network_ref) {
+            Ok(network) => network,
+            Err(verdict) => {
+                plan.extend(report(user, made, verdict, world.now_ms()));
+                return plan;
+            }
         };
         let destinations = destinations(world, user, &network);
         let wanted = self.spec(world, user, &network, &destinations);

@@ -2,10 +2,12 @@
 //! object goes, and how it goes when the user object has vanished.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::conditions::{self, Verdict};
 use api::ids::Origin;
-use api::meta::Condition;
+use api::meta::{Condition, LocalObjectReference};
+use api::networking::Network;
 use controller::{Key, Object, Op, Plan, Target, Watch, World, object};
 use serde_json::{Value, json};
 
@@ -138,6 +140,17 @@ impl Mapping {
         }
         plan
     }
+}
+
+/// The user Network that an object is in, or what to say while there is none.
+pub(crate) fn network<U: Object>(
+    world: &World,
+    user: &U,
+    LocalObjectReference { name }: &LocalObjectReference,
+) -> Result<Arc<Network>, Verdict> {
+    let found = world.get::<Network>(object::namespace(user), name);
+    let note = || format!("waits for network {name}");
+    found.ok_or_else(|| Verdict::not_ready("NetworkNotFound", note()))
 }
 
 /// Writes `status` with the conditions that `verdict` leaves of those `shown`; nothing if these stay and the rest `is_same`.

@@ -4,7 +4,7 @@
 use api::{
     apinet,
     conditions::Verdict,
-    meta::{Ip, LocalObjectReference},
+    meta::{Ip, IpFamily, LocalObjectReference},
     names::{finalizer, manager, origin},
     networking::{NATGateway, Network},
 };
@@ -77,14 +77,14 @@ impl NatGatewayController {
     fn realize(&self, world: &World, user: &NATGateway, made: Option<&apinet::NATGateway>) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(user, finalizer::APINETLET_NAT_GATEWAY));
-        let network = world.get::<Network>(object::namespace(user), &user.spec.network_ref.name);
-        let Some(network) = network else {
-            let note = format!("waits for network {}", user.spec.network_ref.name);
-            let verdict = Verdict::not_ready("NetworkNotFound", note);
-            plan.extend(report(user, made, verdict, world.now_ms()));
-            return plan;
+        let network = match made::network(world, user, &user.spec.network_ref) {
+            Ok(network) => network,
+            Err(verdict) => {
+                plan.extend(report(user, made, verdict, world.now_ms()));
+                return plan;
+            }
         };
-        plan.extend(report(user, made, verdict(made), world.now_ms()));
+        plan.extend(report(user, made, verdict(user, made), world.now_ms()));
         let family = user.spec.ip_family;
         let network_ref = LocalObjectReference::new(object::uid(&*network));
         match made {
@@ -144,7 +144,11 @@ impl NatGatewayController {
 }
 
 /// A gateway is ready when every interface that wants ports has some.
-fn verdict(made: Option<&apinet::NATGateway>) -> Verdict {
+fn verdict(user: &NATGateway, made: Option<&apinet::NATGateway>) -> Verdict {
+    if user.spec.ip_family == IpFamily::IPv6 {
+        let note = "hypervisors translate IPv4 only; give interfaces public IPv6 addresses instead";
+        return Verdict::not_ready("FamilyNotTranslated", note);
+    }
     let addresses = made.map(shown_addresses).unwrap_or_default().len();
     if addresses == 0 {
         return Verdict::not_ready("AddressPending", "waits for a public address");

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::{
     filter::Filter,
-    made::{Mapping, Marks},
+    made::{self, Mapping, Marks},
 };
 
 const MAPPING: Mapping = Mapping {
@@ -108,12 +108,12 @@ impl NetworkPolicyController {
     ) -> Plan {
         let mut plan = Plan::none();
         plan.extend(Op::add_finalizer(user, finalizer::APINETLET_NETWORK_POLICY));
-        let network = world.get::<Network>(object::namespace(user), &user.spec.network_ref.name);
-        let Some(network) = network else {
-            let note = format!("waits for network {}", user.spec.network_ref.name);
-            let verdict = Verdict::not_ready("NetworkNotFound", note);
-            plan.extend(report(user, verdict, world.now_ms()));
-            return plan;
+        let network = match made::network(world, user, &user.spec.network_ref) {
+            Ok(network) => network,
+            Err(verdict) => {
+                plan.extend(report(user, verdict, world.now_ms()));
+                return plan;
+            }
         };
         let wanted = spec(world, user, &network);
         let marks = Marks::of(user, origin::NETWORK_POLICY);

@@ -144,6 +144,18 @@ fn it_is_ready_when_every_interface_that_wants_ports_has_some() {
     assert_eq!(why(&sim), "PortsAssigned");
 }
 
+/// Nothing would translate, however many addresses and ports there are.
+#[test]
+fn a_gateway_of_ipv6_says_that_it_does_nothing() {
+    let mut sim = region();
+    network(&mut sim, "shop");
+    gateway(&mut sim, json!({ "ipFamily": "IPv6" }));
+    sim.settle().expect("settles");
+    assert_eq!(why(&sim), "!FamilyNotTranslated");
+    scaled(&mut sim, &["2001:db8::1"], 1, 1);
+    assert_eq!(why(&sim), "!FamilyNotTranslated");
+}
+
 #[test]
 fn it_waits_for_its_network_and_is_woken_by_it() {
     let mut sim = region();

@@ -213,19 +213,28 @@ fn deleting_the_user_interface_releases_but_does_not_delete_the_provided_one() {
 #[test]
 fn an_interface_left_behind_without_finalizer_is_released_too() {
     let mut sim = region();
+    virtual_ip(&mut sim);
     users(
         &mut sim,
-        json!({ "prefixes": [{ "value": "10.1.0.0/24" }] }),
+        json!({
+            "prefixes": [{ "value": "10.1.0.0/24" }],
+            "virtualIP": { "virtualIPRef": { "name": "www" } },
+        }),
     );
     provide(&mut sim);
     sim.settle().expect("settles");
+    let made = provided(&sim);
+    assert_eq!(
+        (made.spec.prefixes.len(), made.spec.public_ips.len()),
+        (1, 1)
+    );
     sim.edit::<NetworkInterface>(NS, "nic", |nic| nic.metadata.finalizers = None);
     sim.delete::<NetworkInterface>(NS, "nic");
     sim.settle().expect("settles");
     let made = provided(&sim);
     assert!(
-        made.spec.prefixes.is_empty(),
-        "also the prefixes, not only the origin"
+        made.spec.prefixes.is_empty() && made.spec.public_ips.is_empty(),
+        "also prefixes and public addresses, not only the origin"
     );
     assert_eq!(
         object::label(&made, "apinetlet.openkcm.dev/networkinterface-uid"),
