@@ -104,7 +104,7 @@ fn attracts_what_it_can_carry_and_leaves_nothing() {
         assert!(!ip("-o -6 addr show dev edge0").contains("fe80"));
 
         // A packet of this namespace's kernel comes back as a tunnel packet: to an address of the kernel, to be seen by its counters.
-        ip("-6 addr add fd00:1::d000:0:0:1/128 dev lo");
+        ip("-6 addr add fd00:1::d000:0:0:1/128 dev lo nodad");
         ip("addr add 203.0.113.7/32 dev lo");
         let socket = UdpSocket::bind("203.0.113.7:0").unwrap();
         socket.send_to(b"hello", "198.51.100.1:53").unwrap();
@@ -133,7 +133,7 @@ fn flags_that_cannot_be_meant() {
         .unwrap();
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs root");
     ip("link set lo up");
-    ip("-6 addr add fd00::f/128 dev lo");
+    ip("-6 addr add fd00::f/128 dev lo nodad");
     let public = ["--public-prefix", "198.51.100.0/24"];
     for (address, flags, why) in [
         ("fd00::e", ["--public-prefix", "0.0.0.0/0"], "whole outside"),
