@@ -362,6 +362,9 @@ fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, Dr
             return Ok(false);
         }
     } else {
+        if !snat::stands(cx, number, (tuple, &known)) {
+            return Ok(false);
+        }
         walk.leaves = known.leaves;
         route_lookup::process(cx, &mut walk)?;
     }

@@ -3,7 +3,7 @@
 use crate::counters::Node;
 use crate::flow::key::{Transport, Tuple};
 use crate::flow::{Entry, Service};
-use crate::graph::{Context, Output, Source, Walk};
+use crate::graph::{Context, Output, Previous, Source, Walk};
 use crate::nat64;
 use crate::objects::Nat;
 use crate::port_map::{NatEnd, NatError, NatRemote, NatSource, PortMap};
@@ -49,6 +49,40 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the translation that the answers of a connection undo is still in force. Its first direction finds out by taking the walk anew;
+/// answers show `tuple` and would leave as before.
+pub(crate) fn stands(cx: &Context<'_>, number: u32, (tuple, before): (&Tuple, &Previous)) -> bool {
+    let leaves = &before.leaves;
+    match before.service {
+        Service::Vip => [
+            (leaves.source, tuple.source),
+            (tuple.destination, leaves.destination),
+        ]
+        .into_iter()
+        .all(|(public, private)| public == private || is_vip(cx, public, private)),
+        Service::Nat | Service::Nat64 => {
+            let owner = cx.flows.cold(number).map(|cold| cold.owner_port);
+            let attached = owner.and_then(|owner| cx.attached(owner));
+            attached
+                .and_then(|attached| attached.services.nat)
+                .is_some_and(|nat| {
+                    IpAddr::V4(nat.address) == tuple.destination
+                        && nat.ports.contains(tuple.destination_port)
+                })
+        }
+        Service::None | Service::NeighbourNat | Service::LoadBalancer => true,
+    }
+}
+
+fn is_vip(cx: &Context<'_>, public: IpAddr, private: IpAddr) -> bool {
+    let IpAddr::V4(address) = public else {
+        return false;
+    };
+    let translated = cx.tables.services.translated(cx.vni, address);
+    let machine = translated.and_then(|translated| translated.vip);
+    machine.is_some_and(|(_, machine)| IpAddr::V4(machine) == private)
 }
 
 fn translate(

@@ -28,6 +28,7 @@ mod maglev;
 mod memory;
 mod meter;
 mod nat64;
+mod oddities;
 mod offload;
 mod owner;
 mod pmtu;

@@ -20,6 +20,7 @@ const SCENARIOS: &[Row] = &[
         &[
             "dataplane/forward::local_delivery_uses_the_learned_mac_at_once",
             "dataplane/arp_nd::only_the_machines_own_address_teaches_its_mac",
+            "dataplane/oddities::delivery_follows_the_last_request_for_an_address",
         ],
     ),
     (
@@ -146,7 +147,10 @@ const SCENARIOS: &[Row] = &[
     (
         26,
         "NAT ports come back",
-        &["dataplane/translate::ports_return_after_resets_and_half_open_connections"],
+        &[
+            "dataplane/translate::ports_return_after_resets_and_half_open_connections",
+            "dataplane/oddities::a_port_returns_after_the_connection_was_closed",
+        ],
     ),
     (
         27,
@@ -177,7 +181,7 @@ const SCENARIOS: &[Row] = &[
     // What is missing: instances do not tell each other about connections with NAT, virtual services and learned addresses.
     (
         30,
-        "two instances of which one works",
+        "two instances of which one works; what one tells the other of NAT is missing",
         &[
             "dpservice/options::the_lock_goes_from_one_instance_to_the_other",
             "dpservice/options::an_instance_in_standby_serves_requests_and_no_packets",
