@@ -10,6 +10,26 @@ int okm_errno(void)
 	return rte_errno;
 }
 
+int okm_heap(unsigned int place, struct okm_heap *heap)
+{
+	struct rte_malloc_socket_stats found;
+	int socket = rte_socket_id_by_idx(place);
+	int error;
+
+	if (socket < 0)
+		return -ENOENT;
+	error = rte_malloc_get_socket_stats(socket, &found);
+	if (error != 0)
+		return -EINVAL;
+	heap->size = found.heap_totalsz_bytes;
+	heap->free_size = found.heap_freesz_bytes;
+	heap->greatest_free_size = found.greatest_free_size;
+	heap->allocated_size = found.heap_allocsz_bytes;
+	heap->allocations = found.alloc_count;
+	heap->free_pieces = found.free_count;
+	return 0;
+}
+
 int okm_next_port(uint16_t port)
 {
 	uint16_t found = rte_eth_find_next(port);
@@ -153,13 +173,19 @@ uint16_t okm_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, 
 	return rte_eth_tx_burst(port, queue, packets, count);
 }
 
-int okm_rx_interrupt(uint16_t port, uint16_t queue)
+int okm_rx_interrupt_watch(uint16_t port, uint16_t queue, int epoll, int on)
 {
-	return rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue);
+	return rte_eth_dev_rx_intr_ctl_q(port, queue, epoll,
+					 on ? RTE_INTR_EVENT_ADD : RTE_INTR_EVENT_DEL, NULL);
 }
 
-int okm_rx_interrupt_arm(uint16_t port, uint16_t queue)
+int okm_rx_interrupt_arm(uint16_t port, uint16_t queue, int epoll)
 {
+	struct rte_epoll_event event;
+
+	/* DPDK reads what its driver wants read: the counter of an event descriptor, but no packet of a TAP. */
+	while (rte_epoll_wait(epoll, &event, 1, 0) > 0)
+		;
 	return rte_eth_dev_rx_intr_enable(port, queue);
 }
 

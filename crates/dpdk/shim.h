@@ -8,6 +8,7 @@
 #include <rte_ethdev.h>
 #include <rte_flow.h>
 #include <rte_lcore.h>
+#include <rte_malloc.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_telemetry.h>
@@ -48,7 +49,18 @@ struct okm_stats {
 	uint64_t tx_errors;
 };
 
+struct okm_heap {
+	uint64_t size;
+	uint64_t free_size;
+	uint64_t greatest_free_size;
+	uint64_t allocated_size;
+	uint64_t allocations;
+	uint64_t free_pieces;
+};
+
 int okm_errno(void);
+/* The heap of the memory node at `place` in DPDK's list; negative: there is none. */
+int okm_heap(unsigned int place, struct okm_heap *heap);
 /* The next port at or after `port`, or -1. */
 int okm_next_port(uint16_t port);
 int okm_info(uint16_t port, struct okm_info *info);
@@ -61,9 +73,10 @@ int okm_xstat(uint16_t port, unsigned int index, char *name, uint64_t *value);
 
 uint16_t okm_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
 uint16_t okm_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
-/* File descriptor that becomes readable when a packet arrives, or a negative number. */
-int okm_rx_interrupt(uint16_t port, uint16_t queue);
-int okm_rx_interrupt_arm(uint16_t port, uint16_t queue);
+/* Lets the receive interrupts of a queue make the epoll instance readable, or not any more. */
+int okm_rx_interrupt_watch(uint16_t port, uint16_t queue, int epoll, int on);
+/* Forgets interrupts that came, and switches the next one on. */
+int okm_rx_interrupt_arm(uint16_t port, uint16_t queue, int epoll);
 
 struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool);
 void okm_mbuf_free(struct rte_mbuf *packet);

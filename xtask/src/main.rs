@@ -68,6 +68,9 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Boot a QEMU guest on DPDK's vhost-user device with hugepages: it gets its address by DHCP and pings another machine (needs root, Debian's
+    /// qemu-system-x86; about half a minute after the build).
+    Guest,
     /// Run the benchmarks and compare them with their baselines.
     Bench {
         /// Only these; all without a name.
@@ -94,6 +97,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Test { no_lab } => test(no_lab),
         Task::Ci => ci(),
         Task::Tidy => tidy::tidy(),
+        Task::Guest => guest(),
         Task::Bench { names } => bench(&names),
     }
 }
@@ -123,6 +127,16 @@ fn sim(args: &[String]) -> Result<()> {
     cargo(&["build", "--release", "-p", "testkit", "--bin", "sim"])?;
     let program = shell::target_dir()?.join("release").join("sim");
     run(std::process::Command::new(program).args(args))
+}
+
+/// Builds dpservice with DPDK and the program that plays with the guest.
+fn guest() -> Result<()> {
+    setup::setup(false, Scope::Develop)?;
+    step("building");
+    let targets = ["--bin", "dpservice", "--example", "guest"];
+    cargo(&[&["build"], DPDK, &targets].concat())?;
+    let program = shell::target_dir()?.join("debug/examples/guest");
+    run(&mut std::process::Command::new(program))
 }
 
 fn test(no_lab: bool) -> Result<()> {
@@ -185,6 +199,8 @@ enum Benchmark {
     Store,
     /// The API server over HTTP.
     Server,
+    /// Bulk TCP between machines on two hosts, beside the kernel's own tunnel (needs root).
+    Bulk,
     /// A whole region.
     Lab,
 }
@@ -201,6 +217,7 @@ fn bench(chosen: &[Benchmark]) -> Result<()> {
             Benchmark::Metalbond => ("metalbond", "hub"),
             Benchmark::Store => ("apiserver", "store"),
             Benchmark::Server => ("apiserver", "server"),
+            Benchmark::Bulk => ("dpservice", "bulk"),
             Benchmark::Lab => {
                 lab("bench", true, &[])?;
                 continue;

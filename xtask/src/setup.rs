@@ -25,6 +25,10 @@ const PACKAGES: &[(&str, &str)] = &[
         "python3-kubernetes",
         "a client of the API server for its tests",
     ),
+    (
+        "python3-scapy",
+        "packets of another stack for dpservice's tests",
+    ),
 ];
 
 /// What building and testing the DPDK driver takes in addition (about 350 MB, mostly DPDK's drivers and libclang).

@@ -5,7 +5,7 @@ use crate::eal::{Eal, Error};
 use crate::mbuf::{Mbuf, Pool};
 use crate::sys;
 use std::ffi::{CStr, c_char};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 /// Packets that one call moves at most.
@@ -180,14 +180,22 @@ impl Device {
             .collect()
     }
 
-    /// Descriptor of a queue's receive interrupt, if the driver has interrupts and was asked for them.
-    fn interrupt(&self, queue: u16) -> Option<RawFd> {
+    /// An epoll instance that a queue's receive interrupt makes readable, if the driver has interrupts and was asked for them. It is DPDK's
+    /// own way to wait, and the only one by which it knows what to read from the driver's descriptor.
+    fn interrupt(&self, queue: u16) -> Option<OwnedFd> {
         if !self.0.interrupts {
             return None;
         }
-        // SAFETY: a started port and one of its queues.
-        let fd = unsafe { sys::okm_rx_interrupt(self.0.port, queue) };
-        (fd >= 0).then_some(fd)
+        // SAFETY: makes a new descriptor.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: a started port, one of its queues, and a live epoll instance.
+        let watched = unsafe { sys::okm_rx_interrupt_watch(self.0.port, queue, fd, 1) };
+        (watched == 0).then_some(epoll)
     }
 
     /// The started port, to install rules on while it lasts.
@@ -219,7 +227,19 @@ pub struct RulePort(pub(crate) Weak<Started>);
 pub struct Queue {
     device: Arc<Started>,
     number: u16,
-    interrupt: Option<RawFd>,
+    interrupt: Option<OwnedFd>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Some(epoll) = &self.interrupt {
+            let _control = self.device.eal.control();
+            // SAFETY: the port is started as long as `device` is held, and the epoll instance lives.
+            let _ = unsafe {
+                sys::okm_rx_interrupt_watch(self.device.port, self.number, epoll.as_raw_fd(), 0)
+            };
+        }
+    }
 }
 
 impl Queue {
@@ -280,21 +300,20 @@ impl Queue {
         sent
     }
 
-    /// Readable when packets wait, if the driver has interrupts and was asked for them.
+    /// Readable once a packet has come after [`Queue::arm`], if the driver has interrupts and was asked for them. Packets that were there
+    /// before may not show: look after arming.
     #[must_use]
     pub fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the descriptor stays open as long as the port is started, which `self` ensures.
-        self.interrupt
-            .map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+        self.interrupt.as_ref().map(AsFd::as_fd)
     }
 
     /// Switches the next interrupt on; to be called before sleeping. A driver that needs no arming ignores it.
     pub fn arm(&mut self) {
-        if self.interrupt.is_none() {
-            return;
+        if let Some(epoll) = &self.interrupt {
+            let (port, epoll) = (self.device.port, epoll.as_raw_fd());
+            // SAFETY: a started port and one of its queues, and a live epoll instance.
+            let _ = unsafe { sys::okm_rx_interrupt_arm(port, self.number, epoll) };
         }
-        // SAFETY: a started port and one of its queues.
-        let _ = unsafe { sys::okm_rx_interrupt_arm(self.device.port, self.number) };
     }
 
     /// What the port counted, over all its queues.

@@ -18,6 +18,25 @@ pub struct Eal {
     pools: AtomicU32,
 }
 
+/// Memory that DPDK manages for one memory node, in bytes and pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heap {
+    /// Its number.
+    pub id: u32,
+    /// All of it.
+    pub size: u64,
+    /// What is free.
+    pub free_size: u64,
+    /// The largest free piece.
+    pub greatest_free_size: u64,
+    /// What is in use.
+    pub allocated_size: u64,
+    /// Pieces in use.
+    pub allocations: u64,
+    /// Free pieces.
+    pub free_pieces: u64,
+}
+
 /// DPDK could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -125,6 +144,38 @@ impl Eal {
         let _control = self.control();
         // SAFETY: a NUL-terminated string that DPDK copies.
         Error::check(unsafe { sys::rte_dev_probe(text.as_ptr()) }).map(drop)
+    }
+
+    /// Every heap, in the order of the memory nodes.
+    #[must_use]
+    pub fn heaps(&self) -> Vec<Heap> {
+        let mut found = Vec::new();
+        for id in 0.. {
+            // SAFETY: all-zero bytes are a valid value of this structure of integers.
+            let mut heap: sys::okm_heap = unsafe { std::mem::zeroed() };
+            // SAFETY: a live structure that is filled in; a place behind the last one is an error.
+            if unsafe { sys::okm_heap(id, &mut heap) } < 0 {
+                break;
+            }
+            let sys::okm_heap {
+                size,
+                free_size,
+                greatest_free_size,
+                allocated_size,
+                allocations,
+                free_pieces,
+            } = heap;
+            found.push(Heap {
+                id,
+                size,
+                free_size,
+                greatest_free_size,
+                allocated_size,
+                allocations,
+                free_pieces,
+            });
+        }
+        found
     }
 
     /// All ports, in the order of their numbers. A port that fails to describe itself is left out.

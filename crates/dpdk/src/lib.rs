@@ -25,7 +25,7 @@ mod telemetry;
 #[cfg(feature = "link")]
 pub use device::{BURST_MAX, Config, Device, Info, Queue, RulePort, Stats};
 #[cfg(feature = "link")]
-pub use eal::{Eal, Error, InitError};
+pub use eal::{Eal, Error, Heap, InitError};
 #[cfg(feature = "link")]
 pub use log::{Level, log_to};
 #[cfg(feature = "link")]

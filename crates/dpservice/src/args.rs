@@ -59,6 +59,12 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = UplinkDriver::AfPacket)]
     pub uplink_driver: UplinkDriver,
 
+    /// Who cuts what machines' TCP sends in one piece into frames of the uplink's MTU, with --uplink-driver af-packet. kernel: the kernel or
+    /// the NIC, from Linux 6.6 on. Choose dpservice where a veth leads to hosts that use af-xdp or DPDK: these cannot tell that a checksum
+    /// was left to them.
+    #[arg(long, value_enum, default_value_t = UplinkSegmentation::Kernel)]
+    pub uplink_segmentation: UplinkSegmentation,
+
     /// How machines are attached. tap: a kernel TAP device per interface, named `<tap-prefix><k>` for the device `net_tap<k+2>`.
     #[arg(long, value_enum, default_value_t = MachineDriver::Tap)]
     pub machine_driver: MachineDriver,
@@ -194,7 +200,7 @@ pub struct Args {
     #[arg(long, help_heading = COMPATIBILITY)]
     pub no_stats: bool,
 
-    /// Handle every packet in software, even where a NIC under DPDK could carry out rules.
+    /// Handle every packet in software, even where a NIC under DPDK could carry out rules. The kernel gets nothing from the uplinks then.
     #[arg(long)]
     pub no_offload: bool,
 
@@ -229,6 +235,15 @@ pub enum UplinkDriver {
     AfXdp,
     /// A TAP device that this process creates: for tests without a fabric.
     Tap,
+}
+
+/// Who cuts TCP super-frames on their way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UplinkSegmentation {
+    /// The kernel, or the NIC for it; this process where it cannot.
+    Kernel,
+    /// This process.
+    Dpservice,
 }
 
 /// Smallest segment size to clamp to: what every IPv4 host takes (RFC 9293 §3.7.1).

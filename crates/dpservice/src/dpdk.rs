@@ -81,6 +81,8 @@ pub struct Layout {
     pool: Pool,
     queues: u16,
     poll: bool,
+    /// Rules may be installed, those that share an uplink with the kernel among them.
+    offload: bool,
     uplinks: Vec<Info>,
     machines: Vec<Info>,
     host: Ipv6Addr,
@@ -111,6 +113,32 @@ pub fn start(args: &mut Args) -> anyhow::Result<()> {
         args.workers = u8::try_from(cores).unwrap_or(1);
     }
     Ok(())
+}
+
+/// DPDK's memory, as telemetry tells of it.
+pub(crate) fn heaps() -> Vec<telemetry::Heap> {
+    let heaps = Eal::get().map(Eal::heaps).unwrap_or_default();
+    let named = |heap: dpdk::Heap| {
+        let dpdk::Heap {
+            id,
+            size,
+            free_size,
+            greatest_free_size,
+            allocated_size,
+            allocations,
+            free_pieces,
+        } = heap;
+        telemetry::Heap([
+            ("Heap_id", u64::from(id)),
+            ("Heap_size", size),
+            ("Alloc_count", allocations),
+            ("Free_count", free_pieces),
+            ("Alloc_size", allocated_size),
+            ("Free_size", free_size),
+            ("Greatest_free_size", greatest_free_size),
+        ])
+    };
+    heaps.into_iter().map(named).collect()
 }
 
 /// Logs a line of DPDK, which begins with the part of DPDK that says it.
@@ -238,6 +266,7 @@ impl Layout {
             pool,
             queues,
             poll: args.poll,
+            offload: !args.no_offload,
             uplinks,
             machines,
             host: args.ipv6,
@@ -248,6 +277,9 @@ impl Layout {
     /// The NICs as far as they carry out rules, if there are any. Which rules they do shows when they are asked.
     #[must_use]
     pub fn nic(&self) -> Option<Box<dyn RuleDevice>> {
+        if !self.offload {
+            return None;
+        }
         let all = self.uplinks.iter().chain(&self.machines);
         let mtus = all.map(|info| {
             // A TAP's rules are the kernel's packet filter on the other side: they would change what others see.
@@ -333,7 +365,7 @@ impl Layout {
             descriptors: DESCRIPTORS,
             interrupts: !self.poll,
             tx_offloads: 0,
-            isolated: place < self.uplinks.len() && info.driver != TAP_DRIVER,
+            isolated: self.offload && place < self.uplinks.len() && info.driver != TAP_DRIVER,
         };
         let port = PortId(u16::try_from(place).unwrap_or(u16::MAX));
         let device = self

@@ -47,6 +47,7 @@ labels! {
     HostNodeLabels { node: String, graph_node: String }
     InterfaceLabels { interface_id: String }
     ServiceLabels { address: String }
+    HeapLabels { node: String, info: &'static str }
     TableLabels { table: String, stat: &'static str }
 }
 
@@ -193,6 +194,14 @@ fn register_known(registry: &mut Registry, facts: &Facts, host: &str) {
         gauge(&stages, &labels, *count);
     }
     registry.register("dps_graph_call_count", "Calls of a stage", stages);
+    if !facts.heaps.is_empty() {
+        let heaps = Family::<HeapLabels, Count>::default();
+        for (info, value) in facts.heaps.iter().flat_map(|heap| heap.0) {
+            let node = host.to_owned();
+            gauge(&heaps, &HeapLabels { node, info }, value);
+        }
+        registry.register("dpdk_heap_info", "Memory of DPDK", heaps);
+    }
     let tables = Family::<TableLabels, Count>::default();
     for table in &facts.tables {
         for (stat, value) in [("capacity", table.capacity), ("entries", table.entries)] {

@@ -1,6 +1,6 @@
 //! Puts the parts together: opens the uplinks, starts the packet thread, serves until told to stop.
 
-use crate::args::{Args, Firewall, UplinkDriver};
+use crate::args::{Args, Firewall, UplinkDriver, UplinkSegmentation};
 use crate::devices::{self, Devices, Driver, Taps};
 use crate::grpc::{self, Health, Service, Serving};
 use crate::inspection::Inspector;
@@ -13,7 +13,7 @@ use dataplane::{
     Dhcp, Engine, EngineConfig, FirewallMode, PortConfig, PortId, PortKind, UnderlaySeed,
 };
 use net::Mac;
-use ports::af_packet::Select;
+use ports::af_packet::{Segmentation, Select};
 use ports::offload::RuleDevice;
 use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
@@ -184,7 +184,7 @@ fn dpdk_parts(args: &Args, layout: crate::dpdk::Layout) -> anyhow::Result<Parts>
         mtus,
         watched,
         kernel_copies,
-        nic: if args.no_offload { None } else { layout.nic() },
+        nic: layout.nic(),
         devices: layout,
     })
 }
@@ -220,6 +220,7 @@ async fn serve_parts<P: devices::Kind>(
         workers: usize::from(args.workers),
         poll: args.poll,
         standby: args.active_lockfile.is_some(),
+        clock_rate: 1,
     };
     let lock = match &args.active_lockfile {
         Some(path) => Some(standby::request(path)?),
@@ -309,10 +310,24 @@ fn open_uplinks(args: &Args, names: &[String]) -> anyhow::Result<Vec<Queues>> {
 fn open_uplink(args: &Args, number: u16, name: &str) -> Result<Queues, OpenError> {
     let queues = usize::from(args.workers);
     Ok(match args.uplink_driver {
-        UplinkDriver::AfPacket => AfPacket::open_queues(name, Select::Underlay(args.ipv6), queues)?
-            .into_iter()
-            .map(|queue| Box::new(queue) as _)
-            .collect(),
+        UplinkDriver::AfPacket => {
+            let wanted = match args.uplink_segmentation {
+                UplinkSegmentation::Kernel => Segmentation::Kernel,
+                UplinkSegmentation::Dpservice => Segmentation::Here,
+            };
+            let select = Select::Underlay(args.ipv6);
+            let opened = AfPacket::open_queues(name, select, queues, wanted)?;
+            if opened.iter().any(|queue| queue.segmentation() != wanted) {
+                tracing::warn!(
+                    interface_name = name,
+                    "The kernel cannot cut tunnelled TCP (before Linux 6.6, or without CAP_BPF): done here"
+                );
+            }
+            opened
+                .into_iter()
+                .map(|queue| Box::new(queue) as _)
+                .collect()
+        }
         UplinkDriver::AfXdp => {
             let ports = AfXdp::open(name, Select::Underlay(args.ipv6))?;
             if ports.len() > queues {

@@ -2,22 +2,28 @@
 //!
 //! The kernel keeps everything it would get without us; the port gets copies of what its filter selects. Two sockets: one that receives
 //! with the kernel's offload header, so that unfinished checksums and super-frames of a veth peer (or of GRO) are recognized, and one that
-//! only sends finished frames (super-frames inside a tunnel cannot be described to the kernel: they are cut here, their payload is not copied), past the queueing discipline (`PACKET_QDISC_BYPASS`): our bursts are paced by the machines' own
-//! transports, and a queue here would only add latency and a lock.
+//! sends. What that one does with super-frames is [`Segmentation`]: leave them to the kernel, or send only finished frames, past the
+//! queueing discipline (`PACKET_QDISC_BYPASS`): our bursts are paced by the machines' own transports, and a queue here would only add
+//! latency and a lock.
 
 use crate::segment::{self, Segment};
-use crate::sys::{self, Message};
+use crate::sys::{self, Message, VNET_HEADER_LEN};
+use crate::tunnel::{self, Cutter};
 use crate::{BATCH_MAX, Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::Mac;
 use socket2::{Domain, SockFilter, Socket, Type};
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 /// Bytes of frames that may wait in the kernel for us; beyond, frames are lost and counted as `rx_full`.
 const RECEIVE_BUFFER_BYTES: i32 = 8 << 20;
 /// Bytes of frames that may be on their way out.
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
+
+/// The header of a frame of which nothing is left to do.
+const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
 const ETHERTYPE_ALL: u16 = 0x0003;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -31,6 +37,16 @@ pub enum Select {
     Underlay(Ipv6Addr),
 }
 
+/// Who cuts TCP super-frames into frames of the device's MTU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segmentation {
+    /// We do, and every checksum is finished.
+    Here,
+    /// The kernel, or the NIC for it, or nobody if the frame never leaves the machine; tunnels included. Where it cannot, we do. The kernel on
+    /// the other end of a veth gets unfinished checksums then, as from any kernel: XDP programs and DPDK there cannot tell.
+    Kernel,
+}
+
 /// An open device, or one of several receivers that share its flows.
 #[derive(Debug)]
 pub struct AfPacket {
@@ -40,6 +56,8 @@ pub struct AfPacket {
     index: i32,
     receiver: Socket,
     sender: Socket,
+    /// The kernel cuts super-frames.
+    cutter: Option<Arc<Cutter>>,
     messages: [Message; BATCH_MAX],
     /// Working space for cutting super-frames.
     segments: Vec<Segment>,
@@ -47,32 +65,12 @@ pub struct AfPacket {
 }
 
 impl AfPacket {
-    /// Attaches to the device `name` of the caller's network namespace, which must exist; it may be down.
+    /// Attaches to the device `name` of the caller's network namespace, which must exist; it may be down. Super-frames are cut here.
     ///
     /// # Errors
     /// No such device (`ENODEV`) or no CAP_NET_RAW (`EPERM`).
     pub fn open(name: &str, select: Select) -> Result<AfPacket, OpenError> {
-        let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
-        let index =
-            sys::index(control.as_fd(), name).map_err(OpenError::new(name, "find device"))?;
-        let mac = sys::mac(control.as_fd(), name)
-            .map_err(OpenError::new(name, "read hardware address"))?;
-        let mtu = sys::mtu(control.as_fd(), name).map_err(OpenError::new(name, "read MTU"))?;
-        let receiver = open_receiver(index, select)
-            .map_err(OpenError::new(name, "open receiving packet socket"))?;
-        let sender =
-            open_sender(index).map_err(OpenError::new(name, "open sending packet socket"))?;
-        Ok(AfPacket {
-            name: name.to_owned(),
-            mac,
-            mtu,
-            index,
-            receiver,
-            sender,
-            messages: [Message::default(); BATCH_MAX],
-            segments: vec![Segment::EMPTY; BATCH_MAX],
-            counters: Counters::default(),
-        })
+        AfPacket::attach(name, select, None)
     }
 
     /// Attaches `queues` times; the kernel spreads the flows over the receivers, both directions of a flow to the same one.
@@ -83,11 +81,22 @@ impl AfPacket {
         name: &str,
         select: Select,
         queues: usize,
+        segmentation: Segmentation,
     ) -> Result<Vec<AfPacket>, OpenError> {
+        let cutter = match segmentation {
+            Segmentation::Here => None,
+            // A kernel that cannot: we do it.
+            Segmentation::Kernel => {
+                let index = sys::control_socket()
+                    .and_then(|control| sys::index(control.as_fd(), name))
+                    .map_err(OpenError::new(name, "find device"))?;
+                Cutter::attach(index as u32).ok().map(Arc::new)
+            }
+        };
         let mut group = None;
         (0..queues.max(1))
             .map(|_| {
-                let port = AfPacket::open(name, select)?;
+                let port = AfPacket::attach(name, select, cutter.clone())?;
                 if queues > 1 {
                     let joined = sys::join_fanout(port.receiver.as_fd(), group)
                         .map_err(OpenError::new(name, "share flows among packet sockets"))?;
@@ -96,6 +105,44 @@ impl AfPacket {
                 Ok(port)
             })
             .collect()
+    }
+
+    fn attach(
+        name: &str,
+        select: Select,
+        cutter: Option<Arc<Cutter>>,
+    ) -> Result<AfPacket, OpenError> {
+        let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
+        let index =
+            sys::index(control.as_fd(), name).map_err(OpenError::new(name, "find device"))?;
+        let mac = sys::mac(control.as_fd(), name)
+            .map_err(OpenError::new(name, "read hardware address"))?;
+        let mtu = sys::mtu(control.as_fd(), name).map_err(OpenError::new(name, "read MTU"))?;
+        let receiver = open_receiver(index, select)
+            .map_err(OpenError::new(name, "open receiving packet socket"))?;
+        let sender = open_sender(index, cutter.is_some())
+            .map_err(OpenError::new(name, "open sending packet socket"))?;
+        Ok(AfPacket {
+            name: name.to_owned(),
+            mac,
+            mtu,
+            index,
+            receiver,
+            sender,
+            cutter,
+            messages: [Message::default(); BATCH_MAX],
+            segments: vec![Segment::EMPTY; BATCH_MAX],
+            counters: Counters::default(),
+        })
+    }
+
+    /// Who cuts super-frames that this port sends.
+    #[must_use]
+    pub fn segmentation(&self) -> Segmentation {
+        match self.cutter {
+            Some(_) => Segmentation::Kernel,
+            None => Segmentation::Here,
+        }
     }
 
     fn exists(&self) -> bool {
@@ -121,15 +168,35 @@ impl AfPacket {
         usable
     }
 
-    /// Sends finished frames, each in two parts.
-    fn send(&mut self, frames: &[[&[u8]; 2]]) -> usize {
+    /// The kernel's header of a frame that can leave as it is, which finishes it as far as the kernel does not; `None` if it has to be cut
+    /// (or refused) here.
+    fn describe(&self, packet: &mut Frame) -> Option<[u8; VNET_HEADER_LEN]> {
+        if !packet.pending.is_some_and(segment::Pending::is_super) {
+            return segment::finish(packet).then_some(PLAIN);
+        }
+        let fits = segment::wire_len(packet) <= self.mtu + ETHERNET_LEN;
+        (self.cutter.is_some() && fits)
+            .then(|| segment::describe_tunnelled(packet))
+            .flatten()
+    }
+
+    /// What the kernel wants in front of each frame.
+    fn front<'a>(&self, header: &'a [u8; VNET_HEADER_LEN]) -> &'a [u8] {
+        match self.cutter {
+            Some(_) => header,
+            None => &[],
+        }
+    }
+
+    /// Sends frames, each in two parts behind the kernel's header.
+    fn send(&mut self, frames: &[[&[u8]; 3]]) -> usize {
         let mut sent = 0;
         let mut rest = frames;
         while !rest.is_empty() {
             match sys::send(self.sender.as_fd(), rest) {
                 Ok(count) => {
                     let (done, left) = rest.split_at(count.clamp(1, rest.len()));
-                    for [head, tail] in done {
+                    for [_, head, tail] in done {
                         self.counters.sent(head.len() + tail.len());
                     }
                     sent += done.len();
@@ -163,9 +230,10 @@ impl AfPacket {
                 }
                 batched += 1;
             }
-            let mut batch: [[&[u8]; 2]; BATCH_MAX] = [[&[]; 2]; BATCH_MAX];
+            let mut batch: [[&[u8]; 3]; BATCH_MAX] = [[&[]; 3]; BATCH_MAX];
             for (slot, segment) in batch.iter_mut().zip(segments.iter().take(batched)) {
-                *slot = segment.parts(packet.frame());
+                let [head, tail] = segment.parts(packet.frame());
+                *slot = [self.front(&PLAIN), head, tail];
             }
             sent += self.send(batch.get(..batched).unwrap_or_default());
             number += batched.max(1);
@@ -198,10 +266,16 @@ fn open_receiver(index: i32, select: Select) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn open_sender(index: i32) -> io::Result<Socket> {
+fn open_sender(index: i32, describes: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_nonblocking(true)?;
-    sys::packet_option(socket.as_fd(), libc::PACKET_QDISC_BYPASS)?;
+    if describes {
+        // Through the device's exit, where the program is; all frames take this way, so that none overtakes another.
+        sys::packet_option(socket.as_fd(), libc::PACKET_VNET_HDR)?;
+        socket.set_mark(tunnel::MARK)?;
+    } else {
+        sys::packet_option(socket.as_fd(), libc::PACKET_QDISC_BYPASS)?;
+    }
     if sys::force_send_buffer(socket.as_fd(), SEND_BUFFER_BYTES).is_err() {
         socket.set_send_buffer_size(SEND_BUFFER_BYTES as usize)?;
     }
@@ -284,18 +358,19 @@ impl Port for AfPacket {
         let mut rest = packets;
         while !rest.is_empty() {
             // The longest run of frames that need no cutting goes out at once.
+            let mut headers = [PLAIN; BATCH_MAX];
             let mut run = 0;
-            for packet in rest.iter_mut().take(BATCH_MAX) {
-                let is_super = packet.pending.is_some_and(segment::Pending::is_super);
-                if is_super || !segment::finish(packet) {
+            for (packet, slot) in rest.iter_mut().zip(&mut headers) {
+                let Some(header) = self.describe(packet) else {
                     break;
-                }
+                };
+                *slot = header;
                 run += 1;
             }
             let (plain, left) = std::mem::take(&mut rest).split_at_mut(run);
-            let mut batch: [[&[u8]; 2]; BATCH_MAX] = [[&[]; 2]; BATCH_MAX];
-            for (slot, packet) in batch.iter_mut().zip(plain.iter()) {
-                *slot = [packet.frame(), &[]];
+            let mut batch: [[&[u8]; 3]; BATCH_MAX] = [[&[]; 3]; BATCH_MAX];
+            for ((slot, packet), header) in batch.iter_mut().zip(plain.iter()).zip(&headers) {
+                *slot = [self.front(header), packet.frame(), &[]];
             }
             sent += self.send(batch.get(..run).unwrap_or_default());
             rest = left;

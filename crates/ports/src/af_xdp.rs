@@ -6,9 +6,13 @@
 //! checksums unfinished: XDP has no way to tell about them (another host of ours never does).
 
 use crate::af_packet::Select;
+use crate::bpf::{
+    self, ADD, AND, CALL, EXIT, IF_EQUAL, IF_GREATER_REGISTER, IF_NOT_EQUAL, IF_NOT_EQUAL_32,
+    Instruction, LOAD_8, LOAD_16, LOAD_32, LOAD_MAP, MOVE, MOVE_REGISTER, Place, code,
+};
 use crate::segment::{self, Segment};
 use crate::sys;
-use crate::xsk::{self, Instruction, Ring, Umem};
+use crate::xsk::{self, Ring, Umem};
 use crate::{Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::{Mac, protocol};
 use std::io;
@@ -75,16 +79,17 @@ impl AfXdp {
         }
         let queues =
             sys::receive_queues(control.as_fd(), name).map_err(fail("count receive queues"))?;
-        let map = xsk::socket_map(queues).map_err(fail("make socket map"))?;
+        let map = bpf::socket_map(queues).map_err(fail("make socket map"))?;
         let mut sockets = Vec::new();
         for queue in 0..queues {
             let opened = open_socket(index as u32, queue).map_err(fail("open AF_XDP socket"))?;
-            xsk::insert(map.as_fd(), queue, opened.0.as_fd()).map_err(fail("enter socket"))?;
+            bpf::insert(map.as_fd(), queue, opened.0.as_fd()).map_err(fail("enter socket"))?;
             sockets.push(opened);
         }
-        let program = xsk::load(&program(select, map.as_fd())).map_err(fail("load program"))?;
-        let link = xsk::attach(program.as_fd(), index as u32, 0)
-            .or_else(|_| xsk::attach(program.as_fd(), index as u32, GENERIC))
+        let program =
+            bpf::load(Place::Xdp, &program(select, map.as_fd())).map_err(fail("load program"))?;
+        let link = bpf::attach(Place::Xdp, program.as_fd(), index as u32, 0)
+            .or_else(|_| bpf::attach(Place::Xdp, program.as_fd(), index as u32, GENERIC))
             .map_err(fail("attach program"))?;
         let program = Arc::new(Program {
             _link: link,
@@ -217,29 +222,8 @@ fn open_socket(index: u32, queue: u32) -> io::Result<Opened> {
 
 /// The XDP program: redirects what `select` names to the socket of the receive queue, and passes everything else on.
 fn program(select: Select, map: BorrowedFd<'_>) -> Vec<Instruction> {
-    // Operations (RFC 9669 §4, §5).
-    const LOAD_32: u8 = 0x61;
-    const LOAD_16: u8 = 0x69;
-    const LOAD_8: u8 = 0x71;
-    const MOVE: u8 = 0xb7;
-    const MOVE_REGISTER: u8 = 0xbf;
-    const ADD: u8 = 0x07;
-    const AND: u8 = 0x57;
-    const IF_EQUAL: u8 = 0x15;
-    const IF_NOT_EQUAL: u8 = 0x55;
-    const IF_NOT_EQUAL_32: u8 = 0x56;
-    const IF_GREATER_REGISTER: u8 = 0x2d;
-    const LOAD_MAP: u8 = 0x18;
-    const CALL: u8 = 0x85;
-    const EXIT: u8 = 0x95;
     const REDIRECT_MAP: i32 = 51;
     const PASS: i32 = 2;
-    let code = |operation, to: u8, from: u8, offset, constant| Instruction {
-        operation,
-        registers: to | from << 4,
-        offset,
-        constant,
-    };
     // Register 6 keeps the context; 2 and 3 are start and end of the packet, 5 is what was loaded last.
     let mut text = vec![code(MOVE_REGISTER, 6, 1, 0, 0)];
     if let Select::Underlay(host) = select {

@@ -150,6 +150,10 @@ impl Port<Mbuf> for DpdkPort {
         self.queue.readiness()
     }
 
+    fn is_level(&self) -> bool {
+        false
+    }
+
     fn arm(&mut self) {
         self.queue.arm();
     }

@@ -60,6 +60,21 @@ impl Frame {
         fits
     }
 
+    /// Copies in a TCP super-frame as a kernel hands it over: the TCP header begins at `tcp_start`, its checksum holds the pseudo header's
+    /// sum, and the payload is to be cut into pieces of `segment_len`. False (and left empty) if that cannot be.
+    pub fn fill_super(&mut self, frame: &[u8], tcp_start: usize, segment_len: usize) -> bool {
+        let fits = self.fill(frame) && tcp_start < frame.len() && segment_len != 0;
+        if fits {
+            self.pending = Some(Pending {
+                tcp_len: frame.len() - tcp_start,
+                segment_len,
+            });
+        } else {
+            self.set_received(0);
+        }
+        fits
+    }
+
     /// Free bytes in front of the frame.
     #[must_use]
     pub fn headroom(&self) -> usize {

@@ -2,14 +2,15 @@
 //!
 //! A driver moves bytes and counts; it decides nothing. Native drivers (memory, TAP, AF_PACKET, AF_XDP) move [`Frame`]s; with the feature
 //! `dpdk`, the module `dpdk` moves DPDK's own buffers, which are edited in place. What leaves through a port is always complete frames: a
-//! TCP super-frame that a machine handed over in one piece is described to a kernel that can cut it, or cut here (`segment`).
+//! TCP super-frame that a machine handed over in one piece is described to a kernel that can cut it (`tunnel`), or cut here (`segment`).
 //!
 //! A port belongs to one thread. A device with several queues is several ports, one per packet thread; threads hand packets to each
-//! other through [`ring`]s. NICs that switch packets by rules are reached through [`offload`]. `unsafe` exists only in `sys`, `xsk` and [`ring`]. All drivers pass one suite: [`contract`].
+//! other through [`ring`]s. NICs that switch packets by rules are reached through [`offload`]. `unsafe` exists only in `sys`, `bpf`, `xsk` and [`ring`]. All drivers pass one suite: [`contract`].
 //! Start with [`Port`], then [`memory`] as the shortest driver.
 
 pub mod af_packet;
 pub mod af_xdp;
+mod bpf;
 pub mod contract;
 #[cfg(feature = "dpdk")]
 pub mod dpdk;
@@ -21,6 +22,7 @@ pub mod ring;
 mod segment;
 mod sys;
 pub mod tap;
+mod tunnel;
 mod xsk;
 
 pub use af_packet::AfPacket;
@@ -51,10 +53,17 @@ pub trait Port<P = Frame>: Send {
     /// Largest layer-3 packet that may be sent, in bytes.
     fn mtu(&self) -> usize;
 
-    /// Readable (level triggered) while frames wait; to be put into a [`Poller`]. `None`: the driver can only be polled.
+    /// Readable while frames wait (or once some have come, see [`Port::is_level`]); to be put into a [`Poller`]. `None`: the driver can only
+    /// be polled.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
-    /// To be called before waiting for readiness, after the last look.
+    /// Whether the descriptor is readable as long as frames wait. If not, it tells only of frames that came after [`Port::arm`]: while the
+    /// caller is awake it has to look for itself, and once more after arming.
+    fn is_level(&self) -> bool {
+        true
+    }
+
+    /// To be called before waiting for readiness.
     fn arm(&mut self) {}
 
     /// Receives up to `packets.len()` frames into the first places and tells how many; never blocks.

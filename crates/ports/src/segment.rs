@@ -19,6 +19,9 @@ const PENDING_LEN_MIN: usize = 256;
 /// Longest headers of a segment: Ethernet, outer IPv6 with an option, inner IPv4 and TCP with all options.
 pub(crate) const HEADERS_MAX: usize = 192;
 
+/// Bytes of the tunnel's header: IPv6 without extensions.
+const OUTER_LEN: usize = 40;
+
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
@@ -105,9 +108,9 @@ pub(crate) fn finish_checksum(offload: &Offload, frame: &mut [u8]) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pending {
     /// Bytes of TCP header and payload, which are the end of the frame however its front is edited.
-    tcp_len: usize,
+    pub(crate) tcp_len: usize,
     /// Payload per segment; 0 if it is one frame.
-    segment_len: usize,
+    pub(crate) segment_len: usize,
 }
 
 impl Pending {
@@ -162,6 +165,22 @@ pub(crate) fn wire_len(frame: &Frame) -> usize {
 /// The header that tells a kernel what is left to do, after putting the pseudo header's sum where it belongs. `None` if the frame is not
 /// plain TCP over IP: a tunnel cannot be described.
 pub(crate) fn describe(frame: &mut Frame) -> Option<[u8; VNET_HEADER_LEN]> {
+    describe_within(frame, Within::Nothing)
+}
+
+/// The same for a device at whose exit the program of [`crate::tunnel`] waits: our tunnel may be in front, with nothing but its header.
+pub(crate) fn describe_tunnelled(frame: &mut Frame) -> Option<[u8; VNET_HEADER_LEN]> {
+    describe_within(frame, Within::Tunnel)
+}
+
+/// What may be in front of the IP header of a frame that is described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Within {
+    Nothing,
+    Tunnel,
+}
+
+fn describe_within(frame: &mut Frame, within: Within) -> Option<[u8; VNET_HEADER_LEN]> {
     let mut header = [0; VNET_HEADER_LEN];
     let Some(pending) = frame.pending else {
         return Some(header);
@@ -169,8 +188,14 @@ pub(crate) fn describe(frame: &mut Frame) -> Option<[u8; VNET_HEADER_LEN]> {
     let start = frame.len().checked_sub(pending.tcp_len)?;
     let bytes = frame.frame_mut();
     let layers = Layers::parse(bytes, start)?;
-    let [Some((_, is_v6)), None] = layers.headers else {
-        return None;
+    let is_v6 = match layers.headers {
+        [Some((_, is_v6)), None] => is_v6,
+        [Some((outer, true)), Some((inner, is_v6))]
+            if within == Within::Tunnel && inner == outer + OUTER_LEN =>
+        {
+            is_v6
+        }
+        _ => return None,
     };
     let seed = !checksum::finish(layers.pseudo_header(bytes, pending.tcp_len)?);
     let tcp = bytes.get_mut(start..)?;

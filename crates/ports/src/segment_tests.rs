@@ -126,6 +126,27 @@ fn a_machines_super_frame_is_described_with_the_final_addresses() {
 }
 
 #[test]
+fn a_super_frame_in_our_tunnel_is_described_for_a_device_with_the_program() {
+    let mut packet = accepted(&tunnelled(2500), &header(GSO_TCPV4, 1000, 74, 16));
+    assert!(describe(&mut packet).is_none(), "not without");
+    let described = describe_tunnelled(&mut packet).expect("our tunnel");
+    let mut expected = header(GSO_TCPV4 | GSO_ECN, 1000, 74, 16);
+    expected[2..4].copy_from_slice(&94_u16.to_ne_bytes());
+    assert_eq!(described, expected);
+    let tcp_len = (packet.len() - 74) as u16;
+    let pseudo = checksum::pseudo_v4([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), 6, tcp_len);
+    let seed = !checksum::finish(pseudo);
+    assert_eq!(packet.frame()[90..92], seed.to_be_bytes());
+    // With an option in front of the inner packet it is not ours: the program would not know where to cut.
+    let mut frame = tunnelled(2500);
+    frame[20] = 60;
+    frame.splice(54..54, [4, 0, 1, 4, 0, 0, 0, 0]);
+    let mut packet = accepted(&frame, &header(GSO_TCPV4, 1000, 82, 16));
+    assert!(describe_tunnelled(&mut packet).is_none());
+    assert!(cut(&packet).is_some());
+}
+
+#[test]
 fn a_tunnelled_frame_is_not_described_but_finished() {
     let mut packet = accepted(&tunnelled(300), &header(GSO_NONE, 0, 74, 16));
     assert!(describe(&mut packet).is_none(), "a tunnel");

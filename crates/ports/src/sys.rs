@@ -293,9 +293,9 @@ fn iovec(bytes: &mut [u8]) -> libc::iovec {
     }
 }
 
-/// Sends frames of two parts in order until one fails. Never blocks. Returns how many left; an error concerns the first one.
-pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[[&[u8]; 2]]) -> io::Result<usize> {
-    let mut vectors = [[EMPTY_IOVEC; 2]; BATCH_MAX];
+/// Sends frames of up to three parts in order until one fails. Never blocks. Returns how many left; an error concerns the first one.
+pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[[&[u8]; 3]]) -> io::Result<usize> {
+    let mut vectors = [[EMPTY_IOVEC; 3]; BATCH_MAX];
     let mut headers = [empty_message(); BATCH_MAX];
     let mut count = 0;
     for (parts, (vector, header)) in frames.iter().zip(vectors.iter_mut().zip(&mut headers)) {
@@ -305,10 +305,10 @@ pub(crate) fn send(fd: BorrowedFd<'_>, frames: &[[&[u8]; 2]]) -> io::Result<usiz
             slot.iov_len = part.len();
         }
         header.msg_hdr.msg_iov = vector.as_mut_ptr();
-        header.msg_hdr.msg_iovlen = 2;
+        header.msg_hdr.msg_iovlen = 3;
         count += 1;
     }
-    // SAFETY: the first `count` headers point to two vectors each, which point to live borrowed bytes that the kernel only reads.
+    // SAFETY: the first `count` headers point to three vectors each, which point to live borrowed bytes that the kernel only reads.
     check(unsafe {
         libc::sendmmsg(
             fd.as_raw_fd(),

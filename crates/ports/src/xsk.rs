@@ -1,10 +1,10 @@
-//! The memory that an AF_XDP socket shares with the kernel, and the BPF program that feeds it: safe pieces for the module `af_xdp`.
+//! The memory and the rings that an AF_XDP socket shares with the kernel: safe pieces for the module `af_xdp`.
 //!
 //! The kernel owns a chunk of packet memory from the moment its address is put into a ring until it comes out of another one. Chunks are only
 //! copied from and to, by address and with bounds checks, so a mistake in that bookkeeping can garble a packet but touch no other memory.
 #![allow(
     unsafe_code,
-    reason = "memory mapped from the kernel, and bpf(2), which has no safe wrapper"
+    reason = "memory mapped from the kernel, and sockets that no safe wrapper knows"
 )]
 
 use std::io;
@@ -13,24 +13,6 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
-
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_MAP_TYPE_XSKMAP: u32 = 17;
-const BPF_PROG_TYPE_XDP: u32 = 6;
-const BPF_XDP: u32 = 37;
-
-/// One instruction of BPF: operation, registers, offset, constant.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Instruction {
-    pub operation: u8,
-    pub registers: u8,
-    pub offset: i16,
-    pub constant: i32,
-}
 
 /// A mapping of memory, unmapped when dropped.
 #[derive(Debug)]
@@ -327,87 +309,4 @@ pub(crate) fn kick_receive(socket: BorrowedFd<'_>) {
     let (none, length) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: an empty message without address. Errors come again at the next system call that matters.
     unsafe { libc::recvfrom(fd, ptr::null_mut(), 0, libc::MSG_DONTWAIT, none, length) };
-}
-
-fn bpf(command: libc::c_long, attributes: &[u64]) -> io::Result<OwnedFd> {
-    // SAFETY: the attributes are laid out as `union bpf_attr` documents for each command used in this file; addresses in them point to memory
-    // that the callers keep alive during the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            attributes.as_ptr(),
-            mem::size_of_val(attributes),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: all commands used here but updates (see `insert`) return a new descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
-}
-
-const fn pair(low: u32, high: u32) -> u64 {
-    (low as u64) | ((high as u64) << 32)
-}
-
-/// A map from receive queue to AF_XDP socket.
-pub(crate) fn socket_map(entries: u32) -> io::Result<OwnedFd> {
-    bpf(
-        BPF_MAP_CREATE,
-        &[pair(BPF_MAP_TYPE_XSKMAP, 4), pair(4, entries), 0, 0],
-    )
-}
-
-/// Enters a socket for a queue.
-pub(crate) fn insert(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let value = socket.as_raw_fd() as u32;
-    let attributes = [
-        map.as_raw_fd() as u64,
-        ptr::from_ref(&queue) as u64,
-        ptr::from_ref(&value) as u64,
-        0,
-    ];
-    // SAFETY: a map with keys and values of four bytes, and the addresses of two live such values.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_UPDATE_ELEM,
-            attributes.as_ptr(),
-            mem::size_of_val(&attributes),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Loads an XDP program; the kernel checks that it is safe.
-pub(crate) fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let license = c"Apache-2.0";
-    bpf(
-        BPF_PROG_LOAD,
-        &[
-            pair(BPF_PROG_TYPE_XDP, program.len() as u32),
-            program.as_ptr() as u64,
-            license.as_ptr() as u64,
-            0,
-            0,
-            0,
-        ],
-    )
-}
-
-/// Attaches a program to a device as long as the link lives.
-pub(crate) fn attach(program: BorrowedFd<'_>, index: u32, flags: u32) -> io::Result<OwnedFd> {
-    bpf(
-        BPF_LINK_CREATE,
-        &[
-            pair(program.as_raw_fd() as u32, index),
-            pair(BPF_XDP, flags),
-            0,
-            0,
-        ],
-    )
 }

@@ -59,6 +59,19 @@ pub struct PortFacts {
     pub statistics: Vec<(String, u64)>,
 }
 
+/// Memory of DPDK, by the names that its telemetry uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heap(pub [(&'static str, u64); 7]);
+
+/// The heaps of this process; none without DPDK.
+fn heaps() -> Vec<Heap> {
+    #[cfg(feature = "dpdk")]
+    let heaps = crate::dpdk::heaps();
+    #[cfg(not(feature = "dpdk"))]
+    let heaps = Vec::new();
+    heaps
+}
+
 /// Everything that is told.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -80,6 +93,8 @@ pub struct Facts {
     pub offload: Vec<OffloadCounters>,
     /// Counters of the packet threads.
     pub threads: worker::Counters,
+    /// Memory of DPDK, one heap per memory node.
+    pub heaps: Vec<Heap>,
     /// What drivers counted, by port and queue.
     pub drivers: Vec<(PortId, usize, ports::Counters)>,
 }
@@ -205,6 +220,7 @@ fn assemble(
         engines: Vec::new(),
         offload: Vec::new(),
         threads: worker::Counters::default(),
+        heaps: heaps(),
         drivers: Vec::new(),
     };
     for (port, id, rules) in &configured.interfaces {

@@ -6,7 +6,7 @@
 use crate::devices::Kind;
 use crate::worker::offload;
 use crate::worker::trace::Tracer;
-use crate::worker::{Counters, Inspection, ORDERS_MAX, Settings, Stopped};
+use crate::worker::{Clock, Counters, Inspection, ORDERS_MAX, Settings, Stopped};
 use arrayvec::ArrayVec;
 use dataplane::{BURST_MAX, DropReason, Engine, Instant, PortId, Sorter, Tables, Verdict, Worker};
 use ports::ring::{self, Receiver, Sender};
@@ -37,7 +37,7 @@ type Order<P> = Box<dyn FnOnce(&mut Lane<P>) + Send>;
 pub(super) struct Setup {
     pub ports: usize,
     pub settings: Settings,
-    pub origin: std::time::Instant,
+    pub clock: Clock,
     pub attached: Arc<[AtomicBool]>,
     /// Packets are to be handled, not discarded.
     pub active: Arc<AtomicBool>,
@@ -103,6 +103,8 @@ pub(super) struct Lane<P> {
     ports: Vec<Attachment<P>>,
     /// Ports that have to be looked at without being asked.
     polled: Vec<PortId>,
+    /// Those among them that can wake the thread once it sleeps.
+    armed: Vec<PortId>,
     poller: Poller,
     packets: Vec<P>,
     to: Vec<Option<Neighbour<P>>>,
@@ -115,7 +117,7 @@ pub(super) struct Lane<P> {
     active: Arc<AtomicBool>,
     tracer: Option<Arc<Tracer>>,
     lost: mpsc::Sender<PortId>,
-    origin: std::time::Instant,
+    clock: Clock,
 }
 
 /// A lane before it runs: itself, its orders and the link to it.
@@ -146,6 +148,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
                 })
                 .collect(),
             polled: Vec::new(),
+            armed: Vec::new(),
             poller,
             packets: (0..BURST_MAX).map(|_| P::default()).collect(),
             to: Vec::new(),
@@ -158,7 +161,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             active: Arc::clone(&setup.active),
             tracer: None,
             lost: setup.lost.clone(),
-            origin: setup.origin,
+            clock: setup.clock,
         };
         made.push((lane, queue, link));
     }
@@ -211,9 +214,16 @@ impl<P: Kind> Lane<P> {
     }
 
     pub(super) fn attach(&mut self, port: PortId, queue: Box<dyn Port<P>>) -> io::Result<()> {
-        match queue.readiness().filter(|_| !self.settings.poll) {
-            Some(fd) => self.poller.add(fd, port.0)?,
-            None => self.polled.push(port),
+        let readiness = queue.readiness().filter(|_| !self.settings.poll);
+        let is_level = readiness.is_some() && queue.is_level();
+        if let Some(fd) = readiness {
+            self.poller.add(fd, port.0)?;
+            if !is_level {
+                self.armed.push(port);
+            }
+        }
+        if !is_level {
+            self.polled.push(port);
         }
         if let Some(attachment) = self.ports.get_mut(port.index()) {
             attachment.queue = Some(queue);
@@ -226,6 +236,7 @@ impl<P: Kind> Lane<P> {
         attachment.queues = 0;
         let queue = attachment.queue.take()?;
         self.polled.retain(|polled| *polled != port);
+        self.armed.retain(|armed| *armed != port);
         if let Some(fd) = queue.readiness() {
             // An error means that the descriptor is not watched, which is what is wanted.
             let _ = self.poller.remove(fd);
@@ -258,7 +269,7 @@ impl<P: Kind> Lane<P> {
             .collect();
         Inspection {
             thread: self.number,
-            now: Instant::from_duration(self.origin.elapsed()),
+            now: self.clock.now(),
             worker: &mut self.worker,
             tables: &self.tables,
             counters: self.counters,
@@ -267,7 +278,7 @@ impl<P: Kind> Lane<P> {
     }
 
     fn now(&self) -> Instant {
-        Instant::from_duration(self.origin.elapsed())
+        self.clock.now()
     }
 
     /// Receives one burst from a port and handles it; returns how many packets came.
@@ -539,7 +550,10 @@ impl<P: Kind> Lane<P> {
     fn turn(&mut self, ready: &Ready) -> usize {
         let mut served = self.take_over();
         for token in ready.tokens() {
-            served += self.serve(PortId(*token));
+            let port = PortId(*token);
+            if !self.armed.contains(&port) {
+                served += self.serve(port);
+            }
         }
         for index in 0..self.polled.len() {
             if let Some(port) = self.polled.get(index).copied() {
@@ -559,7 +573,14 @@ impl<P: Kind> Lane<P> {
                 queue.arm();
             }
         }
-        self.from.iter().all(Receiver::is_empty)
+        // What came before they were armed does not wake.
+        let mut served = 0;
+        for index in 0..self.armed.len() {
+            if let Some(port) = self.armed.get(index).copied() {
+                served += self.serve(port);
+            }
+        }
+        served == 0 && self.from.iter().all(Receiver::is_empty)
     }
 
     /// The life of the thread: until nobody can order anything any more.
@@ -580,7 +601,8 @@ impl<P: Kind> Lane<P> {
                     || more_orders
                     || self.nic_soon
                     || !self.may_sleep();
-                let timeout = match (awake, self.polled.is_empty()) {
+                let wakes = self.polled.len() == self.armed.len();
+                let timeout = match (awake, wakes) {
                     (true, _) => Duration::ZERO,
                     (false, false) => pause,
                     (false, true) => next_tick.saturating_duration_since(std::time::Instant::now()),
@@ -618,7 +640,8 @@ impl<P: Kind> Lane<P> {
             if time >= next_tick {
                 let now = self.now();
                 self.worker.tick(now);
-                next_tick = std::time::Instant::now() + TICK_INTERVAL;
+                next_tick =
+                    std::time::Instant::now() + TICK_INTERVAL / self.settings.clock_rate.max(1);
             }
         }
     }

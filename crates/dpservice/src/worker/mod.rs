@@ -218,7 +218,7 @@ pub struct Plane {
     published: u32,
     /// Periodic packets so far.
     periodic: u64,
-    origin: std::time::Instant,
+    clock: Clock,
 }
 
 impl std::fmt::Debug for Plane {
@@ -244,7 +244,7 @@ impl Plane {
     /// Time of the packet threads.
     #[must_use]
     pub fn now(&self) -> Instant {
-        Instant::from_duration(self.origin.elapsed())
+        self.clock.now()
     }
 
     /// Periodic packets so far.
@@ -463,6 +463,19 @@ impl Threads {
     }
 }
 
+/// The time by which flows age.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    origin: std::time::Instant,
+    rate: u32,
+}
+
+impl Clock {
+    fn now(self) -> Instant {
+        Instant::from_duration(self.origin.elapsed().saturating_mul(self.rate))
+    }
+}
+
 /// How packet threads run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -472,6 +485,8 @@ pub struct Settings {
     pub poll: bool,
     /// Discard packets until [`Handle::activate`].
     pub standby: bool,
+    /// How many times faster than the wall's their clock runs: 1, unless a test wants to see the end of timeouts.
+    pub clock_rate: u32,
 }
 
 impl Default for Settings {
@@ -480,6 +495,7 @@ impl Default for Settings {
             workers: 1,
             poll: false,
             standby: false,
+            clock_rate: 1,
         }
     }
 }
@@ -496,14 +512,17 @@ pub fn start<P: Kind>(
     lost: &mpsc::Sender<PortId>,
     nic: Option<Box<dyn RuleDevice>>,
 ) -> anyhow::Result<(Handle, Threads)> {
-    let origin = std::time::Instant::now();
+    let clock = Clock {
+        origin: std::time::Instant::now(),
+        rate: settings.clock_rate.max(1),
+    };
     let attached: Arc<[AtomicBool]> = (0..ports).map(|_| AtomicBool::new(false)).collect();
     let active = Arc::new(AtomicBool::new(!settings.standby));
     let setup = Setup {
         active: Arc::clone(&active),
         ports,
         settings,
-        origin,
+        clock,
         attached: Arc::clone(&attached),
         lost: lost.clone(),
     };
@@ -539,7 +558,7 @@ pub fn start<P: Kind>(
         attached,
         effects: Vec::new(),
         periodic: 0,
-        origin,
+        clock,
     };
     let shared = Shared {
         plane: Mutex::new(plane),

@@ -1,6 +1,6 @@
 //! The executable over DPDK's TAP devices: started as the reference is, configured by its client, packets both ways.
 
-use crate::hosts::{Namespace, Process, enter_private_namespace};
+use crate::fabric::{Namespace, Process, enter_private_namespace};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use ports::{AfPacket, Frame, Port, af_packet::Select};
 use std::net::Ipv6Addr;
@@ -52,7 +52,7 @@ fn start(namespace: &Namespace, prefix: &str) -> Process {
         .collect();
     let line = format!(
         "{} -l 0,1 --no-huge --no-pci -m 256 --file-prefix {prefix} --log-level=error {} -- --pf0 dtap0 --pf1 dtap1 --vf-pattern dtap \
-         --nic-type tap --no-offload --no-stats --ipv6 fc00:1::1 --enable-ipv6-overlay --dhcp-mtu 1337 --log-level warn",
+         --nic-type tap --no-offload --no-stats --ipv6 fc00:1::1 --enable-ipv6-overlay --dhcp-mtu 1337 --log-level warn --metrics-bind-address [::1]:9064",
         env!("CARGO_BIN_EXE_dpservice"),
         vdevs.join(" ")
     );
@@ -198,6 +198,53 @@ fn six_taps_carry_packets_both_ways() {
     assert_eq!(conntrack["entries"], 6, "{tables}");
     assert_eq!(telemetry.ask("/ethdev/list")["/ethdev/list"][5], 5);
 
+    // Monitoring hears the same of DPDK's memory as DPDK says itself.
+    let metrics = namespace.run("curl -sg http://[::1]:9064/metrics");
+    let heap = &telemetry.ask("/eal/heap_info,0")["/eal/heap_info"];
+    for info in ["Heap_id", "Heap_size"] {
+        let line = metrics.lines().find(|line| {
+            line.starts_with("dpdk_heap_info{") && line.contains(&format!("info=\"{info}\""))
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        assert_eq!(
+            value,
+            Some(heap[info].to_string().as_str()),
+            "{info}: {heap}"
+        );
+    }
+
     assert!(service.terminate().success());
+    let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));
+}
+
+#[test]
+fn what_dpdk_says_is_in_our_log() {
+    enter_private_namespace();
+    let prefix = format!("okm-log-{}", std::process::id());
+    let line = format!(
+        "-l 0 --no-huge --no-pci -m 64 --no-telemetry --file-prefix {prefix} -- --pf0 nosuch --vf-pattern dtap --ipv6 fc00:1::1 --log-format json"
+    );
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_dpservice"))
+        .args(line.split(' '))
+        .env("DP_CONF", "")
+        .output()
+        .expect("run dpservice");
+    assert!(!output.status.success(), "there is no such uplink");
+    let stdout = String::from_utf8(output.stdout).expect("text");
+    let lines = stdout.lines().map(|line| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("{line}"))
+    });
+    let from_dpdk = |line: &serde_json::Value| {
+        let text = line["msg"].as_str();
+        text.is_some_and(|text| text.starts_with("EAL: "))
+    };
+    let said: Vec<_> = lines.filter(from_dpdk).collect();
+    let first = said.first().expect("DPDK tells of the CPUs it finds");
+    assert_eq!(
+        (&first["level"], &first["logger"]),
+        (&"Info".into(), &"service".into())
+    );
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert!(!stderr.contains("EAL: "), "{stderr}");
     let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));
 }

@@ -1,7 +1,7 @@
 //! Bad input, lost devices, metrics, start and end of the process.
 
+use crate::fabric::{Namespace, Process, enter_private_namespace, ip};
 use crate::harness::{DEADLINE, Server, interface, outcome};
-use crate::hosts::{Namespace, Process, enter_private_namespace, ip};
 use dpservice::metrics;
 use dpservice::worker::Settings;
 use proto::dpdk;
@@ -133,9 +133,8 @@ pub fn syn_between(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Ve
 #[tokio::test]
 async fn packet_threads_share_the_flows_and_take_every_change() {
     let settings = Settings {
-        standby: false,
         workers: 3,
-        poll: false,
+        ..Settings::default()
     };
     let server = Server::start_with(true, settings).await;
     let mut client = server.initialized().await;

@@ -10,6 +10,7 @@ mod af_packet;
 mod dpdk;
 mod drivers;
 mod ring;
+mod segmentation;
 mod tap;
 
 use std::process::Command;
