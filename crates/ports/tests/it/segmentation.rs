@@ -71,6 +71,28 @@ fn residue(frame: &[u8]) -> u16 {
     checksum::checksum(&covered)
 }
 
+/// Waits until the kernel has put the wire to work: until then it drops what is sent, and says that it left.
+fn settle(uplink: &mut AfPacket, wire: &mut AfPacket) {
+    let probe = [[2; 12].as_slice(), &[0x88, 0xb5], &[0; 46]].concat();
+    let mut packets = [Frame::new()];
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut packet = Frame::new();
+        assert!(packet.fill(&probe));
+        uplink.tx_burst(&mut [&mut packet]);
+        let filled = wire.rx_burst(&mut packets).expect("device exists");
+        if packets
+            .iter()
+            .take(filled)
+            .any(|packet| packet.frame() == probe)
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the wire stays silent");
+        std::thread::yield_now();
+    }
+}
+
 /// What arrives at the other end of a wire when a super-frame is sent in `segmentation`.
 fn arrivals(frame: &[u8], segmentation: Segmentation, capable: bool) -> (Vec<Vec<u8>>, u64) {
     enter_private_namespace();
@@ -91,7 +113,7 @@ fn arrivals(frame: &[u8], segmentation: Segmentation, capable: bool) -> (Vec<Vec
         AfPacket::open_queues("pf0", Select::All, 1, segmentation).expect("open uplink");
     let uplink = ports.first_mut().expect("one queue");
     assert_eq!(uplink.segmentation(), segmentation);
-    // The way of a super-frame into a `Frame`: a TAP's header.
+    settle(uplink, &mut wire);
     let mut packet = Frame::new();
     assert!(packet.fill_super(frame, frame.len() - PAYLOAD - 20, SEGMENT));
     let sent = uplink.tx_burst(&mut [&mut packet]);
@@ -182,6 +204,7 @@ fn two_instances_on_one_device_do_not_disturb_each_other() {
     let mut wire = AfPacket::open("r0", Select::All).expect("open wire");
     let open = || AfPacket::open_queues("pf0", Select::All, 2, Segmentation::Kernel);
     let frame = tunnelled(&inner(false));
+    settle(&mut open().expect("probe")[0], &mut wire);
     for mut ports in [open().expect("first"), open().expect("second")] {
         let mut packet = Frame::new();
         assert!(packet.fill_super(&frame, 74, SEGMENT));
