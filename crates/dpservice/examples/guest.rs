@@ -57,10 +57,11 @@ ip route add default via 169.254.0.1 dev $interface
 ";
 
 fn main() -> Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
-        .context("cannot make a network namespace: run as root")?;
     let folder = tempfile::tempdir()?;
     let (kernel, initrd) = guest_image(folder.path())?;
+    // From here on there is no way out.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .context("cannot make a network namespace: run as root")?;
     let _hugepages = Hugepages::reserve(folder.path())?;
     let service = Service::start(folder.path())?;
     attach_peer(&service)?;

@@ -42,7 +42,8 @@ impl Namespace {
         }
         let namespace = Namespace(Some(process));
         namespace.ip("link set lo up");
-        // Addresses are usable at once: there is nobody to collide with.
+        // There is nobody to collide with. An address is still tentative until the kernel's worker has looked at it, and a route
+        // cannot name it as source before: addresses that are used at once say `nodad` themselves.
         namespace.run(
             "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.dad_transmits=0",
         );
@@ -194,9 +195,9 @@ impl Fabric {
             ));
             namespace.ip("link set pf0 up");
             router.ip(&format!("link set host{number} up"));
-            router.ip(&format!("address add fe80::1/64 dev host{number}"));
-            namespace.ip(&format!("address add fc00:{number}::1/128 dev lo"));
-            namespace.ip("address add fe80::2/64 dev pf0");
+            router.ip(&format!("address add fe80::1/64 dev host{number} nodad"));
+            namespace.ip(&format!("address add fc00:{number}::1/128 dev lo nodad"));
+            namespace.ip("address add fe80::2/64 dev pf0 nodad");
             namespace.ip(&format!("route add default via fe80::1 dev pf0 src fc00:{number}::1"));
             router.ip(&format!("route add fc00:{number}::/64 via fe80::2 dev host{number}"));
             let options = options.iter().map(|option| (*option).to_owned()).collect();
@@ -306,7 +307,7 @@ impl Machine {
             "udhcpc -i eth0 -n -q -t 5 -T 1 -O staticroutes -O mtu -O hostname -s {path}"
         ));
         self.namespace
-            .ip(&format!("address add {}/128 dev eth0", self.ipv6));
+            .ip(&format!("address add {}/128 dev eth0 nodad", self.ipv6));
         self.namespace.eventually("ip -6 route get fd00::99");
     }
 
