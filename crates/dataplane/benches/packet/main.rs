@@ -5,6 +5,8 @@
 //! cargo bench -p dataplane --bench packet -- -o json          the same as JSON
 //! cargo bench -p dataplane --bench packet -- --case hit-encap-1k --windows 40
 //! cargo bench -p dataplane --bench packet -- --instructions   exact instructions per packet (needs valgrind), against baseline.json
+//! cargo bench -p dataplane --bench packet -- --workers 2      packets per second of two threads beside one
+//! cargo bench -p dataplane --bench packet -- --changes        the longest time of a burst while the configuration changes under 1 M flows
 //! ```
 //!
 //! Cycles are of the time stamp counter (2.595 GHz here), converted from elapsed time: minimum and 25th percentile of windows of
@@ -12,6 +14,7 @@
 //! A packet is restored to its 64 bytes before every burst; that copying is measured alone and subtracted.
 
 mod scene;
+mod threads;
 
 use crate::scene::Scene;
 use dataplane::{Instant, PacketBuf, PortId, Verdict};
@@ -189,6 +192,13 @@ fn run(arguments: Vec<String>) -> Result<(), String> {
             .and_then(|text| text.parse().ok())
             .unwrap_or(16);
         return run_exactly(&name, bursts, !has("--fill-only"));
+    }
+    if let Some(count) = value("--workers") {
+        let count = count.parse().ok().filter(|count| (2..=64).contains(count));
+        return threads::scaling(count.ok_or("--workers: a number from 2 to 64")?);
+    }
+    if has("--changes") {
+        return threads::delays();
     }
     let only = value("--case");
     let cases = CASES

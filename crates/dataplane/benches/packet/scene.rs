@@ -139,6 +139,17 @@ pub fn change(engine: &mut Engine, work: Work, back: bool) {
     }
 }
 
+/// Adds a target of a load balancer, which is made the first time, or takes it away.
+pub fn balance(scene: &mut Scene, add: bool) {
+    let _ = balancer(&mut scene.engine);
+    let target = IpAddr::V6(NEIGHBOUR);
+    let _ = if add {
+        scene.engine.create_load_balancer_target("balancer", target)
+    } else {
+        scene.engine.delete_load_balancer_target("balancer", target)
+    };
+}
+
 fn host(case: &Case) -> Engine {
     let ports = (0..4_u8).map(|index| PortConfig {
         name: format!("net_tap{index}"),
