@@ -39,6 +39,9 @@ const DPDK_PACKAGES: &[(&str, &str)] = &[
     ("libclang-common-14-dev", "translates DPDK's headers"),
 ];
 
+/// What measuring takes in addition.
+const BENCH_PACKAGES: &[(&str, &str)] = &[("valgrind", "counts instructions")];
+
 /// What is going to be done on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -46,6 +49,8 @@ pub enum Scope {
     Run,
     /// Everything the gate does.
     Develop,
+    /// Run benchmarks.
+    Measure,
 }
 
 /// # Errors
@@ -55,6 +60,7 @@ pub fn setup(check_only: bool, scope: Scope) -> Result<()> {
     let more = match scope {
         Scope::Run => &[],
         Scope::Develop => DPDK_PACKAGES,
+        Scope::Measure => BENCH_PACKAGES,
     };
     let missing: Vec<&(&str, &str)> = PACKAGES
         .iter()
