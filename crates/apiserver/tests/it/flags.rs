@@ -38,7 +38,9 @@ async fn ranges_that_cannot_be_are_refused_by_name() {
         let Server { args } = Server::try_parse_from(first.into_iter().chain(given))
             .expect("each flag by itself is fine");
         let stop = tokio_util::sync::CancellationToken::new();
-        let error = apiserver::run(args, stop).await.expect_err("refused");
+        let ended = tokio::time::timeout(crate::support::DEADLINE, apiserver::run(args, stop));
+        let ended = ended.await.expect("it ends and does not serve");
+        let error = ended.expect_err("refused");
         let text = format!("{error:#}");
         for word in words {
             assert!(text.contains(word), "{word}: {text}");
