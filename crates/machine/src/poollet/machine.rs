@@ -1,9 +1,9 @@
 //! What to do for one Machine of the pool.
 //!
 //! A Machine is made once all its interfaces can be made; afterwards interfaces come and go one by one. An interface that
-//! is momentarily not ready stays attached: only what the user took out of the Machine, or changed, is detached.
+//! is momentarily not ready stays attached: only what the user took out of the Machine, changed, deleted or gave to another one is detached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use proto::machine::{
 };
 use proto::meta::ObjectMetadata;
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::nic::{Claim, claim, translate};
 use super::pool::runtime_class;
@@ -53,6 +53,8 @@ struct Interfaces {
     ready: BTreeMap<String, RuntimeInterface>,
     /// Wanted but not ready yet, with the reason.
     waiting: BTreeMap<String, String>,
+    /// Those of them whose object is not, or will not be, the machine's: its addresses are or become free for others.
+    lost: BTreeSet<String>,
     /// The objects that are ours, by entry name.
     objects: BTreeMap<String, Arc<NetworkInterface>>,
 }
@@ -67,6 +69,16 @@ impl Interfaces {
 
 fn step(call: Call) -> Op {
     Op::Act(Act::new(call))
+}
+
+/// Plans one Machine if it is known what the runtime has; otherwise looks again once it answers.
+pub fn plan_when_known(world: &World, key: &Key, runtime: &Snapshot) -> Plan {
+    if runtime.healthy {
+        return plan(world, key, runtime);
+    }
+    let mut later = Plan::none();
+    later.requeue_after(RETRY_PERIOD);
+    later
 }
 
 /// Plans one Machine. `runtime` is what the runtime last reported.
@@ -162,27 +174,22 @@ fn claim_interfaces(world: &World, machine: &Machine, plan: &mut Plan) -> Interf
         }
     }
     for (object_name, entry) in wanted {
-        let Some(nic) = world.get::<NetworkInterface>(namespace(machine), &object_name) else {
-            found.waiting.insert(
-                entry.to_owned(),
-                format!("network interface {object_name} does not exist"),
+        let nic = world.get::<NetworkInterface>(namespace(machine), &object_name);
+        let lost = match &nic {
+            None => Some("does not exist"),
+            Some(nic) if claim(nic, machine) == Claim::Taken => Some("belongs to another machine"),
+            Some(nic) if is_deleting(nic.as_ref()) => Some("is being deleted"),
+            Some(_) => None,
+        };
+        let (Some(nic), None) = (nic, lost) else {
+            let reason = format!(
+                "network interface {object_name} {}",
+                lost.unwrap_or_default()
             );
+            found.waiting.insert(entry.to_owned(), reason);
+            found.lost.insert(entry.to_owned());
             continue;
         };
-        if claim(&nic, machine) == Claim::Taken {
-            found.waiting.insert(
-                entry.to_owned(),
-                format!("network interface {object_name} belongs to another machine"),
-            );
-            continue;
-        }
-        if is_deleting(nic.as_ref()) {
-            found.waiting.insert(
-                entry.to_owned(),
-                format!("network interface {object_name} is being deleted"),
-            );
-            continue;
-        }
         match translate(world, entry, &nic) {
             Ok(interface) => drop(found.ready.insert(entry.to_owned(), interface)),
             Err(reason) => drop(found.waiting.insert(entry.to_owned(), reason)),
@@ -355,7 +362,10 @@ fn update(machine: &Machine, runtime: &RuntimeMachine, interfaces: &Interfaces, 
     for present in &spec.network_interfaces {
         let keep = match interfaces.ready.get(&present.name) {
             Some(wanted) => wanted == present,
-            None => interfaces.waiting.contains_key(&present.name),
+            None => {
+                interfaces.waiting.contains_key(&present.name)
+                    && !interfaces.lost.contains(&present.name)
+            }
         };
         if keep {
             kept.push(present.name.as_str());
@@ -450,6 +460,64 @@ fn report(
     }
 }
 
+/// What is watched for the Machines of a pool.
+pub fn sources(pool: &str) -> Vec<Source> {
+    let pool = format!("spec.machinePoolRef.name={pool}");
+    let by_nic = |namespace: &str, nic: &str| format!("{namespace}/{nic}");
+    let machines_of = move |world: &World, namespace: &str, nic: &str| -> Vec<Key> {
+        let found = world.indexed::<Machine>(BY_NIC, &by_nic(namespace, nic));
+        found
+            .iter()
+            .map(|machine| Key::of(machine.as_ref()))
+            .collect()
+    };
+    let machines = Watch::<Machine>::new()
+        .fields(pool)
+        .own_key()
+        .index(BY_NIC, move |machine| {
+            let entries = machine.spec.network_interfaces.iter();
+            entries
+                .map(|entry| by_nic(namespace(machine), &entry.object_name(name(machine))))
+                .collect()
+        });
+    let nics = Watch::<NetworkInterface>::new()
+        .keys(move |nic, world| {
+            let mut keys = machines_of(world, namespace(nic), name(nic));
+            // A claim outlives the entry: the Machine must see it to release it.
+            keys.extend(
+                nic.spec
+                    .machine_ref
+                    .iter()
+                    .map(|m| Key::new(namespace(nic), &m.name)),
+            );
+            keys
+        })
+        .index(BY_NETWORK, move |nic| {
+            vec![by_nic(namespace(nic), &nic.spec.network_ref.name)]
+        });
+    let networks = Watch::<Network>::new().keys(move |network, world| {
+        let network = by_nic(namespace(network), name(network));
+        let nics = world.indexed::<NetworkInterface>(BY_NETWORK, &network);
+        nics.iter()
+            .flat_map(|nic| machines_of(world, namespace(nic.as_ref()), name(nic.as_ref())))
+            .collect()
+    });
+    let prefixes = Watch::<Prefix>::new().keys(move |prefix, world| {
+        let owner = controller_of(prefix).filter(|owner| owner.kind == "NetworkInterface");
+        owner
+            .map(|owner| machines_of(world, namespace(prefix), &owner.name))
+            .unwrap_or_default()
+    });
+    let classes = Watch::<MachineClass>::new();
+    vec![
+        machines.build(),
+        nics.build(),
+        networks.build(),
+        prefixes.build(),
+        classes.build(),
+    ]
+}
+
 #[async_trait]
 impl Controller for Machines {
     fn name(&self) -> &'static str {
@@ -457,61 +525,7 @@ impl Controller for Machines {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let pool = format!("spec.machinePoolRef.name={}", self.pool);
-        let by_nic = |namespace: &str, nic: &str| format!("{namespace}/{nic}");
-        let machines_of = move |world: &World, namespace: &str, nic: &str| -> Vec<Key> {
-            let found = world.indexed::<Machine>(BY_NIC, &by_nic(namespace, nic));
-            found
-                .iter()
-                .map(|machine| Key::of(machine.as_ref()))
-                .collect()
-        };
-        let machines =
-            Watch::<Machine>::new()
-                .fields(pool)
-                .own_key()
-                .index(BY_NIC, move |machine| {
-                    let entries = machine.spec.network_interfaces.iter();
-                    entries
-                        .map(|entry| by_nic(namespace(machine), &entry.object_name(name(machine))))
-                        .collect()
-                });
-        let nics = Watch::<NetworkInterface>::new()
-            .keys(move |nic, world| {
-                let mut keys = machines_of(world, namespace(nic), name(nic));
-                // A claim outlives the entry: the Machine must see it to release it.
-                keys.extend(
-                    nic.spec
-                        .machine_ref
-                        .iter()
-                        .map(|m| Key::new(namespace(nic), &m.name)),
-                );
-                keys
-            })
-            .index(BY_NETWORK, move |nic| {
-                vec![by_nic(namespace(nic), &nic.spec.network_ref.name)]
-            });
-        let networks = Watch::<Network>::new().keys(move |network, world| {
-            let network = by_nic(namespace(network), name(network));
-            let nics = world.indexed::<NetworkInterface>(BY_NETWORK, &network);
-            nics.iter()
-                .flat_map(|nic| machines_of(world, namespace(nic.as_ref()), name(nic.as_ref())))
-                .collect()
-        });
-        let prefixes = Watch::<Prefix>::new().keys(move |prefix, world| {
-            let owner = controller_of(prefix).filter(|owner| owner.kind == "NetworkInterface");
-            owner
-                .map(|owner| machines_of(world, namespace(prefix), &owner.name))
-                .unwrap_or_default()
-        });
-        let classes = Watch::<MachineClass>::new();
-        vec![
-            machines.build(),
-            nics.build(),
-            networks.build(),
-            prefixes.build(),
-            classes.build(),
-        ]
+        sources(&self.pool)
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
@@ -520,14 +534,7 @@ impl Controller for Machines {
         {
             return Plan::none();
         }
-        let runtime = self.runtime.snapshot();
-        if runtime.healthy {
-            return plan(world, key, &runtime);
-        }
-        // What the runtime has is unknown: look again once it answers.
-        let mut later = Plan::none();
-        later.requeue_after(RETRY_PERIOD);
-        later
+        plan_when_known(world, key, &self.runtime.snapshot())
     }
 
     async fn act(&self, _: &World, _: &Key, act: Act) -> Result<(), Error> {
@@ -535,12 +542,17 @@ impl Controller for Machines {
             return Err(Error::Bug(format!("unknown call {}", act.label)));
         };
         self.runtime.call(call.clone()).await.map_err(|status| {
-            let class = match status.code() {
-                Code::InvalidArgument | Code::Unimplemented => Class::Permanent,
-                Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => Class::Conflict,
-                _ => Class::Retry,
-            };
+            let class = class(&status);
             Error::act("machine runtime", class, status)
         })
+    }
+}
+
+/// What a refusal of the runtime means for who asked.
+pub fn class(status: &Status) -> Class {
+    match status.code() {
+        Code::InvalidArgument | Code::Unimplemented => Class::Permanent,
+        Code::NotFound | Code::AlreadyExists | Code::FailedPrecondition => Class::Conflict,
+        _ => Class::Retry,
     }
 }

@@ -261,41 +261,46 @@ fn heartbeat(world: &World, settings: &Settings, plan: &mut Plan) {
     plan.requeue_after(settings.heartbeat);
 }
 
+/// What is watched for a pool.
+pub fn sources(pool: &str) -> Vec<Source> {
+    let own = format!("metadata.name={pool}");
+    let machines = format!("spec.machinePoolRef.name={pool}");
+    let pool = pool.to_owned();
+    let key = move || vec![Key::cluster(&pool)];
+    let (of_class, of_machine, of_lease) = (key.clone(), key.clone(), key.clone());
+    vec![
+        Watch::<MachinePool>::new()
+            .fields(own.clone())
+            .keys(move |_, _| key())
+            .build(),
+        Watch::<MachineClass>::new()
+            .keys(move |_, _| of_class())
+            .build(),
+        Watch::<Machine>::new()
+            .fields(machines)
+            .keys(move |machine, _| {
+                if is_deleting(machine) {
+                    Vec::new()
+                } else {
+                    of_machine()
+                }
+            })
+            .build(),
+        Watch::<Lease>::new()
+            .namespace(namespaces::MACHINE_POOL_LEASE)
+            .fields(own)
+            .keys(move |_, _| of_lease())
+            .build(),
+    ]
+}
+
 impl Controller for Pool {
     fn name(&self) -> &'static str {
         "machinepool"
     }
 
     fn sources(&self) -> Vec<Source> {
-        let pool = self.settings.pool.clone();
-        let key = move || vec![Key::cluster(&pool)];
-        let (of_class, of_machine, of_lease) = (key.clone(), key.clone(), key.clone());
-        let own = format!("metadata.name={}", self.settings.pool);
-        let machines = format!("spec.machinePoolRef.name={}", self.settings.pool);
-        vec![
-            Watch::<MachinePool>::new()
-                .fields(own.clone())
-                .keys(move |_, _| key())
-                .build(),
-            Watch::<MachineClass>::new()
-                .keys(move |_, _| of_class())
-                .build(),
-            Watch::<Machine>::new()
-                .fields(machines)
-                .keys(move |machine, _| {
-                    if is_deleting(machine) {
-                        Vec::new()
-                    } else {
-                        of_machine()
-                    }
-                })
-                .build(),
-            Watch::<Lease>::new()
-                .namespace(namespaces::MACHINE_POOL_LEASE)
-                .fields(own)
-                .keys(move |_, _| of_lease())
-                .build(),
-        ]
+        sources(&self.settings.pool)
     }
 
     fn plan(&self, world: &World, _: &Key) -> Plan {

@@ -81,6 +81,8 @@ pub struct Snapshot {
     pub name: String,
     /// The last listing succeeded.
     pub healthy: bool,
+    /// Answers to calls of ours so far: a listing that was asked for before the last of them may know less than we do.
+    pub answers: u64,
 }
 
 impl Snapshot {
@@ -93,6 +95,53 @@ impl Snapshot {
         self.machines
             .values()
             .filter(move |machine| label_of(machine, key) == Some(value))
+    }
+
+    /// A machine was made.
+    pub fn created(&mut self, machine: Machine) {
+        self.answers += 1;
+        let id = id_of(&machine).to_owned();
+        self.machines.insert(id, Arc::new(machine));
+    }
+
+    /// One machine was looked at; `found` is empty when it is gone.
+    pub fn refreshed(&mut self, id: &str, found: Vec<Machine>) {
+        self.answers += 1;
+        self.machines.remove(id);
+        for machine in found {
+            self.machines
+                .insert(id_of(&machine).to_owned(), Arc::new(machine));
+        }
+    }
+
+    /// Everything was listed. Returns the Machines of what changed; nothing, and nothing is taken over, when a call was answered
+    /// since the listing was asked for: what it did may not be in it.
+    pub fn listed(&mut self, asked_at: u64, found: Vec<Machine>) -> Option<Vec<Key>> {
+        self.healthy = true;
+        if asked_at != self.answers {
+            return None;
+        }
+        let found = found
+            .into_iter()
+            .map(|machine| (id_of(&machine).to_owned(), Arc::new(machine)));
+        let before = std::mem::replace(&mut self.machines, found.collect());
+        let gone = before
+            .values()
+            .filter(|machine| !self.machines.contains_key(id_of(machine)));
+        let changed = self
+            .machines
+            .values()
+            .filter(|machine| before.get(id_of(machine)) != Some(*machine));
+        Some(
+            gone.chain(changed)
+                .filter_map(|machine| key_of(machine))
+                .collect(),
+        )
+    }
+
+    /// Something is in progress: the next look is soon.
+    pub fn is_busy(&self) -> bool {
+        self.machines.values().any(|machine| in_progress(machine))
     }
 }
 
@@ -195,11 +244,7 @@ impl Runtime {
                 };
                 let created = client.create_machine(request).await?.into_inner().machine;
                 if let Some(machine) = created {
-                    self.change(|snapshot| {
-                        snapshot
-                            .machines
-                            .insert(id_of(&machine).to_owned(), Arc::new(machine));
-                    });
+                    self.change(|snapshot| snapshot.created(machine));
                 }
                 return Ok(());
             }
@@ -267,14 +312,7 @@ impl Runtime {
             .await?
             .into_inner()
             .machines;
-        self.change(|snapshot| {
-            snapshot.machines.remove(id);
-            for machine in found {
-                snapshot
-                    .machines
-                    .insert(id_of(&machine).to_owned(), Arc::new(machine));
-            }
-        });
+        self.change(|snapshot| snapshot.refreshed(id, found));
         Ok(())
     }
 
@@ -289,29 +327,13 @@ impl Runtime {
             .await?
             .into_inner()
             .machines;
-        let machines: BTreeMap<String, Arc<Machine>> = found
-            .into_iter()
-            .map(|machine| (id_of(&machine).to_owned(), Arc::new(machine)))
-            .collect();
-        let busy = machines.values().any(|machine| in_progress(machine));
-        let gone = before
-            .machines
-            .values()
-            .filter(|machine| !machines.contains_key(id_of(machine)));
-        let changed = machines
-            .values()
-            .filter(|m| before.machines.get(id_of(m)) != Some(*m));
-        let mut keys: Vec<Key> = gone
-            .chain(changed)
-            .filter_map(|machine| key_of(machine))
-            .collect();
+        let mut keys = None;
+        self.change(|snapshot| keys = snapshot.listed(before.answers, found));
+        let busy = keys.is_none() || self.snapshot().is_busy();
+        let mut keys = keys.unwrap_or_default();
         if !before.healthy {
             keys.push(self.pool_key.clone());
         }
-        self.change(|snapshot| {
-            snapshot.machines = machines;
-            snapshot.healthy = true;
-        });
         Ok((keys, busy))
     }
 
@@ -392,11 +414,7 @@ impl Runtime {
             let deadline = Instant::now() + period;
             // A call of ours may have started something: then the next look is soon.
             while Instant::now() < deadline {
-                let busy = self
-                    .snapshot()
-                    .machines
-                    .values()
-                    .any(|machine| in_progress(machine));
+                let busy = self.snapshot().is_busy();
                 tokio::select! {
                     () = tokio::time::sleep(BUSY_PERIOD.min(period)) => {}
                     () = shutdown.cancelled() => return,

@@ -8,6 +8,7 @@
 //! It is not a virtual machine manager: there is no guest kernel, no volume and no console.
 
 pub mod classes;
+pub mod desk;
 pub mod dhcp4;
 pub mod dhcp6;
 pub mod links;

@@ -112,6 +112,41 @@ impl Record {
         (0..).find(|slot| !used.contains(slot)).unwrap_or_default()
     }
 
+    /// Something is about to be done for an interface: it gets a device number. False when that was known.
+    pub fn remember(&mut self, interface: String, namespace: String) -> bool {
+        if self.known.contains_key(&interface) {
+            return false;
+        }
+        let slot = self.free_slot();
+        let handle = None;
+        let known = Known {
+            namespace,
+            slot,
+            handle,
+        };
+        self.known.insert(interface, known);
+        true
+    }
+
+    /// Nothing is left of an interface. False when that was known.
+    pub fn forget(&mut self, interface: &str) -> bool {
+        self.known.remove(interface).is_some()
+    }
+
+    /// An interface's device is in the machine and configured. False when that was known.
+    pub fn attached(&mut self, interface: &str, handle: &str) -> bool {
+        let Some(known) = self.known.get_mut(interface) else {
+            return false;
+        };
+        let mut changed = known.handle.as_deref() != Some(handle);
+        known.handle = Some(handle.to_owned());
+        if !self.started && self.is_complete() {
+            self.started = true;
+            changed = true;
+        }
+        changed
+    }
+
     /// All wanted interfaces are attached.
     pub fn is_complete(&self) -> bool {
         self.interfaces.iter().all(|interface| {

@@ -1,33 +1,28 @@
 //! The MachineRuntime gRPC of the namespace provider. Calls record what is wanted and return; progress is read back by
 //! ListMachines.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::ids::NetworkProviderId;
-use api::meta::Ip;
 use proto::event::{Event, EventSpec};
 use proto::machine::machine_runtime_server::MachineRuntime;
 use proto::machine::{
     AttachNetworkInterfaceRequest, AttachNetworkInterfaceResponse, AttachVolumeRequest,
     AttachVolumeResponse, CreateMachineRequest, CreateMachineResponse, DeleteMachineRequest,
     DeleteMachineResponse, DetachNetworkInterfaceRequest, DetachNetworkInterfaceResponse,
-    DetachVolumeRequest, DetachVolumeResponse, EventFilter, ExecRequest, ExecResponse, GuestConfig,
+    DetachVolumeRequest, DetachVolumeResponse, EventFilter, ExecRequest, ExecResponse,
     ListEventsRequest, ListEventsResponse, ListMachinesRequest, ListMachinesResponse, Machine,
-    MachineFilter, MachineSpec, MachineState, MachineStatus, NetworkInterface,
-    NetworkInterfaceState, NetworkInterfaceStatus, Power, StatusRequest, StatusResponse,
-    UpdateMachineAnnotationsRequest, UpdateMachineAnnotationsResponse, UpdateMachinePowerRequest,
-    UpdateMachinePowerResponse, UpdateVolumeRequest, UpdateVolumeResponse, VersionRequest,
-    VersionResponse, Volume, VolumeState, VolumeStatus,
+    MachineFilter, StatusRequest, StatusResponse, UpdateMachineAnnotationsRequest,
+    UpdateMachineAnnotationsResponse, UpdateMachinePowerRequest, UpdateMachinePowerResponse,
+    UpdateVolumeRequest, UpdateVolumeResponse, VersionRequest, VersionResponse,
 };
-use proto::meta::ObjectMetadata;
 use tonic::{Request, Response, Status};
 
 use super::classes::{self, Class};
-use super::record::{INTERFACES_MAX, Interface, Record, StoreError, Volume as StoredVolume};
+use super::record::{Record, StoreError};
 use super::shell::Shell;
-use super::{netns, netns_name};
+use super::{desk, netns, netns_name};
 
 /// Name that the runtime reports, and scheme of machine ids in `Machine.status.machineID`.
 pub const RUNTIME_NAME: &str = "namespace";
@@ -83,15 +78,7 @@ impl Runtime {
     ) -> Result<T, Status> {
         let mut result = Err(unknown(id));
         let apply = |record: &mut Record| {
-            result = if record.is_deleted() {
-                Err(Status::failed_precondition(format!(
-                    "machine {} is being deleted",
-                    record.id
-                )))
-            } else {
-                change(record)
-            };
-            record.generation += i64::from(result.is_ok());
+            result = desk::change(record, change);
             result.is_ok()
         };
         let record = self.shell.store.update(id, apply).await.map_err(refused)?;
@@ -106,7 +93,7 @@ impl Runtime {
     fn note(&self, record: &Record, reason: &str) {
         let event = Event {
             spec: Some(EventSpec {
-                involved_object_meta: Some(metadata(record)),
+                involved_object_meta: Some(desk::metadata(record)),
                 reason: reason.to_owned(),
                 message: format!("{reason}: generation {}", record.generation),
                 r#type: "Normal".to_owned(),
@@ -122,151 +109,8 @@ impl Runtime {
     }
 
     fn show(&self, record: &Record) -> Machine {
-        Machine {
-            metadata: Some(metadata(record)),
-            spec: Some(spec(record)),
-            status: Some(self.status_of(record)),
-        }
+        desk::show(record, self.shell.has_namespace(&record.netns))
     }
-
-    fn status_of(&self, record: &Record) -> MachineStatus {
-        let running = self.shell.has_namespace(&record.netns);
-        let state = match (record.is_deleted(), record.power_on, running) {
-            (true, _, _) => MachineState::MachineTerminating,
-            (false, false, false) => MachineState::MachineStopped,
-            (false, false, true) | (false, true, false) => MachineState::MachinePending,
-            (false, true, true) if record.started || record.is_complete() => {
-                MachineState::MachineRunning
-            }
-            (false, true, true) => MachineState::MachinePending,
-        };
-        let attached = record.interfaces.iter().filter_map(|interface| {
-            let handle = record.known.get(&interface.name)?.handle.clone()?;
-            Some(NetworkInterfaceStatus {
-                name: interface.name.clone(),
-                handle,
-                state: NetworkInterfaceState::NetworkInterfaceAttached.into(),
-            })
-        });
-        let volumes = record.volumes.iter().map(|volume| VolumeStatus {
-            name: volume.name.clone(),
-            handle: volume.handle.clone(),
-            state: VolumeState::VolumeAttached.into(),
-        });
-        MachineStatus {
-            // The status is made from the record of this very generation.
-            observed_generation: record.generation,
-            state: state.into(),
-            image_ref: String::new(),
-            volumes: volumes.collect(),
-            network_interfaces: attached.collect(),
-            machine_conditions: Vec::new(),
-        }
-    }
-}
-
-fn metadata(record: &Record) -> ObjectMetadata {
-    let map = |map: &std::collections::BTreeMap<String, String>| -> HashMap<String, String> {
-        map.iter()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
-    };
-    ObjectMetadata {
-        id: record.id.clone(),
-        annotations: map(&record.annotations),
-        labels: map(&record.labels),
-        generation: record.generation,
-        created_at: record.created_at,
-        deleted_at: record.deleted_at,
-    }
-}
-
-fn spec(record: &Record) -> MachineSpec {
-    let interfaces = record.interfaces.iter().map(|interface| {
-        let Interface {
-            name,
-            network_id,
-            ips,
-            attributes,
-        } = interface.clone();
-        NetworkInterface {
-            name,
-            network_id,
-            ips,
-            attributes: attributes.into_iter().collect(),
-        }
-    });
-    let volumes = record.volumes.iter().map(|volume| Volume {
-        name: volume.name.clone(),
-        device: volume.device.clone(),
-        ..Volume::default()
-    });
-    let power = if record.power_on {
-        Power::On
-    } else {
-        Power::Off
-    };
-    MachineSpec {
-        power: power.into(),
-        class: record.class.clone(),
-        ignition_data: record.ignition.clone(),
-        volumes: volumes.collect(),
-        network_interfaces: interfaces.collect(),
-        guest_config: Some(GuestConfig {
-            hostname: record.hostname.clone(),
-        }),
-    }
-}
-
-/// Parses an interface, so that later stages never meet a bad one.
-fn interface(interface: Option<NetworkInterface>) -> Result<Interface, Status> {
-    let Some(NetworkInterface {
-        name,
-        network_id,
-        ips,
-        attributes,
-    }) = interface
-    else {
-        return Err(Status::invalid_argument("network interface is missing"));
-    };
-    if name.is_empty() {
-        return Err(Status::invalid_argument("network interface has no name"));
-    }
-    if let Err(error) = network_id.parse::<NetworkProviderId>() {
-        return Err(Status::invalid_argument(format!(
-            "network interface {name}: {error}"
-        )));
-    }
-    let mut parsed = Vec::new();
-    for ip in ips {
-        let ip: Ip = ip.parse().map_err(|error| {
-            Status::invalid_argument(format!("network interface {name}: {error}"))
-        })?;
-        parsed.push(ip.to_string());
-    }
-    Ok(Interface {
-        name,
-        network_id,
-        ips: parsed,
-        attributes: attributes.into_iter().collect(),
-    })
-}
-
-fn volume(volume: Option<Volume>) -> Result<StoredVolume, Status> {
-    let volume = volume.ok_or_else(|| Status::invalid_argument("volume is missing"))?;
-    let handle = volume
-        .connection
-        .map(|connection| connection.handle)
-        .unwrap_or_default();
-    Ok(StoredVolume {
-        name: volume.name,
-        device: volume.device,
-        handle,
-    })
-}
-
-fn power_on(power: i32) -> bool {
-    power != i32::from(Power::Off)
 }
 
 fn selected(record: &Record, filter: Option<&MachineFilter>) -> bool {
@@ -342,51 +186,10 @@ impl MachineRuntime for Runtime {
         &self,
         request: Request<CreateMachineRequest>,
     ) -> Answer<CreateMachineResponse> {
-        let machine = request.into_inner().machine;
-        let Some(Machine {
-            metadata,
-            spec: Some(spec),
-            status: _,
-        }) = machine
-        else {
-            return Err(Status::invalid_argument("machine has no spec"));
-        };
-        let metadata = metadata.unwrap_or_default();
-        if !self.classes.iter().any(|class| class.name == spec.class) {
-            let text = format!("machine class {:?} is not offered here", spec.class);
-            return Err(Status::invalid_argument(text));
-        }
-        let mut interfaces = Vec::new();
-        for wanted in spec.network_interfaces {
-            let wanted = interface(Some(wanted))?;
-            accept(&interfaces, &wanted)?;
-            interfaces.push(wanted);
-        }
-        let volumes: Result<Vec<_>, Status> = spec
-            .volumes
-            .into_iter()
-            .map(|wanted| volume(Some(wanted)))
-            .collect();
         let id = uuid::Uuid::new_v4().to_string();
-        let record = Record {
-            netns: netns_name(&self.netns_prefix, &id),
-            id: id.clone(),
-            labels: metadata.labels.into_iter().collect(),
-            annotations: metadata.annotations.into_iter().collect(),
-            generation: 1,
-            created_at: now_ns(),
-            deleted_at: 0,
-            class: spec.class,
-            power_on: power_on(spec.power),
-            hostname: spec
-                .guest_config
-                .map(|config| config.hostname)
-                .unwrap_or_default(),
-            ignition: spec.ignition_data,
-            volumes: volumes?,
-            interfaces,
-            ..Record::default()
-        };
+        let netns = netns_name(&self.netns_prefix, &id);
+        let machine = request.into_inner().machine;
+        let record = desk::create(machine, &self.classes, id.clone(), netns, now_ns())?;
         let shown = self.show(&record);
         self.note(&record, "Created");
         self.shell.store.insert(record).await.map_err(refused)?;
@@ -401,14 +204,7 @@ impl MachineRuntime for Runtime {
         request: Request<DeleteMachineRequest>,
     ) -> Answer<DeleteMachineResponse> {
         let id = request.into_inner().machine_id;
-        let mark = |record: &mut Record| {
-            let first = !record.is_deleted();
-            if first {
-                record.deleted_at = now_ns();
-                record.generation += 1;
-            }
-            first
-        };
+        let mark = |record: &mut Record| desk::delete(record, now_ns());
         let record = self.shell.store.update(&id, mark).await.map_err(refused)?;
         let record = record.ok_or_else(|| unknown(&id))?;
         self.note(&record, "Deleting");
@@ -445,7 +241,7 @@ impl MachineRuntime for Runtime {
     ) -> Answer<UpdateMachinePowerResponse> {
         let UpdateMachinePowerRequest { machine_id, power } = request.into_inner();
         let change = |record: &mut Record| {
-            record.power_on = power_on(power);
+            record.power_on = desk::power_on(power);
             Ok(())
         };
         self.change(&machine_id, "PowerChanged", change).await?;
@@ -460,7 +256,7 @@ impl MachineRuntime for Runtime {
             machine_id,
             volume: wanted,
         } = request.into_inner();
-        let wanted = volume(wanted)?;
+        let wanted = desk::volume(wanted)?;
         let change = |record: &mut Record| {
             if record
                 .volumes
@@ -506,7 +302,7 @@ impl MachineRuntime for Runtime {
             machine_id,
             volume: wanted,
         } = request.into_inner();
-        let wanted = volume(wanted)?;
+        let wanted = desk::volume(wanted)?;
         let change = |record: &mut Record| {
             let slot = record
                 .volumes
@@ -533,12 +329,7 @@ impl MachineRuntime for Runtime {
             machine_id,
             network_interface,
         } = request.into_inner();
-        let wanted = interface(network_interface)?;
-        let change = |record: &mut Record| {
-            accept(&record.interfaces, &wanted)?;
-            record.interfaces.push(wanted);
-            Ok(())
-        };
+        let change = |record: &mut Record| desk::attach(record, network_interface);
         self.change(&machine_id, "NetworkInterfaceAttaching", change)
             .await?;
         Ok(Response::new(AttachNetworkInterfaceResponse {}))
@@ -549,17 +340,7 @@ impl MachineRuntime for Runtime {
         request: Request<DetachNetworkInterfaceRequest>,
     ) -> Answer<DetachNetworkInterfaceResponse> {
         let DetachNetworkInterfaceRequest { machine_id, name } = request.into_inner();
-        let change = |record: &mut Record| {
-            let before = record.interfaces.len();
-            record.interfaces.retain(|interface| interface.name != name);
-            // A later interface of this name is another one and must be attached anew.
-            if let Some(known) = record.known.get_mut(&name) {
-                known.handle = None;
-            }
-            let gone = record.interfaces.len() < before;
-            let missing = || Status::not_found(format!("network interface {name} not found"));
-            if gone { Ok(()) } else { Err(missing()) }
-        };
+        let change = |record: &mut Record| desk::detach(record, &name);
         self.change(&machine_id, "NetworkInterfaceDetaching", change)
             .await?;
         Ok(Response::new(DetachNetworkInterfaceResponse {}))
@@ -583,20 +364,4 @@ impl MachineRuntime for Runtime {
         let url = format!("file://{}", netns::path(&record.netns).display());
         Ok(Response::new(ExecResponse { url }))
     }
-}
-
-/// Another interface may be added.
-fn accept(present: &[Interface], wanted: &Interface) -> Result<(), Status> {
-    if present
-        .iter()
-        .any(|interface| interface.name == wanted.name)
-    {
-        let text = format!("network interface {} exists", wanted.name);
-        return Err(Status::already_exists(text));
-    }
-    if present.len() >= INTERFACES_MAX {
-        let text = format!("a machine has at most {INTERFACES_MAX} network interfaces");
-        return Err(Status::resource_exhausted(text));
-    }
-    Ok(())
 }

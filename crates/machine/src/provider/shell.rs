@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::links::{Links, News};
 use super::netns::{self, NetError};
 use super::plan::{self, Device, Inputs, Progress, Step, Take};
-use super::record::{Known, Record, Store, StoreError, device_name};
+use super::record::{Record, Store, StoreError, device_name};
 use super::{dhcp4, dhcp6};
 
 /// Devices that are configured at a time; each needs a few short-lived processes.
@@ -170,20 +170,12 @@ impl Shell {
                 interface,
                 namespace,
             } => {
-                let remember = |record: &mut Record| {
-                    let slot = record.free_slot();
-                    record.known.entry(interface).or_insert(Known {
-                        namespace,
-                        slot,
-                        handle: None,
-                    });
-                    true
-                };
+                let remember = |record: &mut Record| record.remember(interface, namespace);
                 self.store.update(id, remember).await?;
             }
             Step::Forget { interface } => {
                 self.store
-                    .update(id, |record| record.known.remove(&interface).is_some())
+                    .update(id, |record| record.forget(&interface))
                     .await?;
             }
             Step::Take(take) => self.take(&record, take),
@@ -266,7 +258,7 @@ impl Shell {
                 ?took,
                 "attached"
             );
-            let attach = |record: &mut Record| attach(record, &take);
+            let attach = |record: &mut Record| record.attached(&take.interface, &take.handle);
             if let Err(error) = self.store.update(&record.id, attach).await {
                 tracing::error!(machine = record.id, err = %error, "attachment not recorded");
             }
@@ -327,20 +319,6 @@ impl Shell {
     }
 }
 
-fn attach(record: &mut Record, take: &Take) -> bool {
-    let Some(known) = record.known.get_mut(&take.interface) else {
-        return false;
-    };
-    let handle = Some(take.handle.clone());
-    let mut changed = known.handle != handle;
-    known.handle = handle;
-    if !record.started && record.is_complete() {
-        record.started = true;
-        changed = true;
-    }
-    changed
-}
-
 /// Why a step failed; all may heal.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
@@ -348,6 +326,22 @@ enum StepError {
     Net(#[from] NetError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What is watched for the machines of a node.
+pub fn sources(node: &str) -> Vec<Source> {
+    let machine = |nic: &NetworkInterface| label_of(nic, label::MACHINE_ID).map(str::to_owned);
+    let watch = Watch::<NetworkInterface>::new()
+        .labels(label::MACHINE_ID)
+        .fields(format!("spec.nodeRef.name={node}"))
+        .keys(move |nic, _| machine(nic).map(Key::cluster).into_iter().collect())
+        .index(BY_MACHINE, move |nic| machine(nic).into_iter().collect());
+    vec![watch.build()]
+}
+
+/// OpenKCM-net's interfaces of a machine.
+pub fn live(world: &World, id: &str) -> Vec<Arc<NetworkInterface>> {
+    world.indexed::<NetworkInterface>(BY_MACHINE, id)
 }
 
 /// The controller of all machines of this node; keys are machine ids.
@@ -360,19 +354,13 @@ impl Controller for Machines {
     }
 
     fn sources(&self) -> Vec<Source> {
-        let machine = |nic: &NetworkInterface| label_of(nic, label::MACHINE_ID).map(str::to_owned);
-        let watch = Watch::<NetworkInterface>::new()
-            .labels(label::MACHINE_ID)
-            .fields(format!("spec.nodeRef.name={}", self.0.node))
-            .keys(move |nic, _| machine(nic).map(Key::cluster).into_iter().collect())
-            .index(BY_MACHINE, move |nic| machine(nic).into_iter().collect());
-        vec![watch.build()]
+        sources(&self.0.node)
     }
 
     fn plan(&self, world: &World, key: &Key) -> Plan {
         let shell = &self.0;
         let record = shell.store.get(&key.name);
-        let live = world.indexed::<NetworkInterface>(BY_MACHINE, &key.name);
+        let live = live(world, &key.name);
         plan::plan(&Inputs {
             record: record.as_deref(),
             live: &live,

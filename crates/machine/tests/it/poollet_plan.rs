@@ -358,6 +358,37 @@ async fn only_what_the_user_took_out_is_detached() {
     );
 }
 
+/// The address of an interface that is deleted, or that another machine got, is free for others: the machine must not keep it.
+#[tokio::test]
+async fn an_interface_whose_object_is_lost_is_detached() {
+    let lost = |change: fn(&mut Sim)| {
+        let (mut sim, mut runtime) = region();
+        let create = calls(&planned(&sim, &runtime)).remove(0);
+        claim(&mut sim);
+        made(&mut runtime, &create, true);
+        change(&mut sim);
+        calls(&planned(&sim, &runtime))
+    };
+    let detached = |calls: Vec<Call>| match &calls[..] {
+        [Call::Detach { name, .. }] => name == "front",
+        _ => false,
+    };
+    assert!(detached(lost(|sim| {
+        sim.delete::<NetworkInterface>("shop", "web-1");
+    })));
+    assert!(detached(lost(|sim| {
+        sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+            nic.metadata.finalizers = Some(vec!["x/y".into()]);
+        });
+        sim.delete::<NetworkInterface>("shop", "web-1");
+    })));
+    assert!(detached(lost(|sim| {
+        sim.edit::<NetworkInterface>("shop", "web-1", |nic| {
+            nic.spec.machine_ref = object(json!({ "name": "other", "uid": "another" }));
+        });
+    })));
+}
+
 #[tokio::test]
 async fn a_machine_goes_only_after_the_runtime_let_go() {
     let (mut sim, mut runtime) = region();
@@ -472,4 +503,30 @@ fn every_state_of_a_runtime_has_a_state_of_a_machine() {
         assert_eq!(status::state(runtime.into()), user, "{runtime:?}");
     }
     assert_eq!(status::state(99), User::Pending);
+}
+
+/// A listing that was asked for before a call was answered does not know what the call did: taken over, it would have the machine made
+/// twice, or let go while it runs.
+#[test]
+fn a_listing_older_than_an_answer_is_not_taken_over() {
+    let mut snapshot = Snapshot::default();
+    let asked_at = snapshot.answers;
+    let labels = [
+        (label::POOLLET_MACHINE_NAMESPACE, "shop"),
+        (label::POOLLET_MACHINE_NAME, "web"),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    snapshot.created(proto::machine::Machine {
+        metadata: Some(proto::meta::ObjectMetadata {
+            id: "id1".into(),
+            labels: labels.into(),
+            ..proto::meta::ObjectMetadata::default()
+        }),
+        ..proto::machine::Machine::default()
+    });
+    assert_eq!(snapshot.listed(asked_at, Vec::new()), None);
+    assert_eq!(snapshot.machines.len(), 1);
+    let keys = snapshot.listed(snapshot.answers, Vec::new());
+    assert_eq!(keys.map(|keys| keys.len()), Some(1));
+    assert!(snapshot.machines.is_empty());
 }
