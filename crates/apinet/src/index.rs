@@ -11,6 +11,8 @@ use controller::{Key, Watch, object};
 pub const NIC_NETWORK: &str = "apinet-nic-network";
 /// Interfaces by the uid of every NAT gateway they claim.
 pub const NIC_GATEWAY: &str = "apinet-nic-gateway";
+/// Interfaces by the name of their Node.
+pub const NIC_NODE: &str = "apinet-nic-node";
 /// Interfaces by `namespace/address` of every public and NAT address that their data plane reports or may have.
 pub const NIC_IN_USE: &str = "apinet-nic-in-use";
 /// NAT gateways by the key of their network.
@@ -45,6 +47,7 @@ pub fn nics() -> Watch<NetworkInterface> {
             let claims = nic.spec.nat_gateways.iter();
             claims.map(|claim| claim.claim_ref.uid.clone()).collect()
         })
+        .index(NIC_NODE, |nic| vec![nic.spec.node_ref.name.clone()])
         .index(NIC_IN_USE, |nic| {
             let namespace = object::namespace(nic);
             let status = nic.status.iter();

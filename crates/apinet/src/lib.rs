@@ -10,6 +10,7 @@
 mod certificate_approval;
 mod collect;
 mod daemon_set;
+mod departed;
 mod index;
 mod instance_scheduler;
 mod ip_address;
@@ -27,6 +28,7 @@ pub mod ports;
 pub use certificate_approval::{CertificateApprovalController, RECOGNIZERS, recognize};
 pub use collect::GRACE;
 pub use daemon_set::{DaemonSetController, instance_name};
+pub use departed::DepartedController;
 pub use instance_scheduler::InstanceSchedulerController;
 pub use ip_address::IpAddressController;
 pub use ip_claim::{IpClaimController, RELEASE_HOLD};

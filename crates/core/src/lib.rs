@@ -9,6 +9,7 @@ mod ephemeral_virtual_ip;
 mod index;
 pub mod ipam;
 mod load_balancer;
+mod machine_release;
 pub mod manager;
 mod network_peering;
 mod network_protection;
@@ -23,6 +24,7 @@ pub use ephemeral_prefix::{LoadBalancerEphemeralPrefixController, NicEphemeralPr
 pub use ephemeral_virtual_ip::EphemeralVirtualIpController;
 pub use ipam::{PrefixAllocationSchedulerController, PrefixController};
 pub use load_balancer::LoadBalancerController;
+pub use machine_release::MachineReleaseController;
 pub use network_peering::NetworkPeeringController;
 pub use network_protection::NetworkProtectionController;
 pub use network_release::NetworkReleaseController;

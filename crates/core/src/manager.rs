@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     EphemeralNicController, EphemeralVirtualIpController, LoadBalancerController,
-    LoadBalancerEphemeralPrefixController, NetworkPeeringController, NetworkProtectionController,
-    NetworkReleaseController, NicEphemeralPrefixController, NicReleaseController,
-    PoolLifecycleController, PrefixAllocationSchedulerController, PrefixController,
-    SchedulerController, VirtualIpReleaseController, pool_lifecycle::GRACE_DEFAULT,
+    LoadBalancerEphemeralPrefixController, MachineReleaseController, NetworkPeeringController,
+    NetworkProtectionController, NetworkReleaseController, NicEphemeralPrefixController,
+    NicReleaseController, PoolLifecycleController, PrefixAllocationSchedulerController,
+    PrefixController, SchedulerController, VirtualIpReleaseController,
+    pool_lifecycle::GRACE_DEFAULT,
 };
 
 /// Runs the controllers of the user API and the collectors of OpenKCM-net.
@@ -91,6 +92,7 @@ pub fn all(grace: Duration, node_grace: Duration) -> Vec<Entry> {
         (Arc::new(EphemeralNicController), 4),
         (Arc::new(EphemeralVirtualIpController), 2),
         (Arc::new(NicReleaseController), 2),
+        (Arc::new(MachineReleaseController), 2),
         (Arc::new(VirtualIpReleaseController), 2),
         (Arc::new(NetworkProtectionController), 4),
         (Arc::new(NetworkPeeringController), 2),
@@ -115,6 +117,7 @@ pub fn all(grace: Duration, node_grace: Duration) -> Vec<Entry> {
             Arc::new(apinet::NodeLifecycleController { grace: node_grace }),
             1,
         ),
+        (Arc::new(apinet::DepartedController), 1),
     ]
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use api::{
-    apinet::Node,
+    apinet::{NetworkInterface, Node},
     conditions::find,
     k8s_openapi::api::coordination::v1::Lease,
     names::{label, namespace},
@@ -135,4 +135,28 @@ fn a_node_without_lease_is_not_judged() {
     let mut sim = region(&["p.n1"]);
     later(&mut sim, 1000);
     assert_eq!(ready(&sim, "p.n1"), "");
+}
+
+/// What a machine provider made goes with the hypervisor that is gone for good, and nothing else does.
+#[test]
+fn interfaces_of_machines_go_with_their_hypervisor() {
+    let left = |labels: serde_json::Value, node: bool| {
+        let mut sim = Sim::new(vec![Arc::new(apinet::DepartedController)]);
+        sim.now_ms = crate::LATE_MS;
+        if node {
+            let node: Node = object(json!({ "metadata": { "name": "p.n1" } }));
+            sim.put(&node);
+        }
+        let nic: NetworkInterface = object(json!({
+            "metadata": { "name": "a", "namespace": crate::NS, "labels": labels },
+            "spec": { "nodeRef": { "name": "p.n1" }, "networkRef": { "name": "net" } },
+        }));
+        sim.put(&nic);
+        sim.settle().expect("settles");
+        sim.get::<NetworkInterface>(crate::NS, "a").is_some()
+    };
+    let made = || json!({ api::names::label::MACHINE_ID: "m" });
+    assert!(left(made(), true));
+    assert!(!left(made(), false));
+    assert!(left(json!({}), false));
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use api::{
-    compute::Machine,
+    compute::{Machine, MachinePool},
+    names::finalizer,
     networking::{Network, NetworkInterface, VirtualIP},
 };
 use controller::sim::{Sim, verify};
 use core_controllers::{
-    NetworkProtectionController, NicReleaseController, VirtualIpReleaseController,
+    MachineReleaseController, NetworkProtectionController, NicReleaseController,
+    VirtualIpReleaseController,
 };
 use serde_json::json;
 
@@ -17,6 +19,7 @@ use crate::{NS, object, uid};
 fn region() -> Sim {
     Sim::new(vec![
         Arc::new(NicReleaseController),
+        Arc::new(MachineReleaseController),
         Arc::new(VirtualIpReleaseController),
         Arc::new(NetworkProtectionController),
     ])
@@ -56,6 +59,32 @@ fn an_interface_is_freed_when_its_machine_goes_and_not_before() {
         (nic.spec.machine_ref, nic.spec.provider_id.as_str()),
         (None, "")
     );
+}
+
+#[test]
+fn a_machine_goes_when_its_pool_is_gone_for_good_and_not_before() {
+    let gone = |pool_stays: bool| {
+        let sim = verify(region, |sim| {
+            let pool: MachinePool = object(json!({ "metadata": { "name": "hv1" } }));
+            sim.put(&pool);
+            let machine: Machine = object(json!({
+                "metadata": { "name": "vm", "namespace": NS, "finalizers": [finalizer::MACHINE] },
+                "spec": {
+                    "machineClassRef": { "name": "small" },
+                    "machinePoolRef": { "name": "hv1" },
+                },
+            }));
+            sim.put(&machine);
+            sim.delete::<Machine>(NS, "vm");
+            sim.settle().expect("settles");
+            if !pool_stays {
+                sim.delete::<MachinePool>("", "hv1");
+            }
+        });
+        sim.expect("converges").get::<Machine>(NS, "vm").is_none()
+    };
+    assert!(!gone(true));
+    assert!(gone(false));
 }
 
 #[test]
