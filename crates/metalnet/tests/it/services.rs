@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use metalnet::agent::AUDIT_AFTER;
 use metalnet::model::{SpecError, State};
 use metalnet::plan::ops::{DpError, DpOp};
 use metalnet::plan::rib::Heard;
@@ -483,5 +484,35 @@ fn a_rule_that_is_refused_shows_in_status() {
     );
     sim.fault = None;
     sim.settle();
+    sim.check();
+}
+
+/// An interface gives its public address up while the answer to the call that lends it is lost. Whoever frees the address waits for the
+/// generation to be seen, and the call may still be carried out: it is not seen before the listing that comes after that.
+#[test]
+fn a_generation_is_seen_only_when_no_call_for_an_older_one_can_be_carried_out() {
+    let mut sim = with(|_| {});
+    let change = |sim: &mut Sim, generation: i64, vip: Option<&str>| {
+        let mut nic = sim.nics[&uid("a")].clone();
+        nic.meta.generation = generation;
+        nic.meta.resource_version = format!("g{generation}");
+        let spec = nic.spec.as_mut().unwrap();
+        spec.vip = vip.map(|vip| vip.parse().unwrap());
+        sim.put_nic(nic);
+    };
+    let seen = |sim: &Sim| sim.nics[&uid("a")].status.observed_generation;
+    sim.fault = Some(Box::new(|op| {
+        let lends = matches!(op, DpOp::CreatePart { .. });
+        lends.then(|| Trouble::Refused(DpError::Unavailable("timed out".to_owned())))
+    }));
+    change(&mut sim, 2, Some("203.0.113.7"));
+    sim.run_for(Duration::from_millis(10));
+    assert!(sim.log.iter().any(|line| line.starts_with("CreatePart")));
+    change(&mut sim, 3, None);
+    sim.run_for(AUDIT_AFTER / 2);
+    assert_ne!(seen(&sim), Some(3), "the address may still be lent");
+    sim.run_for(AUDIT_AFTER);
+    assert_eq!(seen(&sim), Some(3));
+    sim.fault = None;
     sim.check();
 }
