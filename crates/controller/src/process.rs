@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use kube::core::DynamicObject;
 
 use crate::{
-    key::{Key, Kind},
+    key::Key,
     plan::Plan,
     runner::Controller,
     source::{Caches, Selector, Source},
@@ -67,10 +67,8 @@ impl Process {
     }
 
     /// What is watched, in the order of declaration: the numbers that [`Process::show`] and [`Process::hide`] take.
-    pub fn watches(&self) -> impl ExactSizeIterator<Item = (&Kind, Option<&str>)> {
-        self.watches
-            .iter()
-            .map(|watch| (&watch.selector.kind, watch.selector.namespace.as_deref()))
+    pub fn watches(&self) -> impl ExactSizeIterator<Item = &Selector> {
+        self.watches.iter().map(|watch| &watch.selector)
     }
 
     /// The keys that a watch has shown.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::apinet::{IP, NetworkInterface};
 use api::names::{annotation, finalizer};
 use controller::{Controller, Key, Op, Plan, Source, World, object};
+use machine::provider::plan::Step;
 use metalnet::plan::ops::DpOp;
 use serde_json::json;
 
@@ -24,17 +25,20 @@ pub enum Bug {
     FinalizerEarly,
     /// An address that its user gave up is free before the data planes let go of it.
     AddressEarly,
+    /// An interface that is taken out of a machine stays in the data plane.
+    InterfaceKept,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 6] = [
+    pub const ALL: [Bug; 7] = [
         Bug::VniTwice,
         Bug::NatOverlap,
         Bug::RouteNotWithdrawn,
         Bug::RuleNotRemoved,
         Bug::FinalizerEarly,
         Bug::AddressEarly,
+        Bug::InterfaceKept,
     ];
 
     /// The controller with the bug in it.
@@ -88,9 +92,22 @@ impl Controller for Wrapped {
             (Bug::AddressEarly, "ipclaim") => {
                 plan.extend(free(world, key));
             }
+            // The machine provider's.
+            (Bug::InterfaceKept, "namespaces") => keep(&mut plan),
             _ => {}
         }
         plan
+    }
+}
+
+/// Forgets an interface without deleting it.
+fn keep(plan: &mut Plan) {
+    let forgets = |op: &Op| match op {
+        Op::Act(act) => matches!(act.payload(), Some(Step::Forget { .. })),
+        _ => false,
+    };
+    if plan.ops.iter().any(forgets) {
+        plan.ops.retain(|op| !matches!(op, Op::Delete { .. }));
     }
 }
 

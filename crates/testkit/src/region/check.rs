@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use api::ids::Origin;
+use api::ids::{Origin, apinet_node_name};
 use api::names::origin;
-use api::networking::{Network, NetworkInterface, NetworkPolicy, NetworkPolicyPort, PolicyType};
+use api::networking::{
+    Network, NetworkInterface, NetworkInterfaceState, NetworkPolicy, NetworkPolicyPort, PolicyType,
+};
 use api::{apinet, metalnet};
 use controller::object;
 use dataplane::PortId;
@@ -14,9 +16,11 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use crate::region::edge::DEFAULTS;
-use crate::region::user::{APP, SERVICE_PORT, ip6, ips};
+use crate::region::machines::{addresses, is_inside, prefixes_by_name};
+use crate::region::provider::{NODE, PARTITION};
+use crate::region::user::{APP, SERVICE_PORT};
 use crate::region::{Fate, Region, packet};
-use crate::region::{prefixes, services};
+use crate::region::{machines as computers, prefixes, services};
 
 const PROBE_PORT: u16 = 7_000;
 
@@ -30,25 +34,46 @@ pub struct Machine {
     /// Its IPv6 address, if it has one.
     pub ip6: Option<Ipv6Addr>,
     pub app: String,
-    /// Host and device, when there is one.
+    /// Host and device, when there is one, whether a machine has it or not.
+    pub device: Option<(usize, PortId)>,
+    /// The same when a machine has it.
     pub place: Option<(usize, PortId)>,
+    /// It is the stand-in provider's, which always finds a place.
+    pub placed: bool,
+    pub state: Option<NetworkInterfaceState>,
 }
 
 /// Interfaces of living networks, with their devices.
 pub fn machines(region: &Region) -> Vec<Machine> {
     let of_user = devices(region);
+    let prefixes = prefixes_by_name(region);
     let nics = region.store.list::<NetworkInterface>();
     let living = nics.into_iter().filter(|nic| !object::is_deleting(nic));
     living
         .filter_map(|nic| {
+            let addresses = addresses(&nic, &prefixes);
+            let ip = addresses.iter().find_map(|ip| match ip {
+                IpAddr::V4(ip) => Some(*ip),
+                IpAddr::V6(_) => None,
+            });
+            let ip6 = addresses.iter().find_map(|ip| match ip {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(ip) => Some(*ip),
+            });
+            let placed = object::annotation(&nic, NODE).is_some();
+            let device = of_user.get(object::uid(&nic)).copied();
             Some(Machine {
                 name: object::name(&nic).to_owned(),
                 uid: object::uid(&nic).to_owned(),
                 network: nic.spec.network_ref.name.clone(),
-                ip: ips(&nic).first().copied()?,
-                ip6: ip6(&nic),
+                ip: ip?,
+                ip6,
                 app: object::label(&nic, APP).unwrap_or_default().to_owned(),
-                place: of_user.get(object::uid(&nic)).copied(),
+                device,
+                place: device
+                    .filter(|(host, port)| placed || is_inside(region, &nic, *host, *port)),
+                placed,
+                state: nic.status.as_ref().and_then(|status| status.state),
             })
         })
         .collect()
@@ -243,12 +268,53 @@ pub fn never(region: &mut Region) -> Result<(), String> {
     Ok(())
 }
 
+/// Longer than it takes to notice that a hypervisor is silent, with everything that may be away meanwhile.
+const NOTICED_MS: u64 = 12_000;
+
+/// A hypervisor that is cut off for long enough: the interfaces on it are in Error, whatever they were before.
+pub fn lost(region: &mut Region) -> Result<(), String> {
+    let hosts = region.hosts.iter();
+    let away = hosts.filter(|host| host.offline && !host.departed);
+    let away: Vec<String> = away.map(|host| host.name.clone()).collect();
+    if away.is_empty() {
+        return Ok(());
+    }
+    let until = region.now_ms + NOTICED_MS;
+    region.until(until)?;
+    for nic in region.store.list::<apinet::NetworkInterface>() {
+        let node = nic.spec.node_ref.name.as_str();
+        let known = away
+            .iter()
+            .any(|host| apinet_node_name(PARTITION, host) == node);
+        let user = Origin::of(&nic.metadata, origin::NETWORK_INTERFACE);
+        let Some(user) = user.filter(|_| known && !object::is_deleting(&nic)) else {
+            continue;
+        };
+        let users = region.store.list::<NetworkInterface>();
+        let Some(user) = users.iter().find(|found| object::uid(*found) == user.uid) else {
+            continue;
+        };
+        let status = user.status.clone().unwrap_or_default();
+        let wanted = Some(NetworkInterfaceState::Error);
+        if !object::is_deleting(user) && status.state != wanted {
+            return Err(format!(
+                "{} is {:?}, but {node} is lost: {:?}",
+                object::name(user),
+                status.state,
+                status.conditions
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Without anything to do.
 pub fn at_rest(region: &mut Region) -> Result<(), String> {
     reachability(region)?;
     services::check(region)?;
     numbers(region)?;
     prefixes::at_rest(region)?;
+    computers::at_rest(region)?;
     idle(region)
 }
 
@@ -258,8 +324,12 @@ fn reachability(region: &mut Region) -> Result<(), String> {
     for machine in &machines {
         let there = wishes.networks.get(&machine.network);
         let deleting = there.is_none_or(object::is_deleting);
-        if machine.place.is_none() && !deleting {
+        if machine.placed && machine.place.is_none() && !deleting {
             return Err(format!("{} has no device", machine.name));
+        }
+        let state = machine.state;
+        if machine.place.is_some() && !deleting && state != Some(NetworkInterfaceState::Available) {
+            return Err(format!("{} has its device and is {state:?}", machine.name));
         }
     }
     for from in &machines {
@@ -365,7 +435,14 @@ fn since(region: &Region, rev: u64, lines: usize) -> String {
 }
 
 /// Kinds that a region has when it is empty.
-const FURNITURE: [&str; 4] = ["namespaces", "nodes", "events", "leases"];
+const FURNITURE: [&str; 6] = [
+    "namespaces",
+    "nodes",
+    "events",
+    "leases",
+    "machineclasses",
+    "machinepools",
+];
 
 /// After everything was deleted.
 pub fn nothing_left(region: &mut Region) -> Result<(), String> {

@@ -12,13 +12,14 @@ use controller::object;
 use kube_core::DynamicObject;
 use metalnet::services::NatShare;
 
-use crate::region::Region;
 use crate::region::plane::overlap;
 use crate::region::store::PUBLIC;
+use crate::region::{Region, machines};
 
 /// Looks at all data planes.
 pub fn check(region: &Region) -> Result<(), String> {
     let registry = Registry::of(region);
+    machines::never(region, &registry.names)?;
     let mut used = Used::default();
     for host in &region.hosts {
         let Some(plane) = &host.plane else {
@@ -91,6 +92,8 @@ struct Registry {
     interfaces: BTreeMap<String, String>,
     /// Networks of OpenKCM-net's interfaces.
     made: BTreeMap<String, String>,
+    /// Names of OpenKCM-net's interfaces by the uid of metalnet's.
+    names: BTreeMap<String, String>,
     /// Networks of NAT gateways.
     gateways: BTreeMap<String, String>,
     /// Load balancers of OpenKCM-net behind metalnet's, by uid.
@@ -148,9 +151,16 @@ impl Registry {
             let address = text(&change.object, "/spec/ip").to_owned();
             (address, Some(claim).filter(|claim| !claim.uid.is_empty()))
         });
+        let interfaces: BTreeMap<String, String> = interfaces.collect();
+        let names = store.of(APINET, "networkinterfaces");
+        let names = names.map(|change| (uid(&change.object), change.key.name.clone()));
+        let names: BTreeMap<String, String> = names.collect();
+        let behind = interfaces.iter();
+        let behind = behind.filter_map(|(low, made)| Some((low.clone(), names.get(made)?.clone())));
         Registry {
+            names: behind.collect(),
             networks: networks(region, METALNET, "networkinterfaces"),
-            interfaces: interfaces.collect(),
+            interfaces,
             made: networks(region, APINET, "networkinterfaces"),
             gateways: networks(region, APINET, "natgateways"),
             balancers: balancers.collect(),

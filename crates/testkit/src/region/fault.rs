@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
+use api::ids::apinet_node_name;
 use api::names::namespace;
 use apiserver::local::Patch;
-use controller::Target;
+use controller::{Key, Target};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use rand::Rng;
 use serde_json::json;
 
+use crate::region::part::Part;
+use crate::region::provider::PARTITION;
+use crate::region::rack::{Side, open};
 use crate::region::store::Store;
-use crate::region::{EPOCH_MS, Region, bond};
+use crate::region::{EPOCH_MS, Region, SILENCE, bond};
 
 /// 2030-01-01: later than any seed lasts.
 const FUTURE_MS: u64 = 1_893_456_000_000;
@@ -28,7 +32,8 @@ pub fn strike(region: &mut Region) {
     let server = region.rng.random_range(0..region.servers.len());
     let part = region.rng.random_range(0..region.parts.len());
     let now = region.now();
-    let choice = region.rng.random_range(0..13);
+    let kinds = if region.racks.is_empty() { 13 } else { 16 };
+    let choice = region.rng.random_range(0..kinds);
     let Region {
         hosts,
         parts,
@@ -99,12 +104,54 @@ pub fn strike(region: &mut Region) {
             let host = region.rng.random_range(0..region.hosts.len());
             come_or_go(region, host)
         }
-        _ => {
+        12 => {
             restart_server(region, server);
             format!("metalbond server {server} restarts")
         }
+        13 => {
+            let (at, lost) = (
+                region.rng.random_range(0..region.racks.len()),
+                region.rng.random_range(1..4),
+            );
+            let mut rack = region.racks.get(at).map(|rack| open(rack));
+            rack.iter_mut().for_each(|rack| rack.losses += lost);
+            format!("answers to the machine side {at} get lost")
+        }
+        _ => {
+            let at = region.rng.random_range(0..region.racks.len());
+            crash_machine_side(region, at, EPOCH_MS + until);
+            format!("poollet or provider {at} crashes, the provider for {away} ms")
+        }
     };
+    follow(region);
     region.note(format!("FAULT {line}"));
+}
+
+/// The machine side of a hypervisor: its processes come after those of the region.
+const PARTS: usize = 4;
+
+fn part_of(at: usize, side: Side) -> usize {
+    PARTS + 2 * at + usize::from(side == Side::Provider)
+}
+
+fn crash_machine_side(region: &mut Region, at: usize, until: u64) {
+    let side = match region.rng.random() {
+        true => Side::Poollet,
+        false => Side::Provider,
+    };
+    if let Some(part) = region.parts.get_mut(part_of(at, side)) {
+        part.crash();
+    }
+    if let (Side::Provider, Some(rack)) = (side, region.racks.get(at)) {
+        open(rack).stay_away(until);
+    }
+}
+
+/// Devices are gone with their data planes.
+fn follow(region: &mut Region) {
+    for (rack, host) in region.racks.iter().zip(&region.hosts) {
+        open(rack).kernel.follow(host.plane.as_ref());
+    }
 }
 
 fn restart_server(region: &mut Region, server: usize) {
@@ -126,21 +173,21 @@ fn restart_server(region: &mut Region, server: usize) {
     *hub = bond::Server::default();
 }
 
-/// Writes a hypervisor's heartbeat, which counts from that time on: one in the far future stands for all that follow.
-pub fn beat(store: &mut Store, host: &str, at_ms: u64) -> Result<(), String> {
+/// Writes a heartbeat of a hypervisor or its pool, which counts from that time on: one in the far future stands for all that follow.
+pub fn beat(store: &mut Store, place: &str, host: &str, at_ms: u64) -> Result<(), String> {
     let at_ms = at_ms.min(FUTURE_MS);
     let at = Timestamp::from_millisecond(at_ms as i64).map_err(|error| error.to_string())?;
     let body = json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
-        "metadata": { "name": host, "namespace": namespace::NODE_LEASE },
+        "metadata": { "name": host, "namespace": place },
         "spec": {
             "holderIdentity": host,
             "leaseDurationSeconds": 3,
             "renewTime": format!("{at:.6}"),
         },
     });
-    let target = Target::new::<Lease>(namespace::NODE_LEASE, host);
+    let target = Target::new::<Lease>(place, host);
     let written = store.patch(&target, Patch::Apply, false, &body, "metalnet");
     written.map(|_| ()).map_err(|refusal| refusal.text)
 }
@@ -155,6 +202,8 @@ fn come_or_go(region: &mut Region, at: usize) -> String {
     let with_plane = region.rng.random();
     let Region {
         hosts,
+        racks,
+        parts,
         servers,
         store,
         rng,
@@ -165,17 +214,37 @@ fn come_or_go(region: &mut Region, at: usize) -> String {
     };
     if host.offline {
         host.come_back(epoch);
-        let beaten = beat(store, &host.name, u64::MAX);
+        let back = racks.get(at);
+        if let Some(rack) = back {
+            open(rack).offline = false;
+            for side in [Side::Poollet, Side::Provider] {
+                let part = parts.get_mut(part_of(at, side));
+                part.into_iter().for_each(Part::crash);
+            }
+        }
+        let beaten = beat(store, namespace::NODE_LEASE, &host.name, u64::MAX);
         return format!("{} is back {beaten:?}", host.name);
     }
     if others == 0 {
         return "nothing happens".to_owned();
     }
     host.go(with_plane);
+    if let Some(rack) = racks.get(at) {
+        let mut rack = open(rack);
+        rack.offline = true;
+        if with_plane {
+            rack.power_fails();
+        }
+    }
     for (server, hub) in servers.iter_mut().enumerate() {
         host.bond.cut(server, hub, now, rng);
     }
-    let beaten = beat(store, &host.name, epoch);
+    let beaten = beat(store, namespace::NODE_LEASE, &host.name, epoch);
+    let node = apinet_node_name(PARTITION, &host.name);
+    let noticed = epoch + SILENCE.as_millis() as u64 + 1;
+    if let Some(part) = parts.first_mut() {
+        part.remind("apinetnodelifecycle", Key::cluster(node), noticed);
+    }
     let plane = if with_plane { "with" } else { "without" };
     format!(
         "{} is cut off, {plane} its data plane {beaten:?}",
@@ -198,4 +267,19 @@ pub fn heal(region: &mut Region) {
     for host in &mut region.hosts {
         host.losses = 0;
     }
+    let Region { racks, store, .. } = region;
+    for rack in racks.iter() {
+        let mut rack = open(rack);
+        rack.losses = 0;
+        if !rack.departed {
+            // One that is worth the rest of the story.
+            drop(beat(
+                store,
+                namespace::MACHINE_POOL_LEASE,
+                &rack.pool,
+                u64::MAX,
+            ));
+        }
+    }
+    follow(region);
 }

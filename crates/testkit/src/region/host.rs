@@ -98,9 +98,14 @@ fn settings(name: &str) -> Option<Settings> {
     })
 }
 
+/// The name of a hypervisor.
+pub fn name(number: u16) -> String {
+    format!("hv{}", number + 1)
+}
+
 impl Host {
     pub fn new(number: u16, servers: usize, seed: u64, store: &mut Store) -> Option<Host> {
-        let name = format!("hv{}", number + 1);
+        let name = name(number);
         let underlay = Ipv6Addr::new(0xfd00, 0, 0, number + 1, 0, 0, 0, 1);
         let agent = Agent::new(settings(&name)?, device::taps(DEVICES), BTreeMap::new());
         let reader = Reader {

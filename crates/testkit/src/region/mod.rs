@@ -5,7 +5,7 @@
 //! happens next; all randomness comes from the seed, so a seed is a story that can be told again.
 //!
 //! Reading order: here, then [`user`] (what people want), [`fault`] (what goes wrong), [`check`] and [`exclusive`] (what must hold), and the parts:
-//! [`store`], [`part`], [`host`], [`bond`], [`plane`], [`edge`], [`packet`]. [`bug`] plants bugs to prove that they are found.
+//! [`store`], [`part`], [`host`], [`rack`], [`bond`], [`plane`], [`edge`], [`packet`]. [`bug`] plants bugs to prove that they are found.
 
 pub mod bond;
 pub mod bug;
@@ -14,17 +14,21 @@ pub mod edge;
 pub mod exclusive;
 pub mod fault;
 pub mod host;
+pub mod kernel;
+pub mod machines;
 pub mod packet;
 pub mod part;
 pub mod plane;
+pub mod pool;
 pub mod prefixes;
 pub mod provider;
+pub mod rack;
 pub mod services;
 pub mod store;
 pub mod user;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use api::names::{APINET, namespace};
@@ -39,6 +43,7 @@ use edge::Edge;
 use host::Host;
 use part::Part;
 use provider::{APINET_NS, PARTITION, Provider};
+use rack::{Hands, Rack, Side, open};
 use store::Store;
 use user::User;
 
@@ -118,6 +123,8 @@ pub struct Region {
     pub store: Store,
     parts: Vec<Part>,
     pub hosts: Vec<Host>,
+    /// The machine sides of the hypervisors, in a region that has machines; else none.
+    pub racks: Vec<Arc<Mutex<Rack>>>,
     servers: Vec<bond::Server>,
     edge: Edge,
     user: User,
@@ -146,6 +153,7 @@ pub enum Fate {
 enum Actor {
     Part(usize),
     Host(usize),
+    Rack(usize),
     Line(usize, usize),
     Edge(usize),
     Collect,
@@ -159,7 +167,7 @@ fn controllers(bug: Option<Bug>, which: &str) -> Vec<Arc<dyn Controller>> {
     };
     let all: Vec<Arc<dyn Controller>> = match which {
         "controller-manager" => {
-            let entries = core_controllers::manager::all(Duration::from_secs(40), SILENCE);
+            let entries = core_controllers::manager::all(SILENCE, SILENCE);
             entries
                 .into_iter()
                 .map(|(controller, _)| controller)
@@ -204,10 +212,33 @@ fn controllers(bug: Option<Bug>, which: &str) -> Vec<Arc<dyn Controller>> {
         },
         _ => vec![Arc::new(Provider)],
     };
+    planted(bug, all)
+}
+
+fn planted(bug: Option<Bug>, all: Vec<Arc<dyn Controller>>) -> Vec<Arc<dyn Controller>> {
     match bug {
         Some(bug) => all.into_iter().map(|c| bug.wrap(c)).collect(),
         None => all,
     }
+}
+
+/// The processes of a hypervisor's machine side.
+fn machine_parts(bug: Option<Bug>, rack: &Arc<Mutex<Rack>>, store: &mut Store) -> [Part; 2] {
+    let hands = |side| Hands {
+        rack: rack.clone(),
+        side,
+    };
+    let (one, two) = (rack.clone(), rack.clone());
+    let poollet = Box::new(move || planted(bug, pool::poollet(&one)));
+    let provider = Box::new(move || planted(bug, pool::provider(&two)));
+    let mut parts = [
+        Part::new("machinepoollet", poollet, store),
+        Part::new("machine-provider", provider, store),
+    ];
+    let [poollet, provider] = &mut parts;
+    poollet.hands = Some(hands(Side::Poollet));
+    provider.hands = Some(hands(Side::Provider));
+    parts
 }
 
 /// Plays a seed to its end.
@@ -242,6 +273,17 @@ impl Region {
             let make = move || controllers(config.bug, name);
             Part::new(name, Box::new(make), &mut store)
         });
+        let mut parts: Vec<Part> = parts.into();
+        let has_machines = rng.random();
+        let racks = (0..hosts).filter(|_| has_machines).map(|number: u16| {
+            let name = host::name(number);
+            let node = api::ids::apinet_node_name(PARTITION, &name);
+            Arc::new(Mutex::new(Rack::new(number, &name, node)))
+        });
+        let racks: Vec<_> = racks.collect();
+        for rack in &racks {
+            parts.extend(machine_parts(config.bug, rack, &mut store));
+        }
         let host = |number| {
             Host::new(
                 number,
@@ -256,11 +298,12 @@ impl Region {
             now_ms: 0,
             start: Instant::now(),
             store,
-            parts: parts.into(),
+            parts,
+            racks,
             hosts: hosts.ok_or("a host's settings are wrong")?,
             servers: (0..servers).map(|_| bond::Server::default()).collect(),
             edge: Edge::new(servers),
-            user: User::new(&mut rng),
+            user: User::new(has_machines, &mut rng),
             history: Vec::new(),
             summary: Summary::default(),
             collect_at: 0,
@@ -274,7 +317,10 @@ impl Region {
             host.bug = config.bug;
             let node = host.name.clone();
             user::create_node(&mut region.store, &node)?;
-            fault::beat(&mut region.store, &node, u64::MAX)?;
+            fault::beat(&mut region.store, namespace::NODE_LEASE, &node, u64::MAX)?;
+        }
+        if has_machines {
+            machines::furnish(&mut region.store)?;
         }
         Ok(region)
     }
@@ -310,11 +356,18 @@ impl Region {
                 user::act(self)?;
             }
             check::never(self)?;
+            if self.rng.random_ratio(1, 6) {
+                check::lost(self)?;
+            }
         }
         self.rest()?;
         check::at_rest(self)?;
         user::delete_everything(self)?;
         self.rest()?;
+        // What was made to be kept is only now for nobody.
+        if user::delete_kept(self)? {
+            self.rest()?;
+        }
         check::nothing_left(self)
     }
 
@@ -337,6 +390,7 @@ impl Region {
     fn is_quiet(&self) -> bool {
         self.parts.iter().all(|part| part.is_quiet(&self.store))
             && self.hosts.iter().all(|host| host.is_quiet(&self.store))
+            && self.racks.iter().all(|rack| open(rack).is_quiet())
             && !self.store.uncollected
     }
 
@@ -354,6 +408,9 @@ impl Region {
         }
         for host in self.hosts.iter().filter(|host| !host.is_quiet(&self.store)) {
             found.push(host.name.clone());
+        }
+        for rack in self.racks.iter().filter(|rack| !open(rack).is_quiet()) {
+            found.push(format!("the machines of {}", open(rack).pool));
         }
         found.join("; ")
     }
@@ -443,6 +500,11 @@ impl Region {
                 }
             }
         }
+        for (at, rack) in self.racks.iter().enumerate() {
+            if open(rack).is_busy(epoch) {
+                actors.push(Actor::Rack(at));
+            }
+        }
         for server in 0..self.servers.len() {
             if self.edge.bond.is_busy(server, now) {
                 actors.push(Actor::Edge(server));
@@ -457,7 +519,9 @@ impl Region {
     fn next_deadline(&self) -> u64 {
         let epoch = |at: u64| at.saturating_sub(EPOCH_MS);
         let round_up = |at: Duration| at.as_micros().div_ceil(1_000) as u64;
-        let parts = self.parts.iter().filter_map(Part::deadline).map(epoch);
+        let racks = self.racks.iter().filter_map(|rack| open(rack).deadline());
+        let parts = self.parts.iter().filter_map(Part::deadline);
+        let parts = parts.chain(racks).map(epoch);
         let mut next = parts.min().unwrap_or(u64::MAX);
         for host in &self.hosts {
             let now = self.epoch_ms();
@@ -501,6 +565,9 @@ impl Region {
             Actor::Host(at) => {
                 let host = self.hosts.get_mut(at).ok_or("no such host")?;
                 let deed = host.step(&mut self.store, epoch, now, self.start, &mut self.rng);
+                if let Some(rack) = self.racks.get(at) {
+                    open(rack).kernel.follow(host.plane.as_ref());
+                }
                 if self.config.verbose {
                     let name = host.name.clone();
                     match deed {
@@ -513,6 +580,10 @@ impl Region {
                         }
                     }
                 }
+            }
+            Actor::Rack(at) => {
+                let rack = self.racks.get(at).ok_or("no such rack")?;
+                open(rack).step(epoch, &mut self.rng);
             }
             Actor::Line(at, server) => {
                 let hub = self.servers.get_mut(server).ok_or("no such server")?;

@@ -6,14 +6,19 @@ use std::sync::Arc;
 
 use controller::process::Process;
 use controller::queue::backoff;
+use controller::source::Selector;
 use controller::{Class, Controller, Key, Op};
+use kube_core::DynamicObject;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::region::rack::{Done, Hands};
 use crate::region::store::{Resource, Store};
 
 /// Plans that a process carries out at a time.
 const FLIGHTS_MAX: usize = 6;
+/// Controllers of a process.
+const CONTROLLERS_MAX: usize = 64;
 /// Longest time that a worker waits for its own writes to appear.
 const CAUGHT_UP_MS: u64 = 1_000;
 
@@ -24,7 +29,7 @@ pub type Make = Box<dyn Fn() -> Vec<Arc<dyn Controller>>>;
 
 struct Watching {
     resource: Resource,
-    namespace: Option<String>,
+    scope: Scope,
     /// Changes of the kind that were looked at.
     cursor: usize,
     /// Shows nothing until then.
@@ -33,20 +38,70 @@ struct Watching {
     relist: bool,
 }
 
+/// Which objects of the kind a watch shows.
+#[derive(Clone)]
+struct Scope {
+    namespace: Option<String>,
+    /// A label that must be there.
+    label: Option<String>,
+    /// The path of a field, as a JSON pointer, and its value.
+    field: Option<(String, String)>,
+}
+
+impl Scope {
+    fn of(selector: &Selector) -> Scope {
+        let field = selector.fields.as_ref();
+        let field = field.and_then(|text| text.split_once('='));
+        Scope {
+            namespace: selector.namespace.clone(),
+            label: selector.labels.clone(),
+            field: field.map(|(path, value)| {
+                let path = path.replace('.', "/");
+                (format!("/{path}"), value.to_owned())
+            }),
+        }
+    }
+
+    fn has(&self, key: &Key, object: &DynamicObject) -> bool {
+        let Scope {
+            namespace,
+            label,
+            field,
+        } = self;
+        let labels = object.metadata.labels.as_ref();
+        namespace.as_ref().is_none_or(|name| *name == key.namespace)
+            && label
+                .as_ref()
+                .is_none_or(|label| labels.is_some_and(|labels| labels.contains_key(label)))
+            && field.as_ref().is_none_or(|(path, value)| {
+                let found = match path.as_str() {
+                    "/metadata/name" => Some(key.name.as_str()),
+                    path => object.data.pointer(path).and_then(|value| value.as_str()),
+                };
+                found == Some(value)
+            })
+    }
+}
+
 struct Flight {
     controller: usize,
     key: Key,
     ops: VecDeque<Op>,
     requeue_ms: Option<u64>,
     wrote: Vec<(Resource, usize)>,
-    /// Carried out; waits until the caches show it, or until then.
+    /// Carried out; waits until the caches show it, or until then. Or waits for an answer, which comes then.
     done_at: Option<u64>,
+    answered: bool,
 }
 
 /// One process of the control plane.
 pub struct Part {
     pub name: &'static str,
     make: Make,
+    /// What it acts on besides the API.
+    pub hands: Option<Hands>,
+    /// Controllers with one worker.
+    alone: &'static [&'static str],
     /// The kinds that its watches are about.
     resources: Vec<Resource>,
     process: Process,
@@ -72,12 +127,18 @@ pub struct Deed {
 impl Part {
     pub fn new(name: &'static str, make: Make, store: &mut Store) -> Part {
         let process = Process::new(make());
-        let kinds = process.watches();
-        let resources = kinds.map(|(kind, _)| store.resource(&kind.group, &kind.plural));
+        let kinds = process.watches().map(|selector| &selector.kind);
+        let resources = kinds.map(|kind| store.resource(&kind.group, &kind.plural));
         let mut part = Part {
             name,
             resources: resources.collect(),
             make,
+            hands: None,
+            alone: &[
+                "machinescheduler",
+                "instance-scheduler",
+                "natgatewayautoscaler",
+            ],
             process,
             watches: Vec::new(),
             flights: Vec::new(),
@@ -93,9 +154,9 @@ impl Part {
 
     fn watch(&mut self) {
         let watches = self.resources.iter().zip(self.process.watches());
-        let watches = watches.map(|(resource, (_, namespace))| Watching {
+        let watches = watches.map(|(resource, selector)| Watching {
             resource: *resource,
-            namespace: namespace.map(str::to_owned),
+            scope: Scope::of(selector),
             cursor: 0,
             stalled_until: 0,
             relist: true,
@@ -112,6 +173,14 @@ impl Part {
         self.failures.clear();
         self.dirty.clear();
         self.watch();
+        if let Some(hands) = &self.hands {
+            hands.crash();
+        }
+    }
+
+    /// Whether there is no process at the moment, or none that could reach anybody.
+    fn is_held(&self) -> bool {
+        self.hands.as_ref().is_some_and(Hands::is_held)
     }
 
     /// One watch shows nothing for a while.
@@ -128,6 +197,14 @@ impl Part {
         if let Some(watch) = self.watches.get_mut(at) {
             watch.relist = true;
             self.level.set(BEHIND);
+        }
+    }
+
+    /// A key comes back at that time, as it would if heartbeats came and stopped: here one in the far future stands for many.
+    pub fn remind(&mut self, controller: &str, key: Key, at: u64) {
+        let found = (0..CONTROLLERS_MAX).find(|found| self.process.name(*found) == controller);
+        if let Some(found) = found {
+            self.delayed.insert((at, found, key), None);
         }
     }
 
@@ -160,6 +237,9 @@ impl Part {
 
     /// Whether something can be done now.
     pub fn is_busy(&self, store: &Store, now: u64) -> bool {
+        if self.is_held() {
+            return false;
+        }
         let can_watch = self.lags(store)
             && (0..self.watches.len()).any(|at| {
                 self.lag(at, store) && self.watches.get(at).is_some_and(|w| w.stalled_until <= now)
@@ -173,11 +253,15 @@ impl Part {
             .any(|f| f.done_at.is_none_or(|at| at <= now));
         let next = self.delayed.keys().next();
         let due = next.is_some_and(|(at, _, _)| *at <= now);
-        can_watch || can_plan || can_write || due
+        let woken = self.hands.as_ref().is_some_and(Hands::is_woken);
+        can_watch || can_plan || can_write || due || woken
     }
 
     /// When something can be done although nothing happens.
     pub fn deadline(&self) -> Option<u64> {
+        if self.is_held() {
+            return None;
+        }
         let stalled = self.watches.iter().map(|watch| watch.stalled_until);
         let flights = self.flights.iter().filter_map(|flight| flight.done_at);
         let delayed = self.delayed.keys().next().map(|(at, _, _)| *at);
@@ -190,6 +274,11 @@ impl Part {
 
     /// Whether nothing is left to do but wait.
     pub fn is_quiet(&self, store: &Store) -> bool {
+        if let Some(hands) = &self.hands
+            && (hands.is_departed() || hands.is_woken())
+        {
+            return hands.is_departed();
+        }
         self.flights.is_empty()
             && self.process.waiting() == 0
             && !self.lags(store)
@@ -207,6 +296,9 @@ impl Part {
     /// Does one thing. Returns the operation that was carried out, if it was that.
     pub fn step(&mut self, store: &mut Store, now: u64, rng: &mut StdRng) -> Option<Deed> {
         self.promote(now);
+        for (controller, key) in self.hands.iter().flat_map(Hands::woken) {
+            self.process.add(controller, key);
+        }
         for watch in &mut self.watches {
             if watch.stalled_until <= now {
                 watch.stalled_until = 0;
@@ -228,7 +320,7 @@ impl Part {
         }
         choice = choice.saturating_sub(shows.len());
         if let Some(at) = writes.get(choice / 2) {
-            return self.write(*at, store, now);
+            return self.write(*at, store, now, rng);
         }
         if plans {
             self.plan(now, rng);
@@ -244,19 +336,17 @@ impl Part {
         let Some(history) = store.history(watch.resource) else {
             return;
         };
-        let in_scope = |key: &Key| {
-            let namespace = watch.namespace.as_ref();
-            namespace.is_none_or(|namespace| *namespace == key.namespace)
-        };
+        let scope = &watch.scope;
         if std::mem::take(&mut watch.relist) {
             watch.cursor = history.changes.len();
             for key in self.process.shown(at) {
-                if !history.live.contains_key(&key) {
+                let live = history.live.get(&key);
+                if live.is_none_or(|change| !scope.has(&key, &change.object)) {
                     self.process.hide(at, &key);
                 }
             }
             for (key, change) in &history.live {
-                if in_scope(key) {
+                if scope.has(key, &change.object) {
                     self.process.show(at, change.object.clone());
                 }
             }
@@ -264,10 +354,8 @@ impl Part {
             let changes = history.changes.iter().skip(watch.cursor).take(most);
             for change in changes {
                 watch.cursor += 1;
-                if !in_scope(&change.key) {
-                    continue;
-                }
-                if change.gone {
+                // What leaves the selection is shown as gone, as servers do.
+                if change.gone || !scope.has(&change.key, &change.object) {
                     self.process.hide(at, &change.key);
                 } else {
                     self.process.show(at, change.object.clone());
@@ -286,6 +374,13 @@ impl Part {
             self.dirty.insert((controller, key));
             return;
         }
+        let alone = self.alone.contains(&self.process.name(controller));
+        let others = |flight: &Flight| flight.controller == controller;
+        if alone && self.flights.iter().any(others) {
+            // One worker, which is not done: the key waits.
+            self.delayed.insert((now + 20, controller, key), None);
+            return;
+        }
         self.delayed
             .retain(|(_, at, other), _| *at != controller || *other != key);
         let plan = self.process.plan(controller, &key, now);
@@ -297,11 +392,15 @@ impl Part {
             requeue_ms,
             wrote: Vec::new(),
             done_at: None,
+            answered: false,
         });
     }
 
-    fn write(&mut self, at: usize, store: &mut Store, now: u64) -> Option<Deed> {
+    fn write(&mut self, at: usize, store: &mut Store, now: u64, rng: &mut StdRng) -> Option<Deed> {
         let flight = self.flights.get_mut(at)?;
+        if std::mem::take(&mut flight.answered) {
+            flight.done_at = None;
+        }
         let Some(op) = flight.ops.pop_front() else {
             let wrote = std::mem::take(&mut flight.wrote);
             let waited = flight.done_at.is_some();
@@ -314,7 +413,19 @@ impl Part {
             }
             return None;
         };
-        let result = store.execute(&op, self.name);
+        let result = match (&op, &self.hands) {
+            (Op::Act(act), Some(hands)) => match hands.act(&flight.key, act, now, rng) {
+                Done::Answered => Ok(()),
+                Done::Failed(refusal) => Err(refusal),
+                Done::Then(next, at) => {
+                    flight.ops.push_front(next);
+                    flight.answered = true;
+                    flight.done_at = Some(at);
+                    Ok(())
+                }
+            },
+            _ => store.execute(&op, self.name),
+        };
         if let Some(target) = op.target() {
             let resource = store.resource(&target.kind.group, &target.kind.plural);
             let count = store.changes_of(resource);

@@ -42,6 +42,13 @@ pub fn ephemeral() -> Value {
     } } } }])
 }
 
+/// The same for a single address.
+pub fn ephemeral_address() -> Value {
+    json!({ "ephemeral": { "prefixTemplate": { "spec": {
+        "ipFamily": "IPv4", "prefixLength": 32, "parentRef": { "name": ROOT },
+    } } } })
+}
+
 /// Parts that were given, by the Prefix that they are of.
 fn given(region: &Region) -> BTreeMap<String, Vec<(String, IpPrefix)>> {
     let mut given: BTreeMap<String, Vec<(String, IpPrefix)>> = BTreeMap::new();

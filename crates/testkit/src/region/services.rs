@@ -41,13 +41,16 @@ fn v4(ip: api::meta::Ip) -> Option<Ipv4Addr> {
 fn vip_of(region: &Region, machine: &Machine) -> Result<Option<IpAddr>, String> {
     let nics = region.store.list::<NetworkInterface>();
     let nic = nics.iter().find(|nic| object::uid(*nic) == machine.uid);
-    let wanted = nic.and_then(|nic| nic.spec.virtual_ip.as_ref()?.virtual_ip_ref.clone());
-    let vips = region.store.list::<VirtualIP>();
-    let vip = vips.iter().find(|vip| {
-        wanted
-            .as_ref()
-            .is_some_and(|wanted| wanted.name == object::name(*vip))
+    let wanted = nic.and_then(|nic| {
+        let source = nic.spec.virtual_ip.as_ref()?;
+        let named = source.virtual_ip_ref.as_ref().map(|named| &named.name);
+        // One that is made for the interface has its name.
+        Some(named.unwrap_or(&machine.name).clone())
     });
+    let vips = region.store.list::<VirtualIP>();
+    let vip = vips
+        .iter()
+        .find(|vip| wanted.as_deref() == Some(object::name(*vip)));
     let Some(vip) = vip.filter(|vip| !object::is_deleting(*vip)) else {
         return Ok(None);
     };
@@ -194,12 +197,39 @@ fn answered(
     ))
 }
 
-/// Whoever may reach a balanced address reaches one of the targets.
+/// Whoever may reach a balanced address reaches one of the targets, in each family.
 fn balanced(
     region: &mut Region,
     wishes: &Wishes,
     machines: &[Machine],
     balancer: &LoadBalancer,
+) -> Result<(), String> {
+    let name = object::name(balancer);
+    let status = balancer.status.clone().unwrap_or_default();
+    for family in &balancer.spec.ip_families {
+        let mut ips = status.ips.iter().filter(|ip| ip.family() == *family);
+        let Some(ip) = ips.next() else {
+            return Err(format!("{name} has no {family:?} address"));
+        };
+        balanced_address(region, wishes, machines, balancer, ip.0)?;
+    }
+    Ok(())
+}
+
+/// The address of a machine in the family of another address.
+fn own(machine: &Machine, like: IpAddr) -> Option<IpAddr> {
+    match like {
+        IpAddr::V4(_) => Some(machine.ip.into()),
+        IpAddr::V6(_) => machine.ip6.map(IpAddr::V6),
+    }
+}
+
+fn balanced_address(
+    region: &mut Region,
+    wishes: &Wishes,
+    machines: &[Machine],
+    balancer: &LoadBalancer,
+    ip: IpAddr,
 ) -> Result<(), String> {
     let name = object::name(balancer);
     let selector = balancer.spec.network_interface_selector.as_ref();
@@ -212,27 +242,28 @@ fn balanced(
     let targets: Vec<&Machine> = machines
         .iter()
         .filter(of_network)
-        .filter(|machine| machine.app == app && machine.place.is_some())
+        .filter(|machine| machine.app == app && machine.device.is_some())
         .collect();
-    let status = balancer.status.clone().unwrap_or_default();
-    let Some(ip) = status.ips.first().copied().and_then(v4) else {
-        return Err(format!("{name} has no address"));
-    };
     let source = region.next_port();
     let (fate, from) = if balancer.spec.type_ == LoadBalancerType::Public {
-        let frame = packet::udp((OUTSIDE.into(), source), (ip.into(), SERVICE_PORT), b"lb");
-        (
-            region.send_from_outside(frame.get(14..).unwrap_or_default()),
-            None,
-        )
+        let outside = match ip {
+            IpAddr::V4(_) => IpAddr::V4(OUTSIDE),
+            IpAddr::V6(_) => IpAddr::V6(OUTSIDE_V6),
+        };
+        let frame = packet::udp((outside, source), (ip, SERVICE_PORT), b"lb");
+        let packet = frame.get(14..).unwrap_or_default();
+        (region.send_from_outside(packet), None)
     } else {
         let mut clients = machines.iter().filter(of_network);
-        let client = clients.find(|m| m.place.is_some() && targets.iter().all(|t| t.uid != m.uid));
-        let Some((client, (host, port))) = client.and_then(|client| Some((client, client.place?)))
-        else {
+        let client = clients.find_map(|client| {
+            let place = client.place?;
+            let other = targets.iter().all(|target| target.uid != client.uid);
+            Some((client, place, own(client, ip)?)).filter(|_| other)
+        });
+        let Some((client, (host, port), address)) = client else {
             return Ok(());
         };
-        let frame = packet::udp((client.ip.into(), source), (ip.into(), SERVICE_PORT), b"lb");
+        let frame = packet::udp((address, source), (ip, SERVICE_PORT), b"lb");
         (region.send(host, port, &frame), Some(client))
     };
     let all_may = targets
@@ -241,15 +272,19 @@ fn balanced(
     let none_may = targets
         .iter()
         .all(|target| !wishes.filter(from, Some(target), SERVICE_PORT));
+    // A target without an address of the family has nothing that could answer, nor has one whose machine is switched off.
+    let able = targets
+        .iter()
+        .all(|target| own(target, ip).is_some() && target.place.is_some());
     // A sender whose own policy knows nothing of the balanced address does not get that far.
     let sends = from.is_none_or(|from| wishes.filter(Some(from), None, SERVICE_PORT));
     let hit = targets
         .iter()
-        .any(|target| matches!(&fate, Fate::Delivered(host, port, _) if target.place == Some((*host, *port))));
+        .any(|target| matches!(&fate, Fate::Delivered(host, port, _) if target.device == Some((*host, *port))));
     let delivered = matches!(&fate, Fate::Delivered(..));
     match () {
         () if delivered && (!hit || none_may) => Err(format!("{name} led to {fate:?}")),
-        () if !targets.is_empty() && all_may && sends && !hit => Err(format!(
+        () if !targets.is_empty() && able && all_may && sends && !hit => Err(format!(
             "{name} {ip} with {} targets: {fate:?}",
             targets.len()
         )),

@@ -50,7 +50,7 @@ pub struct Store {
 }
 
 /// The public prefixes of the region: few enough addresses that one freed too early is soon given to somebody else.
-pub const PUBLIC: [&str; 2] = ["203.0.113.0/28", "2001:db8:1::/124"];
+pub const PUBLIC: [&str; 2] = ["203.0.113.0/27", "2001:db8:1::/124"];
 
 impl Store {
     pub fn new(seed: u64, now_ms: u64) -> Result<Store, String> {
@@ -139,8 +139,11 @@ impl Store {
     fn follow(&mut self) -> Result<(), Refusal> {
         for event in self.local.events().map_err(refusal)? {
             self.writes += 1;
-            self.uncollected = true;
-            self.rev = event.rev;
+            // Heartbeats are no news.
+            if event.plural != "leases" {
+                self.uncollected = true;
+                self.rev = event.rev;
+            }
             let key = Key::new(event.namespace, event.name);
             let Ok(mut object) = serde_json::from_value::<DynamicObject>(event.object) else {
                 continue;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::region::provider::NODE;
 use crate::region::store::{Refusal, Store};
-use crate::region::{Region, prefixes};
+use crate::region::{Region, machines, prefixes};
 
 pub const NS: &str = "default";
 /// The label that policies and load balancers select by.
@@ -54,10 +54,11 @@ enum Deed {
     Scrap,
     Prefix,
     DropPrefix,
+    Machine(machines::Deed),
 }
 
 impl User {
-    pub fn new(rng: &mut StdRng) -> User {
+    pub fn new(has_machines: bool, rng: &mut StdRng) -> User {
         let deeds = [
             (Deed::Network, 2),
             (Deed::Nic, 8),
@@ -83,6 +84,10 @@ impl User {
         ];
         let weights = deeds.map(|(deed, weight)| (deed, weight * rng.random_range(0..4)));
         let mut weights: Vec<(Deed, u32)> = weights.into();
+        if has_machines {
+            let deeds = machines::DEEDS.map(|(deed, weight)| (Deed::Machine(deed), weight));
+            weights.extend(deeds.map(|(deed, weight)| (deed, weight * rng.random_range(1..4))));
+        }
         weights.extend([(Deed::Network, 2), (Deed::Nic, 4)]);
         User { weights }
     }
@@ -125,7 +130,7 @@ pub fn apply<K: Object>(
 }
 
 /// People hear of refusals and live with them.
-fn say<T>(region: &mut Region, line: &str, result: Result<T, Refusal>) -> Result<(), String> {
+pub fn say<T>(region: &mut Region, line: &str, result: Result<T, Refusal>) -> Result<(), String> {
     region.summary.user_ops += 1;
     match result {
         Ok(_) => region.note(format!("USER {line}")),
@@ -143,7 +148,7 @@ fn delete<K: Object>(region: &mut Region, name: &str) -> Result<(), String> {
     say(region, &format!("delete {target}"), result)
 }
 
-fn some<K: Object>(region: &mut Region) -> Option<K> {
+pub fn some<K: Object>(region: &mut Region) -> Option<K> {
     let all = region.store.list::<K>();
     all.choose(&mut region.rng).cloned()
 }
@@ -190,17 +195,18 @@ pub fn act(region: &mut Region) -> Result<(), String> {
         Deed::Scrap => scrap(region),
         Deed::Prefix => prefixes::act(region),
         Deed::DropPrefix => drop_some::<Prefix>(region),
+        Deed::Machine(deed) => machines::act(region, *deed),
     }
 }
 
-fn drop_some<K: Object>(region: &mut Region) -> Result<(), String> {
+pub fn drop_some<K: Object>(region: &mut Region) -> Result<(), String> {
     match some::<K>(region) {
         Some(object) => delete::<K>(region, object::name(&object)),
         None => Ok(()),
     }
 }
 
-fn app(region: &mut Region) -> &'static str {
+pub fn app(region: &mut Region) -> &'static str {
     ["web", "db"]
         .choose(&mut region.rng)
         .copied()
@@ -297,14 +303,23 @@ fn balancer(region: &mut Region) -> Result<(), String> {
     };
     let network = object::name(&network).to_owned();
     let n = region.rng.random_range(0..2_u8);
+    let families = match region.rng.random_range(0..4) {
+        0 => json!(["IPv6"]),
+        1 => json!(["IPv4", "IPv6"]),
+        _ => json!(["IPv4"]),
+    };
     let mut spec = json!({
-        "type": "Public", "ipFamilies": ["IPv4"], "networkRef": { "name": network },
+        "type": "Public", "ipFamilies": families, "networkRef": { "name": network },
         "networkInterfaceSelector": { "matchLabels": { APP: app(region) } },
         "ports": [{ "protocol": "UDP", "port": SERVICE_PORT }],
     });
     if region.rng.random() {
         spec["type"] = json!("Internal");
-        spec["ips"] = json!([{ "value": address(&network, 100 + n) }]);
+        let own = |family: &Value| match family.as_str() {
+            Some("IPv6") => json!({ "value": address6(&network, 100 + n) }),
+            _ => json!({ "value": address(&network, 100 + n) }),
+        };
+        spec["ips"] = families.as_array().into_iter().flatten().map(own).collect();
     }
     apply::<LoadBalancer>(region, &format!("l{n}"), json!({}), spec)
 }
@@ -355,7 +370,7 @@ fn address6(network: &str, n: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfdaa, 0, 0, number % 2, 0, 0, 0, u16::from(n))
 }
 
-fn node(region: &mut Region) -> String {
+pub fn node(region: &mut Region) -> String {
     let there = region.hosts.iter().filter(|host| !host.departed);
     let names: Vec<String> = there.map(|host| host.name.clone()).collect();
     names.choose(&mut region.rng).cloned().unwrap_or_default()
@@ -426,7 +441,9 @@ pub fn ip6(nic: &NetworkInterface) -> Option<Ipv6Addr> {
 
 /// The machine of an interface starts on another hypervisor.
 fn relocate(region: &mut Region) -> Result<(), String> {
-    let Some(nic) = some::<NetworkInterface>(region) else {
+    // Those of real machines are where their machines are.
+    let nic = some::<NetworkInterface>(region);
+    let Some(nic) = nic.filter(|nic| object::annotation(nic, NODE).is_some()) else {
         return Ok(());
     };
     let node = node(region);
@@ -442,14 +459,15 @@ fn relocate(region: &mut Region) -> Result<(), String> {
 
 /// A hypervisor that is cut off never comes back: its Node is deleted, and its machines start elsewhere.
 fn scrap(region: &mut Region) -> Result<(), String> {
-    let mut hosts = region.hosts.iter_mut();
-    let Some(host) = hosts.find(|host| host.offline && !host.departed) else {
+    let mut hosts = region.hosts.iter_mut().enumerate();
+    let Some((at, host)) = hosts.find(|(_, host)| host.offline && !host.departed) else {
         return Ok(());
     };
     host.depart();
     let name = host.name.clone();
     let deleted = region.store.delete(&Target::new::<Node>("", &name), None);
     say(region, &format!("{name} is scrapped"), deleted)?;
+    machines::evict(region, at)?;
     for nic in region.store.list::<NetworkInterface>() {
         if object::annotation(&nic, NODE) != Some(&name) {
             continue;
@@ -490,24 +508,30 @@ fn peer(region: &mut Region, present: bool) -> Result<(), String> {
     say(region, &format!("peerings of {name}: {peerings}"), result)
 }
 
+/// Virtual IPs that survived the interfaces that they were made for go. Returns whether there were any.
+pub fn delete_kept(region: &mut Region) -> Result<bool, String> {
+    let kept = region.store.list::<VirtualIP>();
+    for vip in &kept {
+        delete::<VirtualIP>(region, object::name(vip))?;
+    }
+    Ok(!kept.is_empty())
+}
+
 /// Everything that people made goes, in any order and nearly at once.
 pub fn delete_everything(region: &mut Region) -> Result<(), String> {
     let mut targets: Vec<Target> = Vec::new();
     targets.extend(region.store.list::<Network>().iter().map(Target::of));
-    targets.extend(
-        region
-            .store
-            .list::<NetworkInterface>()
-            .iter()
-            .map(Target::of),
-    );
+    let nics = region.store.list::<NetworkInterface>();
+    let own = nics.iter().filter(|nic| machines::is_own(*nic));
+    targets.extend(own.map(Target::of));
+    targets.extend(machines::targets(region));
     let prefixes = region.store.list::<Prefix>();
     // What was made for an interface goes with it.
-    let own = prefixes
-        .iter()
-        .filter(|prefix| object::controller_of(*prefix).is_none());
+    let own = prefixes.iter().filter(|prefix| machines::is_own(*prefix));
     targets.extend(own.map(Target::of));
-    targets.extend(region.store.list::<VirtualIP>().iter().map(Target::of));
+    let vips = region.store.list::<VirtualIP>();
+    let own = vips.iter().filter(|vip| machines::is_own(*vip));
+    targets.extend(own.map(Target::of));
     targets.extend(region.store.list::<NATGateway>().iter().map(Target::of));
     targets.extend(region.store.list::<LoadBalancer>().iter().map(Target::of));
     targets.extend(region.store.list::<NetworkPolicy>().iter().map(Target::of));

@@ -73,6 +73,7 @@ fn planted_bugs_are_found() {
         (Bug::RuleNotRemoved, 171),
         (Bug::FinalizerEarly, 0),
         (Bug::AddressEarly, 13),
+        (Bug::InterfaceKept, 0),
     ] {
         let finds = |seed: u64| {
             let config = Config {
