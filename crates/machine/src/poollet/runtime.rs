@@ -97,21 +97,25 @@ impl Snapshot {
             .filter(move |machine| label_of(machine, key) == Some(value))
     }
 
-    /// A machine was made.
-    pub fn created(&mut self, machine: Machine) {
+    /// A machine was made. Returns the Machine to look at again: nothing else may ever change.
+    pub fn created(&mut self, machine: Machine) -> Option<Key> {
         self.answers += 1;
-        let id = id_of(&machine).to_owned();
+        let (id, key) = (id_of(&machine).to_owned(), key_of(&machine));
         self.machines.insert(id, Arc::new(machine));
+        key
     }
 
-    /// One machine was looked at; `found` is empty when it is gone.
-    pub fn refreshed(&mut self, id: &str, found: Vec<Machine>) {
+    /// One machine was looked at; `found` is empty when it is gone. Returns the Machine to look at again if anything has changed.
+    pub fn refreshed(&mut self, id: &str, found: Vec<Machine>) -> Option<Key> {
         self.answers += 1;
-        self.machines.remove(id);
+        let before = self.machines.remove(id);
         for machine in found {
             self.machines
                 .insert(id_of(&machine).to_owned(), Arc::new(machine));
         }
+        let after = self.machines.get(id);
+        let key = after.or(before.as_ref()).and_then(|found| key_of(found));
+        key.filter(|_| after != before.as_ref())
     }
 
     /// Everything was listed. Returns the Machines of what changed; nothing, and nothing is taken over, when a call was answered
@@ -224,14 +228,15 @@ impl Runtime {
             .clone()
     }
 
-    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+    fn change<T>(&self, change: impl FnOnce(&mut Snapshot) -> T) -> T {
         let mut slot = self
             .snapshot
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let mut snapshot = (**slot).clone();
-        change(&mut snapshot);
+        let result = change(&mut snapshot);
         *slot = Arc::new(snapshot);
+        result
     }
 
     /// Makes a call and refreshes what it touched. Removing what is not there succeeds.
@@ -244,7 +249,8 @@ impl Runtime {
                 };
                 let created = client.create_machine(request).await?.into_inner().machine;
                 if let Some(machine) = created {
-                    self.change(|snapshot| snapshot.created(machine));
+                    let key = self.change(|snapshot| snapshot.created(machine));
+                    self.wake(key).await;
                 }
                 return Ok(());
             }
@@ -312,8 +318,16 @@ impl Runtime {
             .await?
             .into_inner()
             .machines;
-        self.change(|snapshot| snapshot.refreshed(id, found));
+        let key = self.change(|snapshot| snapshot.refreshed(id, found));
+        self.wake(key).await;
         Ok(())
+    }
+
+    async fn wake(&self, key: Option<Key>) {
+        if let Some(key) = key {
+            // The runner ends only at shutdown.
+            let _ = self.keys.send(key).await;
+        }
     }
 
     /// Lists everything once. Returns the keys of what changed, and whether something is in progress.
@@ -327,8 +341,7 @@ impl Runtime {
             .await?
             .into_inner()
             .machines;
-        let mut keys = None;
-        self.change(|snapshot| keys = snapshot.listed(before.answers, found));
+        let keys = self.change(|snapshot| snapshot.listed(before.answers, found));
         let busy = keys.is_none() || self.snapshot().is_busy();
         let mut keys = keys.unwrap_or_default();
         if !before.healthy {

@@ -516,7 +516,7 @@ fn a_listing_older_than_an_answer_is_not_taken_over() {
         (label::POOLLET_MACHINE_NAME, "web"),
     ];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    snapshot.created(proto::machine::Machine {
+    let woken = snapshot.created(proto::machine::Machine {
         metadata: Some(proto::meta::ObjectMetadata {
             id: "id1".into(),
             labels: labels.into(),
@@ -524,6 +524,8 @@ fn a_listing_older_than_an_answer_is_not_taken_over() {
         }),
         ..proto::machine::Machine::default()
     });
+    // What was made may never change again, and is to be reported.
+    assert_eq!(woken, Some(Key::new("shop", "web")));
     assert_eq!(snapshot.listed(asked_at, Vec::new()), None);
     assert_eq!(snapshot.machines.len(), 1);
     let keys = snapshot.listed(snapshot.answers, Vec::new());

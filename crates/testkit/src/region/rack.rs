@@ -313,7 +313,8 @@ impl Rack {
         }
         if let (Call::Create(_), Some(record)) = (call, self.records.get(&id)) {
             let shown = self.shown(record);
-            self.snapshot.created(shown);
+            let key = self.snapshot.created(shown);
+            self.woken.1.extend(key);
             return Done::Answered;
         }
         Done::Then(Op::Act(Act::new(Look::Ask(id))), now_ms)
@@ -388,11 +389,13 @@ impl Rack {
                     let at = now_ms + rng.random_range(0..SLOW_MAX_MS);
                     return Done::Then(Op::Act(Act::new(Look::Hear(id.clone(), found))), at);
                 }
-                self.snapshot.refreshed(id, found);
+                let key = self.snapshot.refreshed(id, found);
+                self.woken.1.extend(key);
                 Done::Answered
             }
             Look::Hear(id, found) => {
-                self.snapshot.refreshed(id, found.clone());
+                let key = self.snapshot.refreshed(id, found.clone());
+                self.woken.1.extend(key);
                 Done::Answered
             }
         }
