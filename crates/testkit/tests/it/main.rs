@@ -45,6 +45,18 @@ fn an_interface_that_waits_for_a_part_of_a_prefix_that_goes() {
     check(1545);
 }
 
+/// A machine that is made switched off, and nothing ever happens to it: its state is reported all the same.
+#[test]
+fn a_machine_that_never_starts() {
+    [86, 351].into_iter().for_each(check);
+}
+
+/// Their hypervisor is scrapped while they run there.
+#[test]
+fn machines_that_nobody_runs_any_more() {
+    [34, 226].into_iter().for_each(check);
+}
+
 /// Hypervisors of all kinds of absence: cut off with and without their data plane, back, and scrapped.
 #[test]
 fn hypervisors_that_leave_a_network_behind() {
@@ -67,13 +79,13 @@ fn a_seed_is_one_story() {
 #[test]
 fn planted_bugs_are_found() {
     for (bug, first) in [
-        (Bug::VniTwice, 41),
-        (Bug::NatOverlap, 14),
+        (Bug::VniTwice, 11),
+        (Bug::NatOverlap, 35),
         (Bug::RouteNotWithdrawn, 0),
-        (Bug::RuleNotRemoved, 171),
-        (Bug::FinalizerEarly, 0),
-        (Bug::AddressEarly, 13),
-        (Bug::InterfaceKept, 0),
+        (Bug::RuleNotRemoved, 405),
+        (Bug::FinalizerEarly, 2),
+        (Bug::AddressEarly, 158),
+        (Bug::InterfaceKept, 52),
     ] {
         let finds = |seed: u64| {
             let config = Config {
