@@ -251,7 +251,7 @@ async fn a_network_wakes_the_machines_that_wait_for_it() {
     })]);
     let watch = |process: &Process, kind: &str| {
         let mut watches = process.watches();
-        watches.position(|(watched, _)| watched.kind == kind)
+        watches.position(|watched| watched.kind.kind == kind)
     };
     let shown = |kind: &str, value: Value| -> DynamicObject {
         let mut value = value;
