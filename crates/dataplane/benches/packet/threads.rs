@@ -1,4 +1,8 @@
 //! What the clock of the wall tells: several threads beside one, and how long packets wait while the configuration changes.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what is measured is the time that passes"
+)]
 
 use crate::scene::{self, Scene};
 use crate::{Case, UPLINK, WINDOW, Work, case, print_line};

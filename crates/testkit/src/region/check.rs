@@ -20,7 +20,7 @@ use crate::region::machines::{addresses, is_inside, prefixes_by_name};
 use crate::region::provider::{NODE, PARTITION};
 use crate::region::user::{APP, SERVICE_PORT};
 use crate::region::{Fate, Region, packet};
-use crate::region::{machines as computers, prefixes, services};
+use crate::region::{fault, machines as computers, prefixes, services};
 
 const PROBE_PORT: u16 = 7_000;
 
@@ -270,6 +270,8 @@ pub fn never(region: &mut Region) -> Result<(), String> {
 
 /// Longer than it takes to notice that a hypervisor is silent, with everything that may be away meanwhile.
 const NOTICED_MS: u64 = 12_000;
+/// How often the controllers look at silent Nodes in that time.
+const LOOKS: u64 = 4;
 
 /// A hypervisor that is cut off for long enough: the interfaces on it are in Error, whatever they were before.
 pub fn lost(region: &mut Region) -> Result<(), String> {
@@ -279,8 +281,12 @@ pub fn lost(region: &mut Region) -> Result<(), String> {
     if away.is_empty() {
         return Ok(());
     }
-    let until = region.now_ms + NOTICED_MS;
-    region.until(until)?;
+    for _ in 0..LOOKS {
+        // The heartbeats of the living stand for all that follow, so nothing else would make anybody look again.
+        fault::remind_of(region, &away);
+        let until = region.now_ms + NOTICED_MS / LOOKS;
+        region.until(until)?;
+    }
     for nic in region.store.list::<apinet::NetworkInterface>() {
         let node = nic.spec.node_ref.name.as_str();
         let known = away
@@ -296,7 +302,14 @@ pub fn lost(region: &mut Region) -> Result<(), String> {
         };
         let status = user.status.clone().unwrap_or_default();
         let wanted = Some(NetworkInterfaceState::Error);
-        if !object::is_deleting(user) && status.state != wanted {
+        // In a network that goes, nothing is made any more.
+        let network = region
+            .store
+            .list::<apinet::Network>()
+            .into_iter()
+            .find(|network| object::name(network) == nic.spec.network_ref.name);
+        let stays = network.is_some_and(|network| !object::is_deleting(&network));
+        if stays && !object::is_deleting(user) && status.state != wanted {
             return Err(format!(
                 "{} is {:?}, but {node} is lost: {:?}",
                 object::name(user),

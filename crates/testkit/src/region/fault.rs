@@ -252,6 +252,17 @@ fn come_or_go(region: &mut Region, at: usize) -> String {
     )
 }
 
+/// Whoever judges heartbeats looks at these hypervisors soon.
+pub fn remind_of(region: &mut Region, hosts: &[String]) {
+    let soon = region.epoch_ms() + 1;
+    if let Some(part) = region.parts.first_mut() {
+        for host in hosts {
+            let node = Key::cluster(apinet_node_name(PARTITION, host));
+            part.remind("apinetnodelifecycle", node, soon);
+        }
+    }
+}
+
 /// Nothing more goes wrong: what is away has come back or will by itself.
 pub fn heal(region: &mut Region) {
     for at in 0..region.hosts.len() {
