@@ -518,7 +518,8 @@ async fn every_command_of_the_usage_guide_is_understood() {
         ));
         // The hypervisor that the guide gives up.
         let node = "apiVersion: v1\nkind: Node\nmetadata: {name: hv2}\n";
-        k.stdin("apply -f -", node);
+        let pool = "apiVersion: compute.openkcm.dev/v1alpha1\nkind: MachinePool\nmetadata: {name: hv2}\nspec: {providerID: hv2}\n";
+        k.stdin("apply -f -", &format!("{node}---\n{pool}"));
         let commands: Vec<_> = guide
             .lines()
             .filter_map(|line| line.strip_prefix("kubectl "))
