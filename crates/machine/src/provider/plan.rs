@@ -3,7 +3,7 @@
 //! Devices come before objects: when the API server is away, machines are still configured and recover from a restart of
 //! dpservice, because those steps stand in front of the writes that fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::apinet::{NetworkInterface, NetworkInterfaceState};
@@ -142,8 +142,22 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     for interface in &record.interfaces {
         keep_interface(inputs, record, interface, &mut plan, &mut writes);
     }
+    writes.extend(strangers(inputs, record));
     plan.extend(writes);
     plan
+}
+
+/// Objects of interfaces that nothing is known of any more: a cache that lagged behind did not show them when the interface was forgotten.
+fn strangers(inputs: &Inputs<'_>, record: &Record) -> Vec<Op> {
+    let wanted = record.interfaces.iter().map(|interface| &interface.name);
+    let names: BTreeSet<String> = wanted
+        .chain(record.known.keys())
+        .map(|interface| ids::apinet_nic_name(&record.id, interface))
+        .collect();
+    let live = inputs.live.iter();
+    live.filter(|live| !names.contains(name(live.as_ref())))
+        .filter_map(deleted)
+        .collect()
 }
 
 fn step(step: Step) -> Op {

@@ -243,6 +243,19 @@ fn a_device_stays_while_the_api_is_silent() {
     );
 }
 
+/// A cache that lagged behind did not show it when it was detached and forgotten; it shows it now.
+#[test]
+fn an_object_of_a_forgotten_interface_goes() {
+    let mut forgotten = record();
+    forgotten.interfaces.clear();
+    check(Some(&forgotten), &[ready()], None, true, &["delete u1"]);
+    let leaving = changed(|nic| {
+        nic.metadata.deletion_timestamp =
+            serde_json::from_value(json!("2026-01-01T00:00:00Z")).ok();
+    });
+    check(Some(&forgotten), &[leaving], None, true, &[]);
+}
+
 #[test]
 fn detach_power_off_and_delete_leave_nothing() {
     let detached = Record {
