@@ -238,6 +238,10 @@ fn still_usable(
     known: &Known,
     device: &Device,
 ) -> bool {
+    // Detached and attached again before anything was done about it: it is configured anew, and only then reported.
+    if device.progress == Progress::Attached && known.handle.is_none() {
+        return false;
+    }
     match live(inputs, record, interface) {
         // Absent from the cache: nothing says that the device is wrong.
         None => known.handle.is_some(),

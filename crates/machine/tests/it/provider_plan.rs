@@ -41,6 +41,13 @@ fn known(mut record: Record) -> Record {
     record
 }
 
+/// Configured and reported.
+fn attached() -> Record {
+    let mut record = known(record());
+    record.attached("nic1", "handle");
+    record
+}
+
 fn live(status: Value) -> Arc<NetworkInterface> {
     let object = json!({
         "metadata": {"namespace": "ns", "name": ids::apinet_nic_name("m1", "nic1"), "uid": "u1",
@@ -143,7 +150,7 @@ fn a_machine_grows_step_by_step() {
         &[],
     );
     check(
-        Some(&known(record())),
+        Some(&attached()),
         &[ready()],
         Some(Progress::Attached),
         true,
@@ -243,6 +250,27 @@ fn a_device_stays_while_the_api_is_silent() {
     );
 }
 
+/// The device of an interface that was detached and is wanted again is done with; nothing else would ever report it.
+#[test]
+fn an_interface_that_is_attached_again_is_configured_anew() {
+    let (record, live) = (known(record()), [ready()]);
+    let release = "release nic1 dtapvf_0";
+    check(
+        Some(&record),
+        &live,
+        Some(Progress::Attached),
+        true,
+        &[release],
+    );
+    check(
+        Some(&attached()),
+        &live,
+        Some(Progress::Attached),
+        true,
+        &[],
+    );
+}
+
 /// A cache that lagged behind did not show it when it was detached and forgotten; it shows it now.
 #[test]
 fn an_object_of_a_forgotten_interface_goes() {
@@ -271,7 +299,7 @@ fn detach_power_off_and_delete_leave_nothing() {
     );
     let off = Record {
         power_on: false,
-        ..known(record())
+        ..attached()
     };
     check(
         Some(&off),
