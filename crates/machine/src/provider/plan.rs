@@ -122,7 +122,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     } else if !inputs.netns {
         plan.push(step(Step::CreateNamespace));
     }
-    let mut writes = Vec::new();
+    let mut writes = unwanted(inputs, record);
     for (interface, known) in &record.known {
         if !record
             .interfaces
@@ -142,17 +142,16 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     for interface in &record.interfaces {
         keep_interface(inputs, record, interface, &mut plan, &mut writes);
     }
-    writes.extend(strangers(inputs, record));
     plan.extend(writes);
     plan
 }
 
-/// Objects of interfaces that nothing is known of any more: a cache that lagged behind did not show them when the interface was forgotten.
-fn strangers(inputs: &Inputs<'_>, record: &Record) -> Vec<Op> {
-    let wanted = record.interfaces.iter().map(|interface| &interface.name);
+/// Deletes the objects of interfaces that the machine does not want. Also of those that were forgotten before a cache that lagged behind
+/// showed them.
+fn unwanted(inputs: &Inputs<'_>, record: &Record) -> Vec<Op> {
+    let wanted = record.interfaces.iter();
     let names: BTreeSet<String> = wanted
-        .chain(record.known.keys())
-        .map(|interface| ids::apinet_nic_name(&record.id, interface))
+        .map(|interface| ids::apinet_nic_name(&record.id, &interface.name))
         .collect();
     let live = inputs.live.iter();
     live.filter(|live| !names.contains(name(live.as_ref())))
@@ -220,11 +219,6 @@ fn drop_interface(
             tap,
         }));
     }
-    writes.extend(
-        object
-            .filter(|object| !is_deleting(*object))
-            .map(Op::delete),
-    );
     writes.push(step(Step::Forget {
         interface: interface.to_owned(),
     }));
