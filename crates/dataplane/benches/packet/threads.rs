@@ -31,8 +31,8 @@ struct Lane<'a> {
 
 impl<'a> Lane<'a> {
     /// Lane `number` of `count`, which share the flows out among themselves.
-    fn new(scene: &'a Scene, number: usize, count: usize) -> Lane<'a> {
-        let frames = scene.frames.iter().skip(number).step_by(count);
+    fn new(scene: &Scene, frames: &'a [Vec<u8>], number: usize, count: usize) -> Lane<'a> {
+        let frames = frames.iter().skip(number).step_by(count);
         Lane {
             tables: Arc::clone(scene.engine.tables()),
             worker: scene.engine.worker(),
@@ -72,6 +72,19 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// The same; microseconds of each burst.
+    fn timed_round(&mut self) -> Vec<f64> {
+        let bursts = 0..self.frames.len() / BURST;
+        bursts
+            .map(|_| {
+                self.fill();
+                let start = Wall::now();
+                self.process();
+                start.elapsed().as_secs_f64() * 1e6
+            })
+            .collect()
+    }
+
     /// Millions of packets per second over a window, with the laying out.
     fn rate(&mut self) -> f64 {
         let (start, mut packets) = (Wall::now(), 0_u64);
@@ -101,9 +114,9 @@ pub fn scaling(count: usize) -> Result<(), String> {
         case("encap", Work::Encap, 1_000_000),
     ] {
         let scene = scene::scene(&case)?;
-        let mut alone = [Lane::new(&scene, 0, count)];
+        let mut alone = [Lane::new(&scene, &scene.frames, 0, count)];
         let mut all: Vec<Lane<'_>> = (0..count)
-            .map(|lane| Lane::new(&scene, lane, count))
+            .map(|lane| Lane::new(&scene, &scene.frames, lane, count))
             .collect();
         for lane in alone.iter_mut().chain(&mut all) {
             lane.round();
@@ -179,7 +192,7 @@ pub fn delays() -> Result<(), String> {
     ));
     let mut scene = scene::scene(&FLOWS)?;
     let frames = std::mem::take(&mut scene.frames);
-    let mut worker = scene.engine.worker();
+    let mut lane = Lane::new(&scene, &frames, 0, 1);
     for (name, change) in CHANGES {
         let (mut times, mut slowest_change) = (Vec::new(), 0.0_f64);
         // The first round begins the flows, where there are none yet.
@@ -187,8 +200,8 @@ pub fn delays() -> Result<(), String> {
             let start = Wall::now();
             change(&mut scene, round % 2 == 1);
             slowest_change = slowest_change.max(start.elapsed().as_secs_f64() * 1e6);
-            let (taken, after) = one_round(&scene, worker, &frames);
-            worker = after;
+            lane.tables = Arc::clone(scene.engine.tables());
+            let taken = lane.timed_round();
             if round > 0 {
                 times.extend(taken);
             }
@@ -210,27 +223,4 @@ pub fn delays() -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// One packet of every flow; microseconds of each burst.
-fn one_round(scene: &Scene, worker: Worker, frames: &[Vec<u8>]) -> (Vec<f64>, Worker) {
-    let mut lane = Lane {
-        tables: Arc::clone(scene.engine.tables()),
-        worker,
-        port: scene.port,
-        frames: frames.iter().map(Vec::as_slice).collect(),
-        packets: (0..BURST).map(|_| PacketBuf::new()).collect(),
-        verdicts: vec![Verdict::Transmit(UPLINK); BURST],
-        next: 0,
-    };
-    let bursts = frames.len() / BURST;
-    let times = (0..bursts)
-        .map(|_| {
-            lane.fill();
-            let start = Wall::now();
-            lane.process();
-            start.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    (times, lane.worker)
 }

@@ -283,10 +283,20 @@ pub fn lost(region: &mut Region) -> Result<(), String> {
     }
     for _ in 0..LOOKS {
         // The heartbeats of the living stand for all that follow, so nothing else would make anybody look again.
-        fault::remind_of(region, &away);
+        let soon = region.epoch_ms() + 1;
+        for host in &away {
+            fault::remind_of(&mut region.parts, host, soon);
+        }
         let until = region.now_ms + NOTICED_MS / LOOKS;
         region.until(until)?;
     }
+    let users = region.store.list::<NetworkInterface>();
+    // In a network that goes, nothing is made any more.
+    let networks = region.store.list::<apinet::Network>();
+    let networks = networks
+        .iter()
+        .filter(|network| !object::is_deleting(*network));
+    let staying: BTreeSet<&str> = networks.map(object::name).collect();
     for nic in region.store.list::<apinet::NetworkInterface>() {
         let node = nic.spec.node_ref.name.as_str();
         let known = away
@@ -296,19 +306,12 @@ pub fn lost(region: &mut Region) -> Result<(), String> {
         let Some(user) = user.filter(|_| known && !object::is_deleting(&nic)) else {
             continue;
         };
-        let users = region.store.list::<NetworkInterface>();
         let Some(user) = users.iter().find(|found| object::uid(*found) == user.uid) else {
             continue;
         };
         let status = user.status.clone().unwrap_or_default();
         let wanted = Some(NetworkInterfaceState::Error);
-        // In a network that goes, nothing is made any more.
-        let network = region
-            .store
-            .list::<apinet::Network>()
-            .into_iter()
-            .find(|network| object::name(network) == nic.spec.network_ref.name);
-        let stays = network.is_some_and(|network| !object::is_deleting(&network));
+        let stays = staying.contains(nic.spec.network_ref.name.as_str());
         if stays && !object::is_deleting(user) && status.state != wanted {
             return Err(format!(
                 "{} is {:?}, but {node} is lost: {:?}",

@@ -240,11 +240,8 @@ fn come_or_go(region: &mut Region, at: usize) -> String {
         host.bond.cut(server, hub, now, rng);
     }
     let beaten = beat(store, namespace::NODE_LEASE, &host.name, epoch);
-    let node = apinet_node_name(PARTITION, &host.name);
     let noticed = epoch + SILENCE.as_millis() as u64 + 1;
-    if let Some(part) = parts.first_mut() {
-        part.remind("apinetnodelifecycle", Key::cluster(node), noticed);
-    }
+    remind_of(parts, &host.name, noticed);
     let plane = if with_plane { "with" } else { "without" };
     format!(
         "{} is cut off, {plane} its data plane {beaten:?}",
@@ -252,14 +249,11 @@ fn come_or_go(region: &mut Region, at: usize) -> String {
     )
 }
 
-/// Whoever judges heartbeats looks at these hypervisors soon.
-pub fn remind_of(region: &mut Region, hosts: &[String]) {
-    let soon = region.epoch_ms() + 1;
-    if let Some(part) = region.parts.first_mut() {
-        for host in hosts {
-            let node = Key::cluster(apinet_node_name(PARTITION, host));
-            part.remind("apinetnodelifecycle", node, soon);
-        }
+/// Whoever judges heartbeats looks at a hypervisor at that time.
+pub fn remind_of(parts: &mut [Part], host: &str, at_ms: u64) {
+    if let Some(part) = parts.first_mut() {
+        let node = Key::cluster(apinet_node_name(PARTITION, host));
+        part.remind("apinetnodelifecycle", node, at_ms);
     }
 }
 
