@@ -100,13 +100,13 @@ impl Controller for Wrapped {
     }
 }
 
-/// Forgets an interface without deleting it.
+/// Forgets interfaces without deleting them, as long as their machine stays.
 fn keep(plan: &mut Plan) {
-    let forgets = |op: &Op| match op {
-        Op::Act(act) => matches!(act.payload(), Some(Step::Forget { .. })),
+    let scraps = |op: &Op| match op {
+        Op::Act(act) => matches!(act.payload(), Some(Step::RemoveRecord)),
         _ => false,
     };
-    if plan.ops.iter().any(forgets) {
+    if !plan.ops.iter().any(scraps) {
         plan.ops.retain(|op| !matches!(op, Op::Delete { .. }));
     }
 }
