@@ -7,10 +7,10 @@ use crate::counters::Node;
 use crate::flow::adjacency::{AdjacencyTable, Tunnel};
 use crate::flow::key::{Keyed, Scope, Tuple};
 use crate::flow::table::FlowTable;
-use crate::flow::{Action, Entry, Ingress, Service};
+use crate::flow::{Action, Entry, Service};
 use crate::fragments::PieceKey;
 use crate::graph::{Context, Output, Previous, Source, Walk};
-use crate::nat64::GROWTH;
+use crate::nat64::{GROWTH, GROWTH_MAX};
 use crate::packet::Packet;
 use crate::stages::{self, slow, snat};
 use crate::tables::Tables;
@@ -134,7 +134,7 @@ pub(crate) fn track(
 
 /// What all pieces of a fragmented packet show; `None` if it is whole.
 fn piece_key(cx: &Context<'_>, overlay: &Overlay) -> Option<PieceKey> {
-    overlay.piece_key(cx.scope().place(ingress(cx)))
+    overlay.piece_key(cx.scope().place(cx.ingress()))
 }
 
 /// Sends a packet of a connection, which is decided.
@@ -163,16 +163,16 @@ fn forward(
             (sent, _) => sent,
         };
     }
-    // What was IPv6 becomes shorter by the difference of the headers.
-    let shrinks = if overlay.source.is_ipv6() {
-        GROWTH as u16
-    } else {
-        0
+    // What was IPv6 becomes shorter by the difference of the headers; what is told holds for whole packets and for pieces.
+    let (shrinks, told) = match (overlay.source.is_ipv6(), overlay.piece) {
+        (true, Some(_)) => (GROWTH_MAX as u16, GROWTH as u16),
+        (true, None) => (GROWTH as u16, GROWTH as u16),
+        (false, _) => (0, 0),
     };
     if let Some(mtu) = fits
         && overlay.length > mtu.saturating_add(shrinks)
     {
-        return pmtu::answer(cx, packet, overlay, mtu.saturating_add(shrinks));
+        return pmtu::answer(cx, packet, overlay, mtu.saturating_add(told));
     }
     let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
     let (key, to) = (other.key, other.key.tuple().inverted());
@@ -258,7 +258,7 @@ fn connection(
     if let Some(entry) = found {
         let is_live = is_owner_attached(cx.tables, cx.flows, entry);
         let found = cx.flows.entry(entry).ok_or(DropReason::Bug)?;
-        let is_here = found.ingress == ingress(cx);
+        let is_here = found.ingress == cx.ingress();
         // The entry of a plain packet has been tried already.
         let may_keep = lookup.is_none();
         let is_current = is_here && (slow::is_current(cx, found) || may_keep && cx.keeps(entry));
@@ -303,7 +303,7 @@ fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, Dro
         epoch: cx.tables.epoch,
         last_seen: cx.now,
         target,
-        ingress: ingress(cx),
+        ingress: cx.ingress(),
         action,
         ..Entry::FREE
     };
@@ -340,7 +340,7 @@ fn settle(
     (action, target): (Action, u32),
     walk: &Walk,
 ) -> Result<(), DropReason> {
-    let (ingress, epoch) = (ingress(cx), cx.tables.epoch);
+    let (ingress, epoch) = (cx.ingress(), cx.tables.epoch);
     let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
     (entry.action, entry.target) = (action, target);
     (entry.ingress, entry.epoch) = (ingress, epoch);
@@ -412,13 +412,6 @@ fn answer_scope(cx: &Context<'_>, output: &Output) -> Scope {
         (_, Output::Deliver(_)) => Scope::machine(cx.vni),
         (Source::Machine, Output::Encap { .. }) => Scope::fabric(cx.vni),
         (Source::Tunnel { endpoint, .. }, Output::Encap { .. }) => endpoint.scope,
-    }
-}
-
-fn ingress(cx: &Context<'_>) -> Ingress {
-    match cx.source {
-        Source::Machine => Ingress::machine(cx.machine),
-        Source::Tunnel { slot, .. } => Ingress::tunnel(slot),
     }
 }
 

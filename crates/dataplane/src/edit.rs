@@ -142,19 +142,34 @@ pub(crate) fn set_address(packet: &mut [u8], side: Side, address: IpAddr, pseudo
     }
 }
 
-/// Writes a port, or an echo identifier, of the transport of an IP packet without extension headers, with its checksum.
+/// Writes a port, or an echo identifier, of the transport of an IP packet without extension headers other than a fragment header, with its
+/// checksum. A later piece of a fragmented packet has none.
 pub(crate) fn set_port(packet: &mut [u8], side: Side, port: u16) {
-    let (transport, protocol) = match packet.first().map(|first| (first >> 4, first & 0x0f)) {
-        Some((4, words)) => (usize::from(words) * 4, packet.get(9).copied()),
-        Some((6, _)) => (net::ipv6::HEADER_LEN, packet.get(6).copied()),
-        Some(_) | None => return,
-    };
-    let Some(bytes) = packet.get_mut(transport..) else {
-        return;
-    };
-    if let Some(protocol) = protocol {
+    if let Some((transport, protocol)) = transport(packet)
+        && let Some(bytes) = packet.get_mut(transport..)
+    {
         set_transport_port(bytes, protocol, side, port, Change::default());
     }
+}
+
+/// Where the transport header of an IP packet is, and its protocol.
+fn transport(packet: &[u8]) -> Option<(usize, u8)> {
+    let fixed = net::ipv6::HEADER_LEN;
+    let (place, protocol, position) = match packet.first()? {
+        first if first >> 4 == 4 => {
+            let words = usize::from(first & 0x0f);
+            (words * 4, *packet.get(9)?, word(packet, 6)? & 0x1fff)
+        }
+        _ => match *packet.get(6)? {
+            net::protocol::FRAGMENT => (
+                fixed + 8,
+                *packet.get(fixed)?,
+                word(packet, fixed + 2)? >> 3,
+            ),
+            protocol => (fixed, protocol, 0),
+        },
+    };
+    (position == 0).then_some((place, protocol))
 }
 
 /// Sets a port or echo identifier in the transport header that starts `bytes` and its checksum, which `change` concerns as well.

@@ -29,7 +29,6 @@ use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
 use crate::stages::{relay, virtual_services};
 use crate::tables::{Tables, Uplink};
-use crate::time::Instant;
 use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::virtual_service::VirtualService;
@@ -152,6 +151,14 @@ impl Context<'_> {
         };
         let doubt = keep::doubt(&view, number);
         keep::confirm(self, number, doubt)
+    }
+
+    /// Where the packet came in.
+    pub(crate) fn ingress(&self) -> Ingress {
+        match self.source {
+            Source::Machine => Ingress::machine(self.machine),
+            Source::Tunnel { slot, .. } => Ingress::tunnel(slot),
+        }
     }
 
     /// How tuples of packets that come in where this one did are meant.
@@ -311,8 +318,7 @@ fn from_uplink(
     packet: &mut dyn Packet,
     now: Coarse,
 ) -> Result<Verdict, DropReason> {
-    let instant = Instant::from_coarse(now);
-    if let Some(verdict) = virtual_services::incoming(parts, tables, packet, instant)? {
+    if let Some(verdict) = virtual_services::incoming(parts, tables, packet, now)? {
         return Ok(verdict);
     }
     let tunnelled = ipip::decap(tables, packet.frame())?;

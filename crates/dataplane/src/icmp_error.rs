@@ -121,6 +121,12 @@ fn layout(packet: &[u8]) -> Option<Layout> {
             let transport = match quoted.upper() {
                 Ok(Upper::Transport {
                     protocol, offset, ..
+                })
+                | Ok(Upper::Fragment {
+                    protocol,
+                    offset,
+                    position: 0,
+                    ..
                 }) => Some((net::ipv6::HEADER_LEN + offset, protocol)),
                 Ok(Upper::Fragment { .. } | Upper::SourceRoute | Upper::TooMany) | Err(_) => None,
             };

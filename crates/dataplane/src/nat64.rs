@@ -1,10 +1,12 @@
 //! Translation between IPv6 and IPv4 (RFC 7915) with the well-known prefix (RFC 6052 §2.1), in place.
 //!
 //! Which addresses and ports stand for each other is decided elsewhere (network NAT); here only headers change. Not decremented: TTL and
-//! hop limit, because the overlay is transparent. Not translated: fragments and IPv6 extension headers with meaning, IPv4 options.
-//! Translated headers carry identification 0 and no fragment flags.
+//! hop limit, because the overlay is transparent. Not translated: IPv6 extension headers with meaning, IPv4 options. Translated headers
+//! of whole packets carry identification 0 and no fragment flags; pieces of fragmented ones are translated one by one (§4.1, §5.1.1), except
+//! those of echo messages, whose checksum depends in IPv6 on a length that no piece shows (§1.2), and of UDP datagrams without a checksum,
+//! which IPv6 demands and no piece suffices for (§4.5).
 
-use crate::edit::Change;
+use crate::edit::{self, Change};
 use core::net::{Ipv4Addr, Ipv6Addr};
 use core::ops::Range;
 use net::checksum::{self, pseudo_v4, pseudo_v6};
@@ -13,6 +15,10 @@ use net::{Ipv4, Ipv6, icmp, ipv4, ipv6, protocol};
 
 /// Bytes by which an IPv6 header is longer than an IPv4 header without options.
 pub const GROWTH: usize = ipv6::HEADER_LEN - ipv4::HEADER_LEN;
+/// Bytes by which an IPv6 packet is longer than an IPv4 packet at most: a piece has a fragment header besides.
+pub const GROWTH_MAX: usize = GROWTH + FRAGMENT_LEN;
+/// IPv6 fragment header (RFC 8200 §4.5).
+const FRAGMENT_LEN: usize = 8;
 /// `64:ff9b::/96` as the upper bits of an address.
 const WELL_KNOWN: u128 = 0x0064_ff9b << 96;
 const MTU_OFFSET: u16 = GROWTH as u16;
@@ -60,17 +66,19 @@ pub fn to_v4(
         protocol,
         header_len: start,
         payload_len: mut length,
+        piece,
     } = Outline::of_v6(&Ipv6::new_checked(packet).map_err(|_| NotTranslatable)?)?;
     let transport = packet
         .get_mut(start..start + length)
         .ok_or(NotTranslatable)?;
-    if protocol == protocol::ICMPV6 && is_error_v6(transport) {
+    if protocol == protocol::ICMPV6 && piece.is_none() && is_error_v6(transport) {
         length = error_to_v4(transport, quoted)?;
     } else {
         let total = u32::try_from(length).map_err(|_| NotTranslatable)?;
-        transport_to_v4(protocol, transport, old, ends, total)?;
+        transport_to_v4((protocol, piece), transport, old, ends, total)?;
     }
-    let header = header_v4(class, hop_limit, protocol_v4(protocol), ends, length)?;
+    let protocol = protocol_v4(protocol);
+    let header = header_v4((class, hop_limit, protocol), ends, length, piece)?;
     let begin = start - ipv4::HEADER_LEN;
     packet
         .get_mut(begin..start)
@@ -81,7 +89,7 @@ pub fn to_v4(
 
 /// Translates the IPv4 packet at `packet` inside `buffer` and returns where in `buffer` the IPv6 packet is.
 ///
-/// There must be [`GROWTH`] spare bytes before it and, for an ICMP error, behind it. `quoted` are the addresses of the packet inside an
+/// There must be [`GROWTH_MAX`] spare bytes before it and, for an ICMP error, behind it. `quoted` are the addresses of the packet inside an
 /// error.
 pub fn to_v6(
     buffer: &mut [u8],
@@ -97,10 +105,11 @@ pub fn to_v6(
         protocol,
         header_len,
         payload_len: mut length,
+        piece,
     } = Outline::of_v4(&Ipv4::new_checked(bytes).map_err(|_| NotTranslatable)?)?;
     let start = packet.start + header_len;
     let transport = buffer.get_mut(start..).ok_or(NotTranslatable)?;
-    if protocol == protocol::ICMP && is_error_v4(transport) {
+    if protocol == protocol::ICMP && piece.is_none() && is_error_v4(transport) {
         length = error_to_v6(transport, length, quoted)?;
         let total = u32::try_from(length).map_err(|_| NotTranslatable)?;
         let message = transport.get_mut(..length).ok_or(NotTranslatable)?;
@@ -108,14 +117,12 @@ pub fn to_v6(
         fill_checksum(message, pseudo);
     } else {
         let transport = transport.get_mut(..length).ok_or(NotTranslatable)?;
-        transport_to_v6(protocol, transport, old, ends, length)?;
+        transport_to_v6((protocol, piece), transport, old, ends, length)?;
     }
-    let header = header_v6(class, hop_limit, protocol_v6(protocol), ends, length)?;
-    let begin = start.checked_sub(ipv6::HEADER_LEN).ok_or(NotTranslatable)?;
-    buffer
-        .get_mut(begin..start)
-        .ok_or(NotTranslatable)?
-        .copy_from_slice(&header);
+    let protocol = protocol_v6(protocol);
+    let header = HeaderV6::new((class, hop_limit, protocol), ends, length, piece)?;
+    let begin = start.checked_sub(header.len()).ok_or(NotTranslatable)?;
+    header.write(buffer, begin)?;
     Ok(begin..start + length)
 }
 
@@ -131,15 +138,48 @@ struct Outline<A> {
     header_len: usize,
     /// As announced, in bytes; a quotation may be shorter.
     payload_len: usize,
+    /// If it is not the whole packet.
+    piece: Option<Piece>,
+}
+
+/// Which piece of a fragmented packet.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// In units of eight bytes.
+    position: u16,
+    has_more: bool,
+    identification: u32,
+}
+
+impl Piece {
+    /// Whether the transport header is in another piece.
+    fn is_later(self) -> bool {
+        self.position != 0
+    }
 }
 
 impl Outline<Ipv6Addr> {
     fn of_v6(view: &Ipv6<'_>) -> Result<Outline<Ipv6Addr>, NotTranslatable> {
-        let Ok(Upper::Transport {
-            protocol, offset, ..
-        }) = view.upper()
-        else {
-            return Err(NotTranslatable);
+        let (protocol, offset, piece) = match view.upper() {
+            Ok(Upper::Transport {
+                protocol, offset, ..
+            }) => (protocol, offset, None),
+            Ok(Upper::Fragment {
+                protocol,
+                offset,
+                position,
+                has_more,
+                identification,
+                ..
+            }) => {
+                let piece = Piece {
+                    position,
+                    has_more,
+                    identification,
+                };
+                (protocol, offset, Some(piece))
+            }
+            Ok(Upper::SourceRoute | Upper::TooMany) | Err(_) => return Err(NotTranslatable),
         };
         let payload_len = usize::from(view.payload_len()).checked_sub(offset);
         Ok(Outline {
@@ -152,15 +192,18 @@ impl Outline<Ipv6Addr> {
             protocol,
             header_len: ipv6::HEADER_LEN + offset,
             payload_len: payload_len.ok_or(NotTranslatable)?,
+            piece,
         })
     }
 }
 
 impl Outline<Ipv4Addr> {
     fn of_v4(view: &Ipv4<'_>) -> Result<Outline<Ipv4Addr>, NotTranslatable> {
-        if view.is_fragment() {
-            return Err(NotTranslatable);
-        }
+        let piece = view.is_fragment().then(|| Piece {
+            position: view.fragment_offset(),
+            has_more: view.has_more_fragments(),
+            identification: u32::from(view.identification()),
+        });
         let header_len = view.header_len();
         let payload_len = usize::from(view.total_len()).checked_sub(header_len);
         Ok(Outline {
@@ -173,6 +216,7 @@ impl Outline<Ipv4Addr> {
             protocol: view.protocol(),
             header_len,
             payload_len: payload_len.ok_or(NotTranslatable)?,
+            piece,
         })
     }
 }
@@ -194,11 +238,10 @@ fn protocol_v6(protocol: u8) -> u8 {
 }
 
 fn header_v4(
-    class: u8,
-    ttl: u8,
-    protocol: u8,
+    (class, ttl, protocol): (u8, u8, u8),
     ends: Ends<Ipv4Addr>,
     payload: usize,
+    piece: Option<Piece>,
 ) -> Result<[u8; ipv4::HEADER_LEN], NotTranslatable> {
     let mut header = ipv4::Header {
         payload_len: u16::try_from(payload).map_err(|_| NotTranslatable)?,
@@ -209,30 +252,65 @@ fn header_v4(
     }
     .emit();
     let mut change = Change::default();
-    crate::edit::set_word(&mut header, 0, 0x4500 | u16::from(class), &mut change);
+    edit::set_word(&mut header, 0, 0x4500 | u16::from(class), &mut change);
+    if let Some(piece) = piece {
+        let fragment = u16::from(piece.has_more) << 13 | piece.position;
+        edit::set_word(&mut header, 4, piece.identification as u16, &mut change);
+        edit::set_word(&mut header, 6, fragment, &mut change);
+    }
     change.write(&mut header, 10);
     Ok(header)
 }
 
-fn header_v6(
-    class: u8,
-    hop_limit: u8,
-    next_header: u8,
-    ends: Ends<Ipv6Addr>,
-    payload: usize,
-) -> Result<[u8; ipv6::HEADER_LEN], NotTranslatable> {
-    let mut header = ipv6::Header {
-        payload_len: u16::try_from(payload).map_err(|_| NotTranslatable)?,
-        next_header,
-        hop_limit,
-        source: ends.source,
-        destination: ends.destination,
+/// An IPv6 header and, for a piece, the fragment header behind it.
+struct HeaderV6 {
+    fixed: [u8; ipv6::HEADER_LEN],
+    fragment: Option<[u8; FRAGMENT_LEN]>,
+}
+
+impl HeaderV6 {
+    fn new(
+        (class, hop_limit, protocol): (u8, u8, u8),
+        ends: Ends<Ipv6Addr>,
+        payload: usize,
+        piece: Option<Piece>,
+    ) -> Result<HeaderV6, NotTranslatable> {
+        let fragment = piece.map(|piece| {
+            let position = piece.position << 3 | u16::from(piece.has_more);
+            let [high, low] = position.to_be_bytes();
+            let [a, b, c, d] = piece.identification.to_be_bytes();
+            [protocol, 0, high, low, a, b, c, d]
+        });
+        let (next_header, payload) = match fragment {
+            Some(_) => (protocol::FRAGMENT, payload + FRAGMENT_LEN),
+            None => (protocol, payload),
+        };
+        let mut fixed = ipv6::Header {
+            payload_len: u16::try_from(payload).map_err(|_| NotTranslatable)?,
+            next_header,
+            hop_limit,
+            source: ends.source,
+            destination: ends.destination,
+        }
+        .emit();
+        let [first, second, ..] = &mut fixed;
+        *first = 0x60 | class >> 4;
+        *second = class << 4;
+        Ok(HeaderV6 { fixed, fragment })
     }
-    .emit();
-    let [first, second, ..] = &mut header;
-    *first = 0x60 | class >> 4;
-    *second = class << 4;
-    Ok(header)
+
+    /// In bytes.
+    fn len(&self) -> usize {
+        self.fixed.len() + self.fragment.map_or(0, |fragment| fragment.len())
+    }
+
+    fn write(&self, buffer: &mut [u8], at: usize) -> Result<(), NotTranslatable> {
+        let place = buffer.get_mut(at..at + self.len()).ok_or(NotTranslatable)?;
+        let (fixed, fragment) = place.split_at_mut(self.fixed.len());
+        fixed.copy_from_slice(&self.fixed);
+        fragment.copy_from_slice(self.fragment.as_ref().map_or(&[], |header| &header[..]));
+        Ok(())
+    }
 }
 
 // ---- transport -------------------------------------------------------------------------------------------------------------
@@ -243,14 +321,18 @@ const ECHO: [(u8, u8); 2] = [
     (icmp::V6_ECHO_REPLY, icmp::ECHO_REPLY),
 ];
 
-/// Exchanges the pseudo header below the checksum of a transport whose full length is `total`.
+/// Exchanges the pseudo header below the checksum of a transport whose full length is `total`. (The first piece of a fragmented packet shows
+/// another length than the checksum covers; both pseudo headers have the same, so it does not matter.)
 fn transport_to_v4(
-    protocol: u8,
+    (protocol, piece): (u8, Option<Piece>),
     transport: &mut [u8],
     old: Ends<Ipv6Addr>,
     new: Ends<Ipv4Addr>,
     total: u32,
 ) -> Result<(), NotTranslatable> {
+    if !is_header_in(protocol, piece)? {
+        return Ok(());
+    }
     let mut change = Change::default();
     change.remove_sum(pseudo_v6(old.source, old.destination, protocol, total));
     if protocol == protocol::ICMPV6 {
@@ -262,13 +344,25 @@ fn transport_to_v4(
     write_checksum(protocol, transport, change)
 }
 
+/// Whether the transport header is at the front of what follows the IP header.
+fn is_header_in(protocol: u8, piece: Option<Piece>) -> Result<bool, NotTranslatable> {
+    match (protocol, piece) {
+        (protocol::ICMP | protocol::ICMPV6, Some(_)) => Err(NotTranslatable),
+        (_, Some(piece)) => Ok(!piece.is_later()),
+        (_, None) => Ok(true),
+    }
+}
+
 fn transport_to_v6(
-    protocol: u8,
+    (protocol, piece): (u8, Option<Piece>),
     transport: &mut [u8],
     old: Ends<Ipv4Addr>,
     new: Ends<Ipv6Addr>,
     total: usize,
 ) -> Result<(), NotTranslatable> {
+    if !is_header_in(protocol, piece)? {
+        return Ok(());
+    }
     let total = u16::try_from(total).map_err(|_| NotTranslatable)?;
     let target = protocol_v6(protocol);
     let pseudo = pseudo_v6(new.source, new.destination, target, u32::from(total));
@@ -282,11 +376,14 @@ fn transport_to_v6(
         };
         return echo(transport, change, find);
     }
-    if protocol == protocol::UDP && crate::edit::word(transport, 6) == Some(0) {
+    if protocol == protocol::UDP && edit::word(transport, 6) == Some(0) {
+        if piece.is_some() {
+            return Err(NotTranslatable);
+        }
         // IPv6 requires a checksum (RFC 7915 §4.5); of a quotation that is cut short it cannot be made.
         if transport.len() == usize::from(total) {
             let sum = checksum::udp(checksum::sum(pseudo, transport));
-            crate::edit::set_word(transport, 6, sum, &mut Change::default());
+            edit::set_word(transport, 6, sum, &mut Change::default());
         }
         return Ok(());
     }
@@ -315,7 +412,7 @@ fn echo(
 ) -> Result<(), NotTranslatable> {
     let kind = transport.first().copied().and_then(find);
     let kind = kind.ok_or(NotTranslatable)?;
-    crate::edit::set_word(transport, 0, u16::from(kind) << 8, &mut change);
+    edit::set_word(transport, 0, u16::from(kind) << 8, &mut change);
     change.write(transport, 2);
     Ok(())
 }
@@ -460,12 +557,14 @@ fn error_to_v4(transport: &mut [u8], ends: Ends<Ipv4Addr>) -> Result<usize, NotT
         protocol,
         header_len: start,
         payload_len: total,
+        piece,
     } = Outline::of_v6(&Ipv6::new_embedded(quoted).map_err(|_| NotTranslatable)?)?;
     let inner = quoted.get_mut(start..).ok_or(NotTranslatable)?;
     let total_word = u32::try_from(total).map_err(|_| NotTranslatable)?;
-    transport_to_v4(protocol, inner, old, ends, total_word)?;
+    transport_to_v4((protocol, piece), inner, old, ends, total_word)?;
     let kept = inner.len();
-    let inner_header = header_v4(class, hop_limit, protocol_v4(protocol), ends, total)?;
+    let protocol = protocol_v4(protocol);
+    let inner_header = header_v4((class, hop_limit, protocol), ends, total, piece)?;
     quoted.copy_within(start.., ipv4::HEADER_LEN);
     if let Some(front) = quoted.first_chunk_mut() {
         *front = inner_header;
@@ -495,21 +594,21 @@ fn error_to_v6(
         protocol,
         header_len,
         payload_len: total,
+        piece,
     } = Outline::of_v4(&Ipv4::new_embedded(quoted).map_err(|_| NotTranslatable)?)?;
     let inner = quoted.get_mut(header_len..).ok_or(NotTranslatable)?;
-    transport_to_v6(protocol, inner, old, ends, total)?;
+    transport_to_v6((protocol, piece), inner, old, ends, total)?;
     let kept = inner.len();
-    let inner_header = header_v6(class, hop_limit, protocol_v6(protocol), ends, total)?;
-    let new_length = icmp::HEADER_LEN + ipv6::HEADER_LEN + kept;
+    let protocol = protocol_v6(protocol);
+    let inner_header = HeaderV6::new((class, hop_limit, protocol), ends, total, piece)?;
+    let begin = icmp::HEADER_LEN + inner_header.len();
+    let new_length = begin + kept;
     if new_length > transport.len() {
         return Err(NotTranslatable);
     }
     let from = icmp::HEADER_LEN + header_len;
-    transport.copy_within(from..length, icmp::HEADER_LEN + ipv6::HEADER_LEN);
-    transport
-        .get_mut(icmp::HEADER_LEN..icmp::HEADER_LEN + ipv6::HEADER_LEN)
-        .ok_or(NotTranslatable)?
-        .copy_from_slice(&inner_header);
+    transport.copy_within(from..length, begin);
+    inner_header.write(transport, icmp::HEADER_LEN)?;
     header.write(transport);
     Ok(new_length)
 }
@@ -517,5 +616,5 @@ fn error_to_v6(
 /// Writes the ICMP checksum of a message whose field holds 0.
 fn fill_checksum(message: &mut [u8], pseudo: u32) {
     let sum = checksum::finish(checksum::sum(pseudo, message));
-    crate::edit::set_word(message, 2, sum, &mut Change::default());
+    edit::set_word(message, 2, sum, &mut Change::default());
 }

@@ -16,6 +16,7 @@ use crate::objects::VirtualServiceSpec;
 use crate::tables::{Attached, Tables, Target};
 use crate::time::Instant;
 use crate::verdict::PortId;
+use crate::virtual_service::service_number;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
 use net::protocol;
@@ -27,7 +28,7 @@ const NAT64: u128 = 0x0064_ff9b << 96;
 type End = (IpAddr, u16);
 
 /// Says which worker packets belong to, for one thread that receives them: [`owner`], and beyond that for the later pieces of fragmented TCP
-/// segments whose first piece came by the same thread. (Network cards and kernels spread fragments by their addresses only, so they do.)
+/// segments, and of packets to virtual services, whose first piece came by the same thread. (Network cards and kernels spread fragments by their addresses only, so they do.)
 #[derive(Debug)]
 pub struct Sorter {
     pieces: Fragments<(u16, u16)>,
@@ -62,19 +63,19 @@ struct Pieces<'a> {
 }
 
 impl Pieces<'_> {
-    /// The ports of a segment of which `payload` is the first piece or a later one.
+    /// The ports of a packet of which `payload` is the first piece or a later one.
     fn ports(
         &mut self,
+        protocol: u8,
         (source, destination): (IpAddr, IpAddr),
-        identification: u32,
-        is_first: bool,
+        (identification, is_first): (u32, bool),
         payload: &[u8],
     ) -> (u16, u16) {
         let key = PieceKey {
             place: self.place,
             source,
             destination,
-            protocol: protocol::TCP,
+            protocol,
             identification,
         };
         let shown = ports(payload);
@@ -119,7 +120,7 @@ fn find(
         return by_port();
     };
     let is_uplink = matches!(configured.kind, PortKind::Uplink(_));
-    if let Some(service) = virtual_service(tables, is_uplink, frame) {
+    if let Some(service) = virtual_service(tables, is_uplink, frame, &mut pieces) {
         return spread(mix(service), workers);
     }
     let ends = if is_uplink {
@@ -166,7 +167,12 @@ fn local_end(tables: &Tables, attached: &Attached, (address, port): End) -> Opti
 
 /// The real end of the virtual service that a frame is for or, on an uplink, from. Its connections share one range of ports, which one
 /// worker hands out.
-fn virtual_service(tables: &Tables, is_uplink: bool, frame: &[u8]) -> Option<End> {
+fn virtual_service(
+    tables: &Tables,
+    is_uplink: bool,
+    frame: &[u8],
+    pieces: &mut Pieces<'_>,
+) -> Option<End> {
     let specs = &tables.settings.virtual_services;
     if specs.is_empty() {
         return None;
@@ -176,20 +182,34 @@ fn virtual_service(tables: &Tables, is_uplink: bool, frame: &[u8]) -> Option<End
         (TYPE_IPV4, false) => {
             let head = ip.first_chunk::<20>()?;
             let address = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
-            let (_, port) = ports(ip.get(usize::from(head[0] & 0x0f) * 4..)?);
-            let is_it = |spec: &&VirtualServiceSpec| {
-                (spec.protocol, spec.address, spec.port) == (head[9], address, port)
-            };
-            specs.iter().find(is_it)
+            let by_address =
+                |spec: &&VirtualServiceSpec| (spec.protocol, spec.address) == (head[9], address);
+            // Most packets are to none, and need not be remembered if they are pieces.
+            specs.iter().find(by_address)?;
+            let (_, port) = ports_v4(head, ip, pieces)?;
+            specs
+                .iter()
+                .filter(by_address)
+                .find(|spec| spec.port == port)
         }
         (TYPE_IPV6, true) => {
             let head = ip.first_chunk::<40>()?;
             let address = Ipv6Addr::from(*head.get(8..)?.first_chunk::<16>()?);
-            let (port, _) = ports(ip.get(40..)?);
-            let is_it = |spec: &&VirtualServiceSpec| {
-                (spec.protocol, spec.service, spec.service_port) == (head[6], address, port)
-            };
-            specs.iter().find(is_it)
+            let payload = ip.get(40..)?;
+            if head[6] == protocol::FRAGMENT {
+                // All pieces show the number of the service in the address that they are for.
+                let to = Ipv6Addr::from(*head.get(24..)?.first_chunk::<16>()?);
+                let spec = specs.get(service_number(to)?);
+                spec.filter(|spec| {
+                    Some(&spec.protocol) == payload.first() && spec.service == address
+                })
+            } else {
+                let (port, _) = ports(payload);
+                let is_it = |spec: &&VirtualServiceSpec| {
+                    (spec.protocol, spec.service, spec.service_port) == (head[6], address, port)
+                };
+                specs.iter().find(is_it)
+            }
         }
         _ => None,
     }?;
@@ -243,14 +263,9 @@ fn ends_v4(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
     let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
     let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
     let payload = ip.get(usize::from(head[0] & 0x0f) * 4..)?;
-    let fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff;
     let (from, to) = match (head[9], pieces) {
-        (protocol::TCP, Some(pieces)) if fragment != 0 => {
-            let identification = u32::from(u16::from_be_bytes([head[4], head[5]]));
-            let (ends, is_first) = ((source.into(), destination.into()), fragment & 0x1fff == 0);
-            pieces.ports(ends, identification, is_first, payload)
-        }
-        (protocol::TCP, _) => ports(payload),
+        (protocol::TCP, Some(pieces)) => ports_v4(head, ip, pieces)?,
+        (protocol::TCP, None) => ports(payload),
         // Destination unreachable, time exceeded, parameter problem quote a packet of the opposite direction.
         (protocol::ICMP, Some(_)) if matches!(payload.first(), Some(3 | 11 | 12)) => {
             let (source, destination) = ends_v4(payload.get(8..)?, None)?;
@@ -259,6 +274,20 @@ fn ends_v4(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
         _ => (0, 0),
     };
     Some(((source.into(), from), (destination.into(), to)))
+}
+
+/// Ports of the packet at `ip` with this header, or those that its first piece showed.
+fn ports_v4(head: &[u8; 20], ip: &[u8], pieces: &mut Pieces<'_>) -> Option<(u16, u16)> {
+    let payload = ip.get(usize::from(head[0] & 0x0f) * 4..)?;
+    let fragment = u16::from_be_bytes([head[6], head[7]]) & 0x3fff;
+    if fragment == 0 {
+        return Some(ports(payload));
+    }
+    let source = Ipv4Addr::new(head[12], head[13], head[14], head[15]);
+    let destination = Ipv4Addr::new(head[16], head[17], head[18], head[19]);
+    let identification = u32::from(u16::from_be_bytes([head[4], head[5]]));
+    let which = (identification, fragment & 0x1fff == 0);
+    Some(pieces.ports(head[9], (source.into(), destination.into()), which, payload))
 }
 
 fn ends_v6(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
@@ -275,7 +304,7 @@ fn ends_v6(ip: &[u8], pieces: Option<&mut Pieces<'_>>) -> Option<(End, End)> {
             match pieces {
                 Some(pieces) => {
                     let identification = u32::from_be_bytes(identification);
-                    pieces.ports(ends, identification, is_first, piece)
+                    pieces.ports(protocol::TCP, ends, (identification, is_first), piece)
                 }
                 None => ports(piece),
             }

@@ -197,3 +197,11 @@ fn service_underlay(host: Ipv6Addr, index: u32) -> Ipv6Addr {
     let high = host.to_bits() >> 64 << 64;
     Ipv6Addr::from_bits(high | u128::from(low))
 }
+
+/// Number of the service whose underlay address this may be.
+pub(crate) fn service_number(underlay: Ipv6Addr) -> Option<usize> {
+    let [.., 0xd0, 0xff, 0x40, 0, a, b, c, d] = underlay.octets() else {
+        return None;
+    };
+    usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()
+}

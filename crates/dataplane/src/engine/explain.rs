@@ -124,7 +124,7 @@ impl Engine {
                 .as_ref()
                 .and_then(|subject| subject.tuple)
                 .map(FlowTuple::from),
-            is_known: known.is_some(),
+            is_known: known.is_some_and(KnownConnection::is_tracked),
             stages: Node::IN_ORDER.into_iter().filter(passed).collect(),
             route: None,
             egress: None,

@@ -8,7 +8,7 @@ use crate::flow::key::Tuple;
 use crate::flow::{Action, Entry};
 use crate::graph::{Context, Source, Walk};
 use crate::icmp_error::{QuotedEnd, translate_inbound, translate_outbound};
-use crate::nat64::{self, Ends, GROWTH};
+use crate::nat64::{self, Ends, GROWTH_MAX};
 use crate::packet::Packet;
 use crate::time::Instant;
 use crate::verdict::DropReason;
@@ -166,7 +166,7 @@ fn translate(
         }
         (IpAddr::V6(source), IpAddr::V6(quoted_destination), IpAddr::V6(destination)) => {
             // A quotation grows behind, the packet itself to the front, where the tunnel was.
-            if !packet.resize(place.end + GROWTH) {
+            if !packet.resize(place.end + GROWTH_MAX) {
                 return Err(DropReason::NotTranslatable);
             }
             let quoted = Ends {

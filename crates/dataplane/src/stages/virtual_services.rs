@@ -2,21 +2,23 @@
 //!
 //! These packets pass neither connection tracking nor packet filter nor rate limits.
 
-use crate::cls::{L4, Overlay};
+use crate::cls::{self, L4, Overlay};
 use crate::counters::Node;
 use crate::edit::{Side, set_port};
-use crate::flow::key::{Transport, Tuple};
+use crate::flow::Coarse;
+use crate::flow::key::Tuple;
+use crate::fragments::{Fragments, PieceKey};
 use crate::graph::{Context, Parts};
-use crate::nat64::{Ends, GROWTH, to_v4, to_v6};
+use crate::nat64::{Ends, GROWTH_MAX, to_v4, to_v6};
 use crate::packet::Packet;
 use crate::route_lookup::choose_uplink;
 use crate::tables::Tables;
 use crate::time::Instant;
 use crate::verdict::{DropReason, Verdict};
 use crate::virtual_service::{Connection, VirtualService};
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr};
 use net::ethernet::{self, HEADER_LEN as ETHERNET_LEN};
-use net::{Ethernet, Ipv6, Tcp, Udp, protocol};
+use net::{Ethernet, protocol};
 
 /// Sends a packet of a machine to the service it addresses; `None` if it addresses none.
 pub(crate) fn outgoing(
@@ -24,7 +26,9 @@ pub(crate) fn outgoing(
     packet: &mut dyn Packet,
     overlay: &Overlay,
 ) -> Result<Option<Verdict>, DropReason> {
-    let Ok(L4::Flow { tuple, tcp_flags }) = overlay.l4 else {
+    let piece_place = cx.scope().place(cx.ingress());
+    let known = shown(cx.fragments, overlay, piece_place, cx.now);
+    let Some(Shown { tuple, tcp_flags }) = known else {
         return Ok(None);
     };
     let (IpAddr::V4(machine), IpAddr::V4(_)) = (tuple.source, tuple.destination) else {
@@ -52,10 +56,10 @@ pub(crate) fn outgoing(
     let source_port = source_port.ok_or(DropReason::VirtualServiceFull)?;
     let (spec, source) = (*service.spec(), service.underlay());
     let uplink = *choose_uplink(cx.tables, || connection.path_hash())?;
-    if !packet.prepend(GROWTH) {
+    if !packet.prepend(GROWTH_MAX) {
         return Err(DropReason::NoHeadroom);
     }
-    let start = ETHERNET_LEN + GROWTH;
+    let start = ETHERNET_LEN + GROWTH_MAX;
     let place = start..start + usize::from(overlay.length);
     let ends = Ends {
         source,
@@ -69,15 +73,54 @@ pub(crate) fn outgoing(
         ethernet::TYPE_IPV6,
     );
     finish(packet, place, (source_port, spec.service_port), header)?;
+    let displaced = remember(cx.fragments, overlay, piece_place, tuple, cx.now);
+    cx.counters.fragments_displaced += u64::from(displaced);
     Ok(Some(Verdict::Transmit(uplink.port)))
 }
 
+/// What a packet shows, or the first piece of it did.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    tuple: Tuple,
+    tcp_flags: Option<u8>,
+}
+
+fn shown(
+    fragments: &Fragments<Tuple>,
+    overlay: &Overlay,
+    place: u64,
+    now: Coarse,
+) -> Option<Shown> {
+    match overlay.l4.ok()? {
+        L4::Flow { tuple, tcp_flags } => Some(Shown { tuple, tcp_flags }),
+        L4::Later => {
+            let tuple = fragments.find(&overlay.piece_key(place)?, now)?;
+            let tcp_flags = None;
+            Some(Shown { tuple, tcp_flags })
+        }
+        L4::Error { .. } => None,
+    }
+}
+
+/// Remembers the first piece of a fragmented packet that was sent on; true if another one had to be forgotten early.
+fn remember(
+    fragments: &mut Fragments<Tuple>,
+    overlay: &Overlay,
+    place: u64,
+    tuple: Tuple,
+    now: Coarse,
+) -> bool {
+    let is_followed = overlay
+        .piece
+        .is_some_and(|piece| piece.is_first && piece.has_more);
+    match overlay.piece_key(place) {
+        Some(key) if is_followed => fragments.remember(key, tuple, now),
+        Some(_) | None => false,
+    }
+}
+
 fn find<'s>(services: &'s mut [VirtualService], tuple: &Tuple) -> Option<&'s mut VirtualService> {
-    let wanted = match tuple.transport {
-        Transport::Tcp => protocol::TCP,
-        Transport::Udp => protocol::UDP,
-        Transport::Echo { .. } => return None,
-    };
+    let wanted = super::port_protocol(tuple.transport)?;
     services.iter_mut().find(|service| {
         let spec = service.spec();
         spec.protocol == wanted
@@ -86,43 +129,31 @@ fn find<'s>(services: &'s mut [VirtualService], tuple: &Tuple) -> Option<&'s mut
     })
 }
 
-/// What an answer of a service shows.
-#[derive(Clone, Copy, Debug)]
-struct Answer {
-    source: Ipv6Addr,
-    destination: Ipv6Addr,
-    protocol: u8,
-    ports: (u16, u16),
-    tcp_flags: Option<u8>,
-    length: usize,
-}
+/// Where pieces of services' answers come in, which is in no network.
+const OUTSIDE: u64 = u64::MAX;
 
 /// Delivers a packet from an uplink to the machine whose request it answers; `None` if it is from no service.
 pub(crate) fn incoming(
     parts: &mut Parts<'_>,
     tables: &Tables,
     packet: &mut dyn Packet,
-    now: Instant,
+    now: Coarse,
 ) -> Result<Option<Verdict>, DropReason> {
     if parts.virtual_services.is_empty() {
         return Ok(None);
     }
-    let Some(answer) = parse(packet.frame()) else {
+    let Some((service, overlay)) = answering(parts.virtual_services, packet.frame()) else {
         return Ok(None);
     };
-    let is_it = |service: &&mut VirtualService| {
-        let spec = service.spec();
-        spec.protocol == answer.protocol
-            && (spec.service, spec.service_port) == (answer.source, answer.ports.0)
-            && service.underlay() == answer.destination
-    };
-    let Some(service) = parts.virtual_services.iter_mut().find(is_it) else {
+    let known = shown(parts.fragments, &overlay, OUTSIDE, now);
+    let Shown { tuple, tcp_flags } = known.ok_or(DropReason::FragmentUnknown)?;
+    if tuple.source_port != service.spec().service_port {
         return Ok(None);
-    };
+    }
     parts.counters.count(Node::Virtsvc);
     let spec = *service.spec();
     let connection = service
-        .incoming(answer.ports.1, answer.tcp_flags, now)
+        .incoming(tuple.destination_port, tcp_flags, Instant::from_coarse(now))
         .ok_or(DropReason::VirtualServiceUnknown)?;
     let port = tables.port(connection.port).ok_or(DropReason::Bug)?;
     let attached = port.interface.as_ref();
@@ -133,41 +164,49 @@ pub(crate) fn incoming(
         source: spec.address,
         destination: connection.machine,
     };
-    let packet_end = ETHERNET_LEN + answer.length;
+    let packet_end = ETHERNET_LEN + usize::from(overlay.length);
     let bytes = packet.frame_mut().get_mut(ETHERNET_LEN..packet_end);
     let place = to_v4(bytes.ok_or(DropReason::Bug)?, ends, ends);
     let place = place.map_err(|_| DropReason::NotTranslatable)?;
     let place = ETHERNET_LEN + place.start..ETHERNET_LEN + place.end;
     let ports = (spec.port, connection.machine_port);
     finish(packet, place, ports, port.delivery_header(false))?;
+    let displaced = remember(parts.fragments, &overlay, OUTSIDE, tuple, now);
+    parts.counters.fragments_displaced += u64::from(displaced);
     Ok(Some(Verdict::Transmit(connection.port)))
 }
 
-fn parse(frame: &[u8]) -> Option<Answer> {
+/// What all pieces show of a packet of which a frame from outside is one.
+pub(crate) fn answer_piece(frame: &[u8]) -> Option<PieceKey> {
+    parse(frame)?.piece_key(OUTSIDE)
+}
+
+fn parse(frame: &[u8]) -> Option<Overlay> {
     let ethernet = Ethernet::new_checked(frame).ok()?;
     if ethernet.ethertype() != ethernet::TYPE_IPV6 {
         return None;
     }
-    let ip = Ipv6::new_checked(ethernet.payload()).ok()?;
-    let (ports, tcp_flags) = match ip.next_header() {
-        protocol::TCP => {
-            let tcp = Tcp::new_checked(ip.payload()).ok()?;
-            ((tcp.source(), tcp.destination()), Some(tcp.flags()))
-        }
-        protocol::UDP => {
-            let udp = Udp::new_checked(ip.payload()).ok()?;
-            ((udp.source(), udp.destination()), None)
-        }
-        _ => return None,
+    cls::from_tunnel(protocol::IPV6, ethernet.payload()).ok()
+}
+
+/// The service from which a frame comes, by its addresses, and the packet.
+fn answering<'s>(
+    services: &'s mut [VirtualService],
+    frame: &[u8],
+) -> Option<(&'s mut VirtualService, Overlay)> {
+    let overlay = parse(frame)?;
+    let protocol = match overlay.l4.ok()? {
+        L4::Flow { tuple, .. } => super::port_protocol(tuple.transport),
+        L4::Later => overlay.piece.map(|piece| piece.protocol),
+        L4::Error { .. } => None,
     };
-    Some(Answer {
-        source: ip.source(),
-        destination: ip.destination(),
-        protocol: ip.next_header(),
-        ports,
-        tcp_flags,
-        length: net::ipv6::HEADER_LEN + usize::from(ip.payload_len()),
-    })
+    let service = services.iter_mut().find(|service| {
+        let spec = service.spec();
+        Some(spec.protocol) == protocol
+            && IpAddr::V6(spec.service) == overlay.source
+            && IpAddr::V6(service.underlay()) == overlay.destination
+    })?;
+    Some((service, overlay))
 }
 
 /// Writes ports and Ethernet header; what is around the IP packet goes.

@@ -10,6 +10,7 @@ use crate::flow::{Action, Coarse, Cold, Entry, Ingress};
 use crate::fragments::PieceKey;
 use crate::inspect::{FlowOutput, FlowRow};
 use crate::ipip;
+use crate::stages::virtual_services;
 use crate::tables::Tables;
 use crate::time::Instant;
 use crate::verdict::PortId;
@@ -26,15 +27,28 @@ const REHEARSAL: Limits = Limits {
     neighbor_nats_max: 0,
 };
 
-/// A copy of a tracked connection, to be tried elsewhere.
+/// A copy of what a worker knows of a packet's connection, to be tried elsewhere.
 #[derive(Clone, Debug)]
 pub struct KnownConnection {
+    tracked: Option<Tracked>,
+    /// If the frame is a piece of a fragmented packet: what its first piece showed, and when.
+    piece: Option<(PieceKey, Tuple, Coarse)>,
+}
+
+impl KnownConnection {
+    /// Whether it is tracked; those of virtual services are not.
+    #[must_use]
+    pub fn is_tracked(&self) -> bool {
+        self.tracked.is_some()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Tracked {
     entries: [Entry; 2],
     /// The tunnels that the entries use.
     tunnels: [Option<Adjacency>; 2],
     record: Cold,
-    /// If the frame is a piece of a fragmented packet: what its first piece showed, and when.
-    piece: Option<(PieceKey, Tuple, Coarse)>,
 }
 
 /// Places in the flow table that one call of [`Worker::visit_flows`] looks at: some ten microseconds.
@@ -91,7 +105,7 @@ impl Worker {
         })
     }
 
-    /// The connection to which a frame from `port` belongs, if this worker tracks it.
+    /// What is known of the connection to which a frame from `port` belongs, if this worker has seen anything of it.
     #[must_use]
     pub fn known_connection(
         &self,
@@ -99,49 +113,58 @@ impl Worker {
         port: PortId,
         frame: &[u8],
     ) -> Option<KnownConnection> {
-        let (scope, ingress, overlay) = parsed(tables, port, frame)?;
-        let piece = overlay.piece_key(scope.place(ingress)).and_then(|key| {
-            self.fragments
-                .recall(&key)
-                .map(|(tuple, since)| (key, tuple, since))
-        });
+        let Some((scope, ingress, overlay)) = parsed(tables, port, frame) else {
+            let piece = Some(self.recall(virtual_services::answer_piece(frame)?)?);
+            let tracked = None;
+            return Some(KnownConnection { tracked, piece });
+        };
+        let key = overlay.piece_key(scope.place(ingress));
+        let piece = key.and_then(|key| self.recall(key));
         let tuple = shown(&overlay).or(piece.map(|(_, tuple, _)| tuple))?;
-        let keyed = self.flows.keyed(scope, &tuple)?;
+        let tracked = self.tracked(scope, &tuple);
+        (tracked.is_some() || piece.is_some()).then_some(KnownConnection { tracked, piece })
+    }
+
+    fn recall(&self, key: PieceKey) -> Option<(PieceKey, Tuple, Coarse)> {
+        let (tuple, since) = self.fragments.recall(&key)?;
+        Some((key, tuple, since))
+    }
+
+    fn tracked(&self, scope: Scope, tuple: &Tuple) -> Option<Tracked> {
+        let keyed = self.flows.keyed(scope, tuple)?;
         let number = self.flows.find(&keyed)? & !1;
         let entries = [*self.flows.entry(number)?, *self.flows.entry(number | 1)?];
         let tunnels = entries.map(|entry| match entry.action {
             Action::Encap => self.adjacencies.get(entry.target).copied(),
             Action::Undecided | Action::Deliver => None,
         });
-        Some(KnownConnection {
+        Some(Tracked {
             entries,
             tunnels,
             record: *self.flows.cold(number)?,
-            piece,
         })
     }
 
-    /// A worker that tracks nothing but this connection.
+    /// A worker that knows of nothing but this connection.
     pub(crate) fn rehearsing(tables: &Tables, known: Option<&KnownConnection>) -> Worker {
         let settings = &tables.settings;
         let mut worker = Worker::new(tables.ports.len(), &REHEARSAL, settings, 0);
-        if let Some(known) = known {
+        if let Some((key, tuple, since)) = known.and_then(|known| known.piece) {
+            worker.fragments.remember(key, tuple, since);
+        }
+        if let Some(tracked) = known.and_then(|known| known.tracked.as_ref()) {
             // A connection that cannot be copied is treated as a new one.
-            let _ = worker.adopt(known);
+            let _ = worker.adopt(tracked);
         }
         worker
     }
 
-    fn adopt(&mut self, known: &KnownConnection) -> Option<()> {
-        let KnownConnection {
+    fn adopt(&mut self, tracked: &Tracked) -> Option<()> {
+        let Tracked {
             entries,
             tunnels,
             record,
-            piece,
-        } = known;
-        if let Some((key, tuple, since)) = piece {
-            self.fragments.remember(*key, *tuple, *since);
-        }
+        } = tracked;
         let [Some(forward), Some(backward)] = entries.map(|entry| {
             let tuple = entry.key.tuple();
             self.flows.keyed(entry.key.scope(), &tuple)

@@ -11,10 +11,10 @@ use dataplane::{
 use net::tcp::ACK;
 
 const VM1_IP: &str = "10.100.1.1";
-const MORE: u16 = 0x2000;
+pub(crate) const MORE: u16 = 0x2000;
 
 /// A whole IPv4 packet cut behind the first 24 bytes of its payload.
-fn cut(packet: &[u8]) -> [Vec<u8>; 2] {
+pub(crate) fn cut(packet: &[u8]) -> [Vec<u8>; 2] {
     let text = |at: usize| {
         std::net::Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3])
     };
@@ -26,7 +26,7 @@ fn cut(packet: &[u8]) -> [Vec<u8>; 2] {
     ]
 }
 
-fn cut6(packet: &[u8]) -> [Vec<u8>; 2] {
+pub(crate) fn cut6(packet: &[u8]) -> [Vec<u8>; 2] {
     let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
     let (from, to, next) = (address(8), address(24), packet[6]);
     let (first, last) = packet[40..].split_at(24);
@@ -37,12 +37,12 @@ fn cut6(packet: &[u8]) -> [Vec<u8>; 2] {
     })
 }
 
-fn datagram(from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
+pub(crate) fn datagram(from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
     build::udp(from, to, &[7; 40])
 }
 
 /// Where both pieces come out, put together again if they were IPv4 and translated.
-fn whole(pieces: [&[u8]; 2]) -> Vec<u8> {
+pub(crate) fn whole(pieces: [&[u8]; 2]) -> Vec<u8> {
     let [first, last] = pieces;
     assert_eq!(first[12..20], last[12..20], "both have the same addresses");
     for piece in pieces {
@@ -57,7 +57,11 @@ fn whole(pieces: [&[u8]; 2]) -> Vec<u8> {
 }
 
 /// Bed::guest without its check of transport checksums, which a piece does not have.
-fn through(bed: &mut Bed, port: dataplane::PortId, frame: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub(crate) fn through(
+    bed: &mut Bed,
+    port: dataplane::PortId,
+    frame: &[u8],
+) -> Result<Vec<u8>, DropReason> {
     match bed.send(port, frame) {
         (dataplane::Verdict::Drop(reason), _) => Err(reason),
         (dataplane::Verdict::Transmit(PF0 | PF1), bytes) => Ok(bytes[54..].to_vec()),
@@ -65,11 +69,11 @@ fn through(bed: &mut Bed, port: dataplane::PortId, frame: &[u8]) -> Result<Vec<u
     }
 }
 
-fn out(bed: &mut Bed, ip: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub(crate) fn out(bed: &mut Bed, ip: &[u8]) -> Result<Vec<u8>, DropReason> {
     through(bed, VM1, &from_guest(ip))
 }
 
-fn back(bed: &mut Bed, to: Ipv6Addr, ip: &[u8]) -> Result<Vec<u8>, DropReason> {
+pub(crate) fn back(bed: &mut Bed, to: Ipv6Addr, ip: &[u8]) -> Result<Vec<u8>, DropReason> {
     through(bed, PF0, &from_fabric(to, ip))
 }
 

@@ -20,6 +20,7 @@ mod firewall;
 mod flows;
 mod forward;
 mod fragments;
+mod fragments_translated;
 mod handshake;
 mod isolation;
 mod keep;

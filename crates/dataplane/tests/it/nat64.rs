@@ -3,9 +3,10 @@
 
 use crate::bed::{hex, v4, v6};
 use crate::build;
+use crate::fragments::{cut, cut6};
 use core::net::{Ipv4Addr, Ipv6Addr};
 use dataplane::icmp_error::{QuotedEnd, translate_inbound, translate_outbound};
-use dataplane::nat64::{Ends, GROWTH, NotTranslatable, embed, embedded, to_v4, to_v6};
+use dataplane::nat64::{Ends, GROWTH_MAX, NotTranslatable, embed, embedded, to_v4, to_v6};
 use proptest::prelude::*;
 
 const VM: &str = "2000:100:1::1";
@@ -57,10 +58,15 @@ fn up(
     ends: Ends<Ipv6Addr>,
     quoted: Ends<Ipv6Addr>,
 ) -> Result<Vec<u8>, NotTranslatable> {
-    let mut bytes = vec![0xee; GROWTH];
+    let mut bytes = vec![0xee; GROWTH_MAX];
     bytes.extend(packet);
-    bytes.extend([0xee; GROWTH]);
-    let range = to_v6(&mut bytes, GROWTH..GROWTH + packet.len(), ends, quoted)?;
+    bytes.extend([0xee; GROWTH_MAX]);
+    let range = to_v6(
+        &mut bytes,
+        GROWTH_MAX..GROWTH_MAX + packet.len(),
+        ends,
+        quoted,
+    )?;
     Ok(bytes[range].to_vec())
 }
 
@@ -153,21 +159,18 @@ fn traffic_class_extension_headers_options_and_missing_checksums() {
 #[test]
 fn what_has_no_counterpart() {
     let (out, back) = (ends4(NAT, REMOTE), ends6(REMOTE6, VM));
-    let fragment = build::ipv6(
-        44,
-        v6(VM),
-        v6(REMOTE6),
-        &[17, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4],
-    );
+    let [ping, rest] = cut6(&build::icmp(VM, REMOTE6, 128, 0, [0, 9, 0, 1], &[1; 40]));
     let sctp = build::ipv6(132, v6(VM), v6(REMOTE6), &[0; 12]);
     for packet in [
-        fragment,
+        ping,
+        rest,
         sctp,
         build::icmp(VM, REMOTE6, 130, 0, [0; 4], b""),
     ] {
         assert_eq!(down(&packet, out, out), Err(NotTranslatable));
     }
-    let fragment = build::ipv4_with(17, v4(REMOTE), v4(NAT), 0x2000, &[], &[0; 16]);
+    let no_checksum = build::ipv4_with(17, v4(REMOTE), v4(NAT), 0x2000, &[], &[0; 16]);
+    let [ping, rest] = cut(&build::icmp(REMOTE, NAT, 8, 0, [0, 9, 0, 1], &[1; 40]));
     let sctp = build::ipv4(132, v4(REMOTE), v4(NAT), &[0; 12]);
     let timestamp = build::icmp(REMOTE, NAT, 13, 0, [0; 4], &[0; 12]);
     let redirect = build::icmp(
@@ -178,11 +181,73 @@ fn what_has_no_counterpart() {
         [0; 4],
         &build::tcp((NAT, 1), (REMOTE, 2), 2),
     );
-    for packet in [fragment, sctp, timestamp, redirect] {
+    for packet in [no_checksum, ping, rest, sctp, timestamp, redirect] {
         assert_eq!(up(&packet, back, back), Err(NotTranslatable));
     }
     assert_eq!(up(&[0x45; 10], back, back), Err(NotTranslatable));
     assert_eq!(down(&[0x60; 39], out, out), Err(NotTranslatable));
+}
+
+/// The fragment field and the header's checksum are as RFC 7915 §5.1.1 says; of the identification, the lower half is what fits.
+#[test]
+fn pieces_down() {
+    let ends = ends4(NAT, REMOTE);
+    let payload = [5; 40];
+    let pairs = [
+        (
+            build::udp((VM, 1024), (REMOTE6, 53), &payload),
+            build::udp((NAT, 1024), (REMOTE, 53), &payload),
+        ),
+        (
+            build::tcp_with((VM, 1024), (REMOTE6, 53), 0x10, &payload),
+            build::tcp_with((NAT, 1024), (REMOTE, 53), 0x10, &payload),
+        ),
+    ];
+    for (six, four) in pairs {
+        for (from, to) in cut6(&six).iter().zip(cut(&four)) {
+            let mut expected = plain(to, 63);
+            expected[4..6].copy_from_slice(&[3, 4]);
+            expected[10..12].fill(0);
+            let sum = net::checksum::checksum(&expected[..20]).to_be_bytes();
+            expected[10..12].copy_from_slice(&sum);
+            check(down(from, ends, ends), expected);
+        }
+    }
+    // An only piece (RFC 6946) is a whole packet that has an identification.
+    let whole = build::udp((VM, 1), (REMOTE6, 2), b"x");
+    let only = [&[17, 0, 0, 0, 1, 2, 3, 4], &whole[40..]].concat();
+    let only = build::ipv6(44, v6(VM), v6(REMOTE6), &only);
+    let got = down(&only, ends, ends).unwrap();
+    assert_eq!(got[4..8], [3, 4, 0, 0]);
+    assert_eq!(
+        got[20..],
+        build::udp((NAT, 1), (REMOTE, 2), b"x")[20..],
+        "the transport"
+    );
+}
+
+/// RFC 7915 §4.1.
+#[test]
+fn pieces_up() {
+    let ends = ends6(REMOTE6, VM);
+    let payload = [5; 40];
+    let pairs = [
+        (
+            build::udp((REMOTE, 53), (NAT, 1024), &payload),
+            build::udp((REMOTE6, 53), (VM, 1024), &payload),
+        ),
+        (
+            build::tcp_with((REMOTE, 53), (NAT, 1024), 0x10, &payload),
+            build::tcp_with((REMOTE6, 53), (VM, 1024), 0x10, &payload),
+        ),
+    ];
+    for (four, six) in pairs {
+        for (from, to) in cut(&four).iter().zip(cut6(&six)) {
+            let mut expected = hops(to, 61);
+            expected[44..48].copy_from_slice(&[0, 0, 0x12, 0x34]);
+            check(up(from, ends, ends), expected);
+        }
+    }
 }
 
 /// (ICMP type, code, rest) and (ICMPv6 type, code, rest); `None` is "not translated".
