@@ -1,21 +1,16 @@
 //! Cost of a packet: cycles by the clock, instructions by callgrind, allocations by a counting allocator.
 //!
-//! ```text
-//! cargo bench -p dataplane --bench packet                     table of cycles, all cases
-//! cargo bench -p dataplane --bench packet -- -o json          the same as JSON
-//! cargo bench -p dataplane --bench packet -- --case hit-encap-1k --windows 40
-//! cargo bench -p dataplane --bench packet -- --instructions   exact instructions per packet (needs valgrind), against baseline.json
-//! cargo bench -p dataplane --bench packet -- --workers 2      packets per second of two threads beside one
-//! cargo bench -p dataplane --bench packet -- --changes        the longest time of a burst while the configuration changes under 1 M flows
-//! ```
+//! `cargo bench -p dataplane --bench packet` shows the cycles of all cases; what else there is tells `… --bench packet -- --help`.
 //!
 //! Cycles are of the time stamp counter (2.595 GHz here), converted from elapsed time: minimum and 25th percentile of windows of
 //! a quarter of a second. They drift with the machine; instructions do not, so only those are held against a baseline.
 //! A packet is restored to its 64 bytes before every burst; that copying is measured alone and subtracted.
 
+mod options;
 mod scene;
 mod threads;
 
+use crate::options::Wanted;
 use crate::scene::Scene;
 use dataplane::{Instant, PacketBuf, PortId, Verdict};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -92,6 +87,7 @@ struct Case {
     work: Work,
     flows: u32,
     ipv6: bool,
+    tcp: bool,
     burst: usize,
 }
 
@@ -101,6 +97,7 @@ const fn case(name: &'static str, work: Work, flows: u32) -> Case {
         work,
         flows,
         ipv6: false,
+        tcp: false,
         burst: 64,
     }
 }
@@ -109,6 +106,13 @@ const fn case6(name: &'static str, work: Work, flows: u32) -> Case {
     Case {
         ipv6: true,
         ..case(name, work, flows)
+    }
+}
+
+const fn case_tcp(name: &'static str, work: Work) -> Case {
+    Case {
+        tcp: true,
+        ..case(name, work, 1_000)
     }
 }
 
@@ -141,6 +145,10 @@ const CASES: &[Case] = &[
     case("hit-vip-out-1k", Work::VipOut, 1_000),
     case("hit-vip-in-1k", Work::VipIn, 1_000),
     case("hit-balance-1k", Work::Balance, 1_000),
+    case_tcp("hit-encap-tcp", Work::Encap),
+    case_tcp("hit-decap-tcp", Work::Decap),
+    case_tcp("hit-nat-out-tcp", Work::NatOut),
+    case_tcp("hit-nat-in-tcp", Work::NatIn),
     case("keep-16k", Work::Keep, 16_000),
     case("refilter-16k", Work::Refilter, 16_000),
     case("reroute-16k", Work::Reroute, 16_000),
@@ -163,11 +171,10 @@ struct Bench {
 }
 
 fn main() -> ExitCode {
-    match run(std::env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect())
-    {
+    // Cargo adds `--bench`.
+    let arguments = std::env::args().skip(1);
+    let wanted = options::read(arguments.filter(|argument| argument != "--bench"));
+    match wanted.and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             print_line(&format!("packet bench: {message}"));
@@ -181,36 +188,35 @@ fn print_line(line: &str) {
     println!("{line}");
 }
 
-fn run(arguments: Vec<String>) -> Result<(), String> {
-    let value = |flag: &str| {
-        let at = arguments.iter().position(|argument| argument == flag)?;
-        arguments.get(at + 1).cloned()
-    };
-    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    if let Some(name) = value("--callgrind") {
-        let bursts = value("--bursts")
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(16);
-        return run_exactly(&name, bursts, !has("--fill-only"));
+fn run(wanted: Wanted) -> Result<(), String> {
+    match wanted {
+        Wanted::Help => {
+            print_line(&options::help());
+            Ok(())
+        }
+        Wanted::Cycles {
+            only,
+            windows,
+            json,
+        } => {
+            cycles(only, windows, json);
+            Ok(())
+        }
+        Wanted::Instructions { only, update } => instructions(only, update),
+        Wanted::Exactly { case, bursts, work } => run_exactly(case, bursts, work),
+        Wanted::Workers(count) => threads::scaling(count),
+        Wanted::Changes => threads::delays(),
     }
-    if let Some(count) = value("--workers") {
-        let count = count.parse().ok().filter(|count| (2..=64).contains(count));
-        return threads::scaling(count.ok_or("--workers: a number from 2 to 64")?);
-    }
-    if has("--changes") {
-        return threads::delays();
-    }
-    let only = value("--case");
-    let cases = CASES
+}
+
+/// All cases, or one.
+fn cases(only: Option<&'static Case>) -> impl Iterator<Item = &'static Case> {
+    CASES
         .iter()
-        .filter(|case| only.as_deref().is_none_or(|name| name == case.name));
-    if has("--instructions") {
-        return instructions(cases, has("--update"));
-    }
-    let windows = value("--windows")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20);
-    let json = value("-o").as_deref() == Some("json");
+        .filter(move |case| only.is_none_or(|only| only.name == case.name))
+}
+
+fn cycles(only: Option<&'static Case>, windows: usize, json: bool) {
     let mut lines = Vec::new();
     if !json {
         print_line(&format!(
@@ -218,7 +224,7 @@ fn run(arguments: Vec<String>) -> Result<(), String> {
             "case", "flows", "cyc min", "cyc p25", "ns min", "Mpps", "allocs"
         ));
     }
-    for case in cases {
+    for case in cases(only) {
         let measured = measure(case, windows);
         let ns = measured.minimum_ns;
         if json {
@@ -242,7 +248,6 @@ fn run(arguments: Vec<String>) -> Result<(), String> {
     if json {
         print_line(&format!("[{}]", lines.join(",\n ")));
     }
-    Ok(())
 }
 
 // ---- the loop ----------------------------------------------------------------------------------------------------------------
@@ -406,11 +411,7 @@ fn misses(bench: &mut Bench, work: bool) -> f64 {
 // ---- instructions ------------------------------------------------------------------------------------------------------------
 
 /// Runs a case for an exact number of bursts, to be counted from outside.
-fn run_exactly(name: &str, bursts: usize, work: bool) -> Result<(), String> {
-    let case = CASES
-        .iter()
-        .find(|case| case.name == name)
-        .ok_or("no such case")?;
+fn run_exactly(case: &Case, bursts: usize, work: bool) -> Result<(), String> {
     // A million flows would take valgrind minutes; instructions hardly depend on the number.
     let case = Case {
         flows: case.flows.min(16_384),
@@ -450,13 +451,13 @@ fn count_instructions(name: &str, bursts: usize, work: bool) -> Result<u64, Stri
 }
 
 #[expect(clippy::disallowed_methods, reason = "--update writes the baseline")]
-fn instructions<'a>(cases: impl Iterator<Item = &'a Case>, update: bool) -> Result<(), String> {
+fn instructions(only: Option<&'static Case>, update: bool) -> Result<(), String> {
     const BURSTS: usize = 64;
     const TOLERANCE: f64 = 0.005;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/packet/baseline.json");
     let baseline = std::fs::read_to_string(path).unwrap_or_default();
     let (mut lines, mut worse) = (Vec::new(), Vec::new());
-    for case in cases.filter(|case| case.flows <= 16_000 || case.work == Work::Miss) {
+    for case in cases(only).filter(|case| case.flows <= 16_000 || case.work == Work::Miss) {
         let packets = (BURSTS * case.burst) as f64;
         let count = |bursts, work| count_instructions(case.name, bursts, work);
         // Differences remove set-up and, in the second line, the restoring of packets.

@@ -6,7 +6,7 @@ use dataplane::{
     LbPort, LoadBalancerSpec, Metering, PacketBuf, PortConfig, PortId, PortKind, PortMatch,
     RuleDirection, RuleFilter, RulePrefix, Verdict, Worker,
 };
-use net::{Mac, PortRange, Vni};
+use net::{Mac, PortRange, Vni, checksum, protocol};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const HOST: Ipv6Addr = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
@@ -271,18 +271,44 @@ fn tunnelled(ip: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
     .concat()
 }
 
-fn udp(flow: u32, payload_len: u16) -> Vec<u8> {
+/// The transport header and payload of a flow's packets, `length` bytes with a true checksum; `pseudo` is what the IP header adds to the sum.
+fn transport(case: &Case, flow: u32, length: u16, pseudo: u32) -> Vec<u8> {
     let [_, _, middle, low] = flow.to_be_bytes();
-    let mut udp = Vec::new();
-    udp.extend((1024 + u16::from_be_bytes([middle, low]) % 60_000).to_be_bytes());
-    udp.extend(SERVER_PORT.to_be_bytes());
-    udp.extend((8 + payload_len).to_be_bytes());
-    udp.extend(vec![0; usize::from(payload_len) + 2]);
-    udp
+    let source_port = 1024 + u16::from_be_bytes([middle, low]) % 60_000;
+    let mut bytes = [source_port.to_be_bytes(), SERVER_PORT.to_be_bytes()].concat();
+    let place = if case.tcp {
+        let (sequence, acknowledged, offset, window) = ([0, 0, 0, 1], [0, 0, 0, 2], 5 << 4, [1, 0]);
+        bytes.extend([sequence, acknowledged].concat());
+        bytes.extend([offset, net::tcp::ACK]);
+        bytes.extend(window);
+        16
+    } else {
+        bytes.extend(length.to_be_bytes());
+        6
+    };
+    bytes.resize(length.into(), 0);
+    let sum = checksum::sum(pseudo, &bytes);
+    let sum = if case.tcp {
+        checksum::finish(sum)
+    } else {
+        checksum::udp(sum)
+    };
+    if let Some(field) = bytes.get_mut(place..place + 2) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+    bytes
+}
+
+fn protocol(case: &Case) -> u8 {
+    if case.tcp {
+        protocol::TCP
+    } else {
+        protocol::UDP
+    }
 }
 
 fn packet_v4(case: &Case, flow: u32) -> Vec<u8> {
-    const PAYLOAD_LEN: u16 = 18;
+    const PAYLOAD_LEN: u16 = 26;
     let [_, high, _, _] = flow.to_be_bytes();
     let number = (flow / 60_000) as u8;
     let inside = Ipv4Addr::new(10, 1, high, number);
@@ -296,18 +322,21 @@ fn packet_v4(case: &Case, flow: u32) -> Vec<u8> {
         Work::NatOut | Work::NatIn | Work::VipOut | Work::VipIn => (NEAR_V4, outside),
         Work::Balance => (outside, PUBLIC),
     };
+    let protocol = protocol(case);
     let header = net::ipv4::Header {
-        payload_len: 8 + PAYLOAD_LEN,
+        payload_len: PAYLOAD_LEN,
         ttl: 64,
-        protocol: net::protocol::UDP,
+        protocol,
         source,
         destination,
     };
-    [&header.emit()[..], &udp(flow, PAYLOAD_LEN)].concat()
+    let pseudo = checksum::pseudo_v4(source, destination, protocol, PAYLOAD_LEN);
+    let payload = transport(case, flow, PAYLOAD_LEN, pseudo);
+    [&header.emit()[..], &payload].concat()
 }
 
 fn packet_v6(case: &Case, flow: u32) -> Vec<u8> {
-    const PAYLOAD_LEN: u16 = 6;
+    const PAYLOAD_LEN: u16 = 14;
     let [_, high, middle, low] = flow.to_be_bytes();
     let low = u16::from_be_bytes([middle, low]);
     let far = Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, u16::from(high) + 1, low);
@@ -316,14 +345,17 @@ fn packet_v6(case: &Case, flow: u32) -> Vec<u8> {
     } else {
         (NEAR_V6, far)
     };
+    let protocol = protocol(case);
     let header = net::ipv6::Header {
-        payload_len: 8 + PAYLOAD_LEN,
-        next_header: net::protocol::UDP,
+        payload_len: PAYLOAD_LEN,
+        next_header: protocol,
         hop_limit: 64,
         source,
         destination,
     };
-    [&header.emit()[..], &udp(flow, PAYLOAD_LEN)].concat()
+    let pseudo = checksum::pseudo_v6(source, destination, protocol, PAYLOAD_LEN.into());
+    let payload = transport(case, flow, PAYLOAD_LEN, pseudo);
+    [&header.emit()[..], &payload].concat()
 }
 
 /// Sends a machine's frame and makes the answer that comes back to `underlay`: both ends exchanged, behind the tunnel.
