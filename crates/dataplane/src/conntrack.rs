@@ -271,6 +271,15 @@ fn connection(
     create(cx, &keyed, tuple)
 }
 
+/// Begins the connection of a packet that another instance has seen. Nothing changes if it is known.
+pub(crate) fn adopt(cx: &mut Context<'_>, tuple: &Tuple) -> Result<(), DropReason> {
+    let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
+    match cx.flows.find(&keyed) {
+        Some(_) => Ok(()),
+        None => create(cx, &keyed, tuple).map(drop),
+    }
+}
+
 fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, DropReason> {
     let mut walk = Walk::new(*tuple);
     stages::process(cx, &mut walk)?;

@@ -327,6 +327,16 @@ impl Engine {
         matches!(port.kind, PortKind::Machine).then(|| port.learned.mac())
     }
 
+    /// Takes over what another instance has learned of the machine behind a port; false if it is no machine port.
+    pub fn learn_machine_mac(&self, port: PortId, mac: Mac) -> bool {
+        let found = self.tables.port(port);
+        let machine = found.filter(|port| matches!(port.kind, PortKind::Machine));
+        machine.is_some_and(|port| {
+            port.learned.learn(mac);
+            true
+        })
+    }
+
     // ---- interfaces --------------------------------------------------------------------------------------------------------
 
     /// Attaches an interface to its device.

@@ -333,7 +333,8 @@ fn from_uplink(
     }
 }
 
-fn context<'a>(
+/// What stages know of a packet that came in on port `from` and concerns the machine on port `machine`.
+pub(crate) fn context<'a>(
     parts: &'a mut Parts<'_>,
     tables: &'a Tables,
     (from, machine): (PortId, PortId),

@@ -57,6 +57,7 @@ mod reply;
 mod route_lookup;
 mod services;
 mod stages;
+pub mod sync;
 mod tables;
 mod time;
 mod underlay;
@@ -83,7 +84,7 @@ pub use objects::{
     LocalNat, Nat, NeighborNat, PortMatch, RuleDirection, RuleFilter, RulePrefix, Vip,
     VirtualServiceSpec,
 };
-pub use owner::{Sorter, flow_hash, owner};
+pub use owner::{Sorter, flow_hash, owner, owner_of_message};
 pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
 pub use port_map::{
     NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,
@@ -93,7 +94,7 @@ pub use time::Instant;
 pub use underlay::UnderlayKind;
 pub use verdict::{DropReason, PortId, Verdict};
 pub use virtual_service::{Connection, VIRTUAL_CONNECTIONS_MAX, VirtualService};
-pub use worker::{BURST_MAX, FLOW_PAGE_MAX, KnownConnection, Worker};
+pub use worker::{BURST_MAX, FLOW_PAGE_MAX, KnownConnection, NotTaken, SharePlace, Worker};
 
 /// The IPv4 gateway of every machine (link-local, RFC 3927); only ARP and DHCP ever see it.
 pub const GATEWAY_IPV4: core::net::Ipv4Addr = core::net::Ipv4Addr::new(169, 254, 0, 1);

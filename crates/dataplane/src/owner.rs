@@ -13,6 +13,7 @@ use crate::flow::Coarse;
 use crate::fragments::{Fragments, PieceKey};
 use crate::ipip::TUNNEL_LEN;
 use crate::objects::VirtualServiceSpec;
+use crate::sync::Message;
 use crate::tables::{Attached, Tables, Target};
 use crate::time::Instant;
 use crate::verdict::PortId;
@@ -142,6 +143,33 @@ fn find(
         Some((end, Some(other))) => spread(flow_hash(end, other), workers),
         None => by_port(),
     }
+}
+
+/// Number of the worker, of `workers`, that has to take over the connection that another instance tells of; `None` if it tells of none that
+/// concerns this host.
+#[must_use]
+pub fn owner_of_message(tables: &Tables, message: &Message, workers: usize) -> Option<usize> {
+    let end = match message {
+        Message::NatTaken(used, _) | Message::NatGivenBack(used) => {
+            let port = match used.remote.protocol {
+                protocol::TCP => used.remote.port,
+                _ => 0,
+            };
+            (IpAddr::V4(used.remote.address), port)
+        }
+        Message::VirtualConnection(used) => {
+            let mut specs = tables.settings.virtual_services.iter();
+            let spec = specs.find(|spec| {
+                (spec.protocol, spec.address, spec.port) == (used.protocol, used.address, used.port)
+            })?;
+            (IpAddr::V6(spec.service), spec.service_port)
+        }
+        Message::MachineMac(..) | Message::Request => return None,
+    };
+    Some(match workers {
+        0 | 1 => 0,
+        _ => spread(mix(end), workers),
+    })
 }
 
 /// A hash of both ends of a connection, the same in both directions.

@@ -8,7 +8,8 @@
 //! The search for a port starts at a place that depends only on VNI, address and port of the machine, so two instances that see the same
 //! connections in the same order choose the same ports. A mapping lives as long as its last connection.
 
-use crate::jhash::{address_bytes, jhash};
+use crate::jhash::jhash;
+use crate::sync::{Journal, Message, NatUse, source_bytes};
 use core::hash::{BuildHasher, Hasher};
 use core::net::{IpAddr, Ipv4Addr};
 use net::{PortRange, Vni, protocol};
@@ -98,6 +99,7 @@ pub struct PortMap {
     mappings: HashMap<NatSource, Mapping, Seed>,
     uses: HashSet<Use, Seed>,
     max: usize,
+    journal: Journal,
 }
 
 impl PortMap {
@@ -108,6 +110,26 @@ impl PortMap {
             mappings: HashMap::with_capacity_and_hasher(max, Seed(seed)),
             uses: HashSet::with_capacity_and_hasher(max, Seed(seed)),
             max,
+            journal: Journal::default(),
+        }
+    }
+
+    /// What happened to it since somebody asked.
+    pub(crate) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// Lets the next connection of a machine's port be translated to `end`. False if its connections are translated to another one.
+    pub(crate) fn expect(&mut self, source: NatSource, end: NatEnd) -> bool {
+        let connections = 0;
+        let known = self.mappings.entry(source);
+        known.or_insert(Mapping { end, connections }).end == end
+    }
+
+    /// There was no next connection.
+    pub(crate) fn forget_expected(&mut self, source: &NatSource) {
+        if let Some(Mapping { connections: 0, .. }) = self.mappings.get(source) {
+            self.mappings.remove(source);
         }
     }
 
@@ -167,6 +189,13 @@ impl PortMap {
         if !self.uses.remove(&Use { end, remote }) {
             return false;
         }
+        self.journal.note(|| {
+            Message::NatGivenBack(NatUse {
+                source,
+                end,
+                remote,
+            })
+        });
         if let Entry::Occupied(mut known) = self.mappings.entry(source)
             && known.get().end == end
         {
@@ -197,13 +226,7 @@ impl PortMap {
 /// The hash that all implementations agree on for the first port to try: VNI, address (IPv4 in host order) and port, little endian.
 #[must_use]
 pub fn source_hash(source: &NatSource) -> u32 {
-    let mut key = [0; 23];
-    let (vni, rest) = key.split_at_mut(4);
-    let (address, port) = rest.split_at_mut(17);
-    vni.copy_from_slice(&source.vni.get().to_le_bytes());
-    address.copy_from_slice(&address_bytes(source.address));
-    port.copy_from_slice(&source.port.to_le_bytes());
-    jhash(&key)
+    jhash(&source_bytes(source))
 }
 
 /// Builds hashers for the tables: multiply and fold, keyed.

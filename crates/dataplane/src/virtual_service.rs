@@ -6,6 +6,7 @@
 use crate::jhash::jhash;
 use crate::objects::VirtualServiceSpec;
 use crate::port_map::Seed;
+use crate::sync::{Journal, Message, VirtualUse};
 use crate::time::Instant;
 use crate::verdict::PortId;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -80,6 +81,7 @@ pub struct VirtualService {
     slots: Vec<Option<Slot>>,
     by_connection: HashMap<Connection, u16, Seed>,
     last: usize,
+    journal: Journal,
 }
 
 impl VirtualService {
@@ -99,6 +101,7 @@ impl VirtualService {
             slots: Vec::new(),
             by_connection: HashMap::with_hasher(Seed(seed)),
             last: 0,
+            journal: Journal::default(),
         }
     }
 
@@ -148,6 +151,57 @@ impl VirtualService {
         Some(slot.connection)
     }
 
+    /// What happened to it since somebody asked.
+    pub(crate) fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
+    /// Takes over a connection that another instance has opened; false if one of the two is known already.
+    pub(crate) fn adopt(&mut self, index: u16, connection: Connection, now: Instant) -> bool {
+        let place = usize::from(index);
+        let is_taken = match self.slots.get(place) {
+            Some(Some(slot)) => !self.is_idle(slot, now),
+            Some(None) | None => false,
+        };
+        if place >= VIRTUAL_CONNECTIONS_MAX
+            || is_taken
+            || self.by_connection.contains_key(&connection)
+        {
+            return false;
+        }
+        self.occupy(place, connection, now).is_some()
+    }
+
+    /// What another instance has to know of the connections at the `count` places from `from` on; the place after them, if there is one.
+    pub(crate) fn visit_shared(
+        &self,
+        (from, count): (usize, usize),
+        now: Instant,
+        visit: &mut dyn FnMut(Message),
+    ) -> Option<usize> {
+        let places = self.slots.iter().enumerate().skip(from).take(count);
+        for (index, slot) in places {
+            if let Some(slot) = slot
+                && !self.is_idle(slot, now)
+            {
+                visit(self.shared(index, &slot.connection));
+            }
+        }
+        (from + count < self.slots.len()).then_some(from + count)
+    }
+
+    fn shared(&self, index: usize, connection: &Connection) -> Message {
+        Message::VirtualConnection(VirtualUse {
+            protocol: self.spec.protocol,
+            address: self.spec.address,
+            port: self.spec.port,
+            slot: index as u16,
+            machine_port: connection.port,
+            machine: connection.machine,
+            source_port: connection.machine_port,
+        })
+    }
+
     fn touch(&mut self, index: usize, tcp_flags: Option<u8>, now: Instant) -> Option<Slot> {
         let slot = self.slots.get_mut(index)?.as_mut()?;
         slot.last_seen = now;
@@ -164,6 +218,14 @@ impl VirtualService {
                 Some(Some(slot)) => self.is_idle(slot, now),
                 Some(None) | None => true,
             })?;
+        self.occupy(index, connection, now)?;
+        let message = self.shared(index, &connection);
+        self.journal.note(|| message);
+        self.last = index;
+        Some(index)
+    }
+
+    fn occupy(&mut self, index: usize, connection: Connection, now: Instant) -> Option<()> {
         if index >= self.slots.len() {
             self.slots.resize(index + 1, None);
         }
@@ -177,8 +239,7 @@ impl VirtualService {
             self.by_connection.remove(&gone.connection);
         }
         self.by_connection.insert(connection, index as u16);
-        self.last = index;
-        Some(index)
+        Some(())
     }
 
     fn is_idle(&self, slot: &Slot, now: Instant) -> bool {

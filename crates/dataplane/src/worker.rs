@@ -37,9 +37,11 @@ use net::protocol;
 
 mod inspect;
 mod offload;
+mod sync;
 
 pub(crate) use inspect::shown;
 pub use inspect::{FLOW_PAGE_MAX, KnownConnection};
+pub use sync::{NotTaken, SharePlace};
 
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;

@@ -208,9 +208,10 @@ pub struct Args {
     #[arg(long, help_heading = COMPATIBILITY)]
     pub multiport_eswitch: bool,
 
-    /// No effect: instances do not tell each other about connections. After a change of the active one, connections with network NAT or
-    /// to virtual services begin anew.
-    #[arg(long, value_name = "IF", value_parser = device_name, help_heading = COMPATIBILITY)]
+    /// TAP device by which the two instances of --active-lockfile tell each other of connections with network NAT, connections to virtual
+    /// services and MAC addresses of machines, so that they go on when the other instance takes over. Created unless there is one;
+    /// to be joined with that of the other instance by a bridge.
+    #[arg(long, value_name = "IF", value_parser = device_name)]
     pub sync_tap: Option<String>,
 
     /// No effect: packets are traced on demand, see `dpservice-cli inspect trace`. 0 to 2.
@@ -475,11 +476,6 @@ impl Args {
     #[must_use]
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
         let options = [
-            (
-                "--sync-tap",
-                self.sync_tap.is_some(),
-                "instances do not tell each other about connections",
-            ),
             (
                 "--multiport-eswitch",
                 self.multiport_eswitch,

@@ -19,6 +19,7 @@ pub mod logging;
 pub mod metrics;
 pub mod service;
 pub mod standby;
+pub mod sync;
 pub mod telemetry;
 pub mod uplink;
 pub mod worker;

@@ -3,6 +3,7 @@
 //! Metrics named `dps_…` and `dpdk_…` have the names, labels and types that existing dashboards query (all of them gauges); what the process
 //! counts beyond them is named `dpservice_…`.
 
+use crate::sync::{Named, SyncCounters};
 use crate::telemetry::{Facts, commands};
 use crate::worker::Handle;
 use anyhow::Context;
@@ -20,7 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -49,6 +50,7 @@ labels! {
     ServiceLabels { address: String }
     HeapLabels { node: String, info: &'static str }
     TableLabels { table: String, stat: &'static str }
+    SyncLabels { what: &'static str }
 }
 
 /// A gauge of counts.
@@ -271,6 +273,9 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
         drops,
     );
     register_offload(registry, facts);
+    if let Some(sync) = &facts.sync {
+        register_sync(registry, sync);
+    }
     let ports = Family::<PortLabels, Counter>::default();
     for (port, _, counters) in &facts.drivers {
         let port = facts.ports.get(port.index());
@@ -336,6 +341,11 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
             thread.standby,
         ),
         (
+            "sync_untold",
+            "Connections that the other instance was not told of because too many came at once",
+            thread.untold,
+        ),
+        (
             "mirrored",
             "Frames sent to the receiver of a capture",
             thread.mirrored,
@@ -354,6 +364,58 @@ fn register_own(registry: &mut Registry, facts: &Facts) {
     let interfaces = Count::default();
     interfaces.set(facts.interfaces() as u64);
     registry.register("interfaces", "Attached interfaces", interfaces);
+}
+
+/// What instances tell each other.
+fn register_sync(registry: &mut Registry, sync: &SyncCounters) {
+    fn named<const N: usize>(counts: &Named<N>) -> Family<SyncLabels, Counter> {
+        let family = Family::<SyncLabels, Counter>::default();
+        for (what, count) in counts.entries() {
+            family.get_or_create(&SyncLabels { what }).inc_by(count);
+        }
+        family
+    }
+    for (name, help, family) in [
+        (
+            "sync_sent",
+            "Messages sent to the other instance",
+            named(&sync.sent),
+        ),
+        (
+            "sync_received",
+            "Messages received from it",
+            named(&sync.received),
+        ),
+        (
+            "sync_taken",
+            "Connections taken over from it",
+            named(&sync.taken),
+        ),
+        (
+            "sync_ignored",
+            "Frames from it that did nothing, by reason",
+            named(&sync.ignored),
+        ),
+        (
+            "sync_not_taken",
+            "Connections that could not be taken over, by reason",
+            named(&sync.not_taken),
+        ),
+    ] {
+        registry.register(name, help, family);
+    }
+    let unsent: Counter = Counter::default();
+    unsent.inc_by(sync.unsent.load(Ordering::Relaxed));
+    registry.register("sync_unsent", "Messages that could not be written", unsent);
+    let kept = Family::<SyncLabels, Count>::default();
+    for (what, count) in sync.kept.entries() {
+        gauge(&kept, &SyncLabels { what }, count);
+    }
+    registry.register(
+        "sync_kept",
+        "Connections of the other instance kept for the change",
+        kept,
+    );
 }
 
 /// Flows in a NIC.

@@ -6,6 +6,7 @@ use crate::grpc::{self, Health, Service, Serving};
 use crate::inspection::Inspector;
 use crate::metrics;
 use crate::standby;
+use crate::sync;
 use crate::uplink::{self, Uplink};
 use crate::worker::{self, Handle, Settings};
 use anyhow::Context;
@@ -236,8 +237,19 @@ async fn serve_parts<P: devices::Kind>(
         })
         .await?;
     let mut tasks = JoinSet::new();
+    let sync = match &args.sync_tap {
+        Some(name) => {
+            let link = sync::Link::new(ports::open_message_tap(name)?)
+                .with_context(|| format!("cannot watch {name}"))?;
+            let limits = engine.limits;
+            let (control, link) = sync::make(link, handle.clone(), &limits);
+            tasks.spawn(link.run(settings.standby, shutdown.clone()));
+            Some(control)
+        }
+        None => None,
+    };
     if let Some(lock) = lock {
-        tasks.spawn(standby::hold(lock, handle.clone(), shutdown.clone()));
+        tasks.spawn(standby::hold(lock, handle.clone(), sync, shutdown.clone()));
     }
     watch_uplinks(
         &args,

@@ -3,6 +3,7 @@
 //! An instance without the lock serves requests, so that it is configured like the other, and discards packets. The kernel gives the lock to
 //! the waiting one as soon as the working one ends, however it ends.
 
+use crate::sync;
 use crate::worker::Handle;
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
@@ -39,13 +40,15 @@ pub fn request(path: &Path) -> anyhow::Result<Requested> {
     Ok(lock)
 }
 
-/// Lets packets pass as soon as the lock is there, and keeps it until `shutdown`.
+/// Lets packets pass as soon as the lock is there and what is known of the other instance's connections was taken over, and keeps the lock
+/// until `shutdown`.
 ///
 /// # Errors
 /// If the lock cannot be had.
 pub async fn hold(
     lock: Requested,
     worker: Handle,
+    sync: Option<sync::Control>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     tracing::info!("Standing by until the other instance ends");
@@ -53,6 +56,9 @@ pub async fn hold(
         lock = lock => lock.context("the lock file cannot be locked")?,
         () = shutdown.cancelled() => return Ok(()),
     };
+    if let Some(sync) = sync {
+        sync.take_over().await;
+    }
     worker.activate();
     tracing::info!("Active");
     shutdown.cancelled().await;

@@ -69,6 +69,23 @@ pub(crate) fn tap_create(
     check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, TUN_F_CSUM_TSO) }).map(drop)
 }
 
+/// Makes `fd` (an open `/dev/net/tun`) a queue of the TAP device `name`, which is created if there is none. Frames have no header in front.
+pub(crate) fn tap_attach(fd: BorrowedFd<'_>, name: &str, several: bool) -> io::Result<()> {
+    let mut request = request(name)?;
+    let several = if several { IFF_MULTI_QUEUE } else { 0 };
+    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | several;
+    ioctl(fd, TUNSETIFF, &mut request)
+}
+
+pub(crate) fn set_up(control: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut request = request(name)?;
+    ioctl(control, libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the kernel filled in `ifru_flags`, which is the member this ioctl writes.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    ioctl(control, libc::SIOCSIFFLAGS, &mut request)
+}
+
 pub(crate) fn set_mac(control: BorrowedFd<'_>, name: &str, mac: Mac) -> io::Result<()> {
     let mut request = request(name)?;
     // SAFETY: all-zero bytes are a valid `sockaddr`.

@@ -12,13 +12,49 @@ use crate::{Counters, ETHERNET_LEN, Frame, Gone, OpenError, Port};
 use net::Mac;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Frames that the kernel queues towards us before it drops (its default of 500 is short for a burst of TCP).
 const TX_QUEUE_LEN: u32 = 1024;
 /// The header of a frame of which nothing is left to do.
 const PLAIN: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
+
+/// Frames that the kernel queues for a reader of messages: those of a whole table may come at once.
+const MESSAGE_QUEUE_LEN: u32 = 100_000;
+
+/// Opens the TAP device `name` for messages: nonblocking, one frame per read and write, nothing in front of it. It is brought up. A device that
+/// exists keeps its settings; otherwise it is created, and ends with the descriptor.
+///
+/// # Errors
+/// As [`Tap::create`]; a device that exists may be open already (`EBUSY`) or be none of this kind (`EINVAL`).
+pub fn open_message_tap(name: &str) -> Result<OwnedFd, OpenError> {
+    let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
+    let is_new = sys::index(control.as_fd(), name).is_err();
+    let attach = |several| {
+        let file = open_tun(name)?;
+        let attached = sys::tap_attach(file.as_fd(), name, several);
+        attached.map_err(OpenError::new(name, "open TAP"))?;
+        Ok(file)
+    };
+    // One that was made with several queues can only be opened as such.
+    let file = attach(false).or_else(|error| if is_new { Err(error) } else { attach(true) })?;
+    if is_new {
+        sys::set_tx_queue_len(control.as_fd(), name, MESSAGE_QUEUE_LEN)
+            .map_err(OpenError::new(name, "set queue length"))?;
+    }
+    sys::set_up(control.as_fd(), name).map_err(OpenError::new(name, "bring up"))?;
+    Ok(file.into())
+}
+
+fn open_tun(name: &str) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .map_err(OpenError::new(name, "open /dev/net/tun"))
+}
 
 /// An open TAP device, or one queue of it.
 #[derive(Debug)]
@@ -65,12 +101,7 @@ impl Tap {
         first: bool,
         several: bool,
     ) -> Result<Tap, OpenError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")
-            .map_err(OpenError::new(name, "open /dev/net/tun"))?;
+        let file = open_tun(name)?;
         sys::tap_create(file.as_fd(), name, first, several)
             .map_err(OpenError::new(name, "create TAP"))?;
         Ok(Tap {

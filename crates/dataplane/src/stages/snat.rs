@@ -8,9 +8,10 @@ use crate::nat64;
 use crate::objects::Nat;
 use crate::port_map::{NatEnd, NatError, NatRemote, NatSource, PortMap};
 use crate::route_lookup::check_forwardable;
+use crate::sync::{Message, NatUse};
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv4Addr};
-use net::Vni;
+use net::{Vni, protocol};
 
 pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
     let leaves_host = matches!(walk.output, Some(Output::Encap { .. }));
@@ -98,10 +99,18 @@ fn translate(
         None => {
             let remote = self::remote(&walk.tuple, remote).ok_or(DropReason::Bug)?;
             let end = cx.nat.allocate(source, remote, nat.address, nat.ports);
-            end.map_err(|error| match error {
+            let end = end.map_err(|error| match error {
                 NatError::Exhausted | NatError::Conflict => DropReason::NatExhausted,
                 NatError::Full => DropReason::NatTableFull,
-            })?
+            })?;
+            let used = NatUse {
+                source,
+                end,
+                remote,
+            };
+            let machine = cx.machine;
+            cx.nat.journal().note(|| Message::NatTaken(used, machine));
+            end
         }
         Some(previous) => {
             let known = previous.leaves;
@@ -144,17 +153,50 @@ fn remote(tuple: &Tuple, address: Ipv4Addr) -> Option<NatRemote> {
     }
 }
 
+/// What another instance has to know of a connection, by what a packet shows `from` before and `leaves` after translation.
+pub(crate) fn shared(vni: Vni, from: &Tuple, leaves: &Tuple) -> Option<NatUse> {
+    let (IpAddr::V4(address), IpAddr::V4(remote)) = (leaves.source, leaves.destination) else {
+        return None;
+    };
+    Some(NatUse {
+        source: source(vni, from),
+        end: NatEnd {
+            address,
+            port: leaves.source_port,
+        },
+        remote: self::remote(leaves, remote)?,
+    })
+}
+
+/// The first packet of a connection that another instance has translated.
+pub(crate) fn first(used: &NatUse) -> Option<Tuple> {
+    let transport = match used.remote.protocol {
+        protocol::TCP => Transport::Tcp,
+        protocol::UDP => Transport::Udp,
+        protocol::ICMP => Transport::Echo { request: true },
+        _ => return None,
+    };
+    let destination = match used.source.address {
+        IpAddr::V4(_) => IpAddr::V4(used.remote.address),
+        IpAddr::V6(_) => IpAddr::V6(nat64::embed(used.remote.address)),
+    };
+    let destination_port = match transport {
+        Transport::Echo { .. } => used.source.port,
+        Transport::Tcp | Transport::Udp => used.remote.port,
+    };
+    Some(Tuple {
+        source: used.source.address,
+        destination,
+        source_port: used.source.port,
+        destination_port,
+        transport,
+    })
+}
+
 /// Gives the NAT port of a connection back, of which a packet shows `from` before and `leaves` after translation.
 pub(crate) fn give_back(nat: &mut PortMap, vni: Vni, from: &Tuple, leaves: &Tuple) {
-    let (IpAddr::V4(address), IpAddr::V4(remote)) = (leaves.source, leaves.destination) else {
-        return;
-    };
-    let end = NatEnd {
-        address,
-        port: leaves.source_port,
-    };
-    if let Some(remote) = self::remote(leaves, remote) {
-        nat.release(source(vni, from), remote, end);
+    if let Some(used) = shared(vni, from, leaves) {
+        nat.release(used.source, used.remote, used.end);
     }
 }
 

@@ -39,6 +39,7 @@ mod provoke_services;
 mod random;
 mod scene;
 mod services;
+mod sync;
 mod threads;
 mod translate;
 mod uplinks;

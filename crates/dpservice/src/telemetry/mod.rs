@@ -7,6 +7,7 @@
 
 pub mod commands;
 
+use crate::sync::SyncCounters;
 use crate::worker::{self, Handle, Stopped};
 use dataplane::offload::OffloadCounters;
 use dataplane::{
@@ -15,6 +16,7 @@ use dataplane::{
 };
 use net::protocol;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Stages that telemetry has always known, in its order. Our own `flow_cache` is part of `conntrack` there.
 const STAGES: [Node; 17] = [
@@ -95,6 +97,8 @@ pub struct Facts {
     pub threads: worker::Counters,
     /// Memory of DPDK, one heap per memory node.
     pub heaps: Vec<Heap>,
+    /// What instances tell each other, if there is a link.
+    pub sync: Option<Arc<SyncCounters>>,
     /// What drivers counted, by port and queue.
     pub drivers: Vec<(PortId, usize, ports::Counters)>,
 }
@@ -135,7 +139,13 @@ impl Facts {
             row.owner.filter(|_| is_nat && !row.is_reply)
         });
         let (translated, _) = translated.await?;
-        Ok(assemble(devices, configured, observed, &translated))
+        let mut facts = assemble(devices, configured, observed, &translated);
+        facts.sync = worker.sync_counters().cloned();
+        if let Some(sync) = &facts.sync {
+            let frames = sync.received.entries().map(|(_, count)| count);
+            facts.stages.push(("sync".to_owned(), frames.sum()));
+        }
+        Ok(facts)
     }
 
     /// A sum over all packet threads.
@@ -221,6 +231,7 @@ fn assemble(
         offload: Vec::new(),
         threads: worker::Counters::default(),
         heaps: heaps(),
+        sync: None,
         drivers: Vec::new(),
     };
     for (port, id, rules) in &configured.interfaces {

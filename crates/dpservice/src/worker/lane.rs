@@ -8,6 +8,7 @@ use crate::worker::offload;
 use crate::worker::trace::Tracer;
 use crate::worker::{Clock, Counters, Inspection, ORDERS_MAX, Settings, Stopped};
 use arrayvec::ArrayVec;
+use dataplane::sync::Message;
 use dataplane::{BURST_MAX, DropReason, Engine, Instant, PortId, Sorter, Tables, Verdict, Worker};
 use ports::ring::{self, Receiver, Sender};
 use ports::{Poller, Port, Ready, Waker};
@@ -116,6 +117,8 @@ pub(super) struct Lane<P> {
     attached: Arc<[AtomicBool]>,
     active: Arc<AtomicBool>,
     tracer: Option<Arc<Tracer>>,
+    /// Who tells another instance.
+    journal: Option<mpsc::Sender<Message>>,
     lost: mpsc::Sender<PortId>,
     clock: Clock,
 }
@@ -160,6 +163,7 @@ pub(super) fn make<P: Kind>(engine: &Engine, setup: &Setup) -> io::Result<Vec<Ma
             attached: Arc::clone(&setup.attached),
             active: Arc::clone(&setup.active),
             tracer: None,
+            journal: None,
             lost: setup.lost.clone(),
             clock: setup.clock,
         };
@@ -267,12 +271,16 @@ impl<P: Kind> Lane<P> {
                 Some((port, attachment.queue.as_mut()?.counters()))
             })
             .collect();
+        let counters = Counters {
+            untold: self.counters.untold + self.worker.journal_lost(),
+            ..self.counters
+        };
         Inspection {
             thread: self.number,
             now: self.clock.now(),
             worker: &mut self.worker,
             tables: &self.tables,
-            counters: self.counters,
+            counters,
             drivers,
         }
     }
@@ -367,6 +375,26 @@ impl<P: Kind> Lane<P> {
 
     pub(super) fn trace(&mut self, tracer: Arc<Tracer>) {
         self.tracer = Some(tracer);
+    }
+
+    pub(super) fn keep_journal(&mut self, journal: mpsc::Sender<Message>) {
+        self.worker.keep_journal();
+        self.journal = Some(journal);
+    }
+
+    /// Passes on what another instance has to know.
+    fn tell(&mut self) {
+        let Lane {
+            worker,
+            journal,
+            counters,
+            ..
+        } = self;
+        if let Some(journal) = journal {
+            worker.fetch_journal(|message| {
+                counters.untold += u64::from(journal.try_send(message).is_err());
+            });
+        }
     }
 
     /// Decides packets one by one and tells the tracer about each.
@@ -629,6 +657,7 @@ impl<P: Kind> Lane<P> {
             } else {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
+            self.tell();
             if self.settings.poll && !looks.is_multiple_of(LOOKS_PER_CHECK) {
                 continue;
             }
@@ -640,6 +669,7 @@ impl<P: Kind> Lane<P> {
             if time >= next_tick {
                 let now = self.now();
                 self.worker.tick(now);
+                self.tell();
                 next_tick =
                     std::time::Instant::now() + TICK_INTERVAL / self.settings.clock_rate.max(1);
             }

@@ -12,14 +12,16 @@ mod offload;
 pub mod trace;
 
 use crate::devices::{Driver, Kind};
+use crate::sync::SyncCounters;
+use dataplane::sync::Message;
 use dataplane::{Engine, FlowRow, Instant, PacketBuf, PortId, Tables, Worker};
 use futures::future::BoxFuture;
 use lane::{Lane, LaneLink, Setup};
 use ports::offload::RuleDevice;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use tokio::sync::{Mutex, mpsc};
 use trace::Tracer;
@@ -57,6 +59,8 @@ pub struct Counters {
     pub mirrored: u64,
     /// Frames of a capture that were not mirrored: no uplink to send from, too long, or no buffer.
     pub mirror_failed: u64,
+    /// Connections that the other instance was not told of because too many came at once.
+    pub untold: u64,
 }
 
 impl Counters {
@@ -71,6 +75,7 @@ impl Counters {
             standby,
             mirrored,
             mirror_failed,
+            untold,
         } = other;
         self.no_device += no_device;
         self.devices_lost += devices_lost;
@@ -80,6 +85,7 @@ impl Counters {
         self.standby += standby;
         self.mirrored += mirrored;
         self.mirror_failed += mirror_failed;
+        self.untold += untold;
     }
 }
 
@@ -113,6 +119,7 @@ trait Lanes: Send + Sync {
     fn send(&self, port: PortId, frames: Vec<Vec<u8>>) -> BoxFuture<'_, Result<(), Stopped>>;
     fn inspect(&self, inspector: Inspector) -> BoxFuture<'_, Result<(), Stopped>>;
     fn trace(&self, tracer: Arc<Tracer>) -> BoxFuture<'_, Result<(), Stopped>>;
+    fn keep_journal(&self, journal: mpsc::Sender<Message>) -> BoxFuture<'_, Result<(), Stopped>>;
 }
 
 impl<P: Kind> Lanes for Vec<LaneLink<P>> {
@@ -201,6 +208,17 @@ impl<P: Kind> Lanes for Vec<LaneLink<P>> {
             Ok(())
         })
     }
+
+    fn keep_journal(&self, journal: mpsc::Sender<Message>) -> BoxFuture<'_, Result<(), Stopped>> {
+        Box::pin(async move {
+            for lane in self {
+                let journal = journal.clone();
+                let answer = lane.order(move |lane| lane.keep_journal(journal)).await?;
+                answer.await.map_err(|_| Stopped)?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// What a job has asked of the packet threads beside new tables.
@@ -277,6 +295,7 @@ struct Shared {
     plane: Mutex<Plane>,
     active: Arc<AtomicBool>,
     lanes: Box<dyn Lanes>,
+    sync: OnceLock<Arc<SyncCounters>>,
 }
 
 /// Reaches the configuration and the packet threads.
@@ -335,6 +354,26 @@ impl Handle {
     /// Lets packets pass, if the threads were started in standby.
     pub fn activate(&self) {
         self.shared.active.store(true, Ordering::Release);
+    }
+
+    /// Lets every packet thread tell `journal` what another instance has to know. What does not fit is counted.
+    ///
+    /// # Errors
+    /// If the threads have ended.
+    pub async fn keep_journal(&self, journal: mpsc::Sender<Message>) -> Result<(), Stopped> {
+        self.shared.lanes.keep_journal(journal).await
+    }
+
+    /// Lets metrics show what is told to and by another instance.
+    pub fn show_sync(&self, counters: Arc<SyncCounters>) {
+        // The first one stays; there is only one link.
+        let _ = self.shared.sync.set(counters);
+    }
+
+    /// What is told to and by another instance, if there is a link.
+    #[must_use]
+    pub fn sync_counters(&self) -> Option<&Arc<SyncCounters>> {
+        self.shared.sync.get()
     }
 
     /// Lets every packet thread tell `tracer` about its packets, in place of the tracer before, until that one's receiver is gone.
@@ -564,6 +603,7 @@ pub fn start<P: Kind>(
         plane: Mutex::new(plane),
         active,
         lanes: Box::new(links),
+        sync: OnceLock::new(),
     };
     let handle = Handle {
         shared: Arc::new(shared),

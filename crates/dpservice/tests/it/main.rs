@@ -28,4 +28,5 @@ mod options;
 mod packets;
 mod scenarios;
 mod services;
+mod sync;
 mod telemetry;

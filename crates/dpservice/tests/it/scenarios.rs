@@ -178,11 +178,16 @@ const SCENARIOS: &[Row] = &[
             "dataplane/services::networks_live_as_long_as_their_last_user",
         ],
     ),
-    // What is missing: instances do not tell each other about connections with NAT, virtual services and learned addresses.
     (
         30,
-        "two instances of which one works; what one tells the other of NAT is missing",
+        "two instances of which one works, and tells the other",
         &[
+            "dpservice/sync::connections_survive_the_death_of_the_active_instance",
+            "dpservice/sync::many_connections_are_told_to_a_late_listener",
+            "dataplane/sync::messages_byte_for_byte",
+            "dataplane/sync::translated_connections_go_on_with_their_ports",
+            "dataplane/sync::nat64_and_echo_go_on",
+            "dataplane/sync::connections_to_virtual_services_keep_their_ports",
             "dpservice/options::the_lock_goes_from_one_instance_to_the_other",
             "dpservice/options::an_instance_in_standby_serves_requests_and_no_packets",
         ],

@@ -1,0 +1,185 @@
+//! Telling another instance what this worker did, and taking over what that one did ([`crate::sync`]). Nothing here is called per packet.
+
+use super::Worker;
+use crate::conntrack;
+use crate::flow::{Coarse, Service};
+use crate::graph::{self, Parts, Source};
+use crate::port_map::NatEnd;
+use crate::stages::snat;
+use crate::sync::{Message, NatUse, VirtualUse};
+use crate::tables::Tables;
+use crate::time::Instant;
+use crate::verdict::{DropReason, PortId};
+use crate::virtual_service::Connection;
+
+/// Where [`Worker::visit_shared`] goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharePlace {
+    /// In the flow table.
+    Flows(u32),
+    /// In the table of a virtual service: its number, and the place.
+    Service(usize, usize),
+}
+
+impl SharePlace {
+    /// The beginning.
+    pub const START: SharePlace = SharePlace::Flows(0);
+}
+
+/// Why a connection of another instance was not taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// Its machine, address or service is not configured here like that.
+    NotConfigured,
+    /// This instance has given the port to another connection.
+    Conflict,
+    /// No stage would send its packets.
+    Refused(DropReason),
+}
+
+impl Worker {
+    /// Begins to note what another instance has to know, for [`Worker::fetch_journal`].
+    pub fn keep_journal(&mut self) {
+        self.nat.journal().begin();
+        for service in &mut self.virtual_services {
+            service.journal().begin();
+        }
+    }
+
+    /// Fetches what has been noted.
+    pub fn fetch_journal(&mut self, mut tell: impl FnMut(Message)) {
+        if !self.nat.journal().is_empty() {
+            self.nat.journal().fetch().for_each(&mut tell);
+        }
+        for service in &mut self.virtual_services {
+            if !service.journal().is_empty() {
+                service.journal().fetch().for_each(&mut tell);
+            }
+        }
+    }
+
+    /// Messages that were not noted because too many had not been fetched.
+    pub fn journal_lost(&mut self) -> u64 {
+        let services = self.virtual_services.iter_mut();
+        let services: u64 = services.map(|service| service.journal().lost()).sum();
+        services + self.nat.journal().lost()
+    }
+
+    /// Visits all that another instance has to know, a bounded part with every call; returns where to go on, `None` at the end.
+    pub fn visit_shared(
+        &self,
+        now: Instant,
+        from: SharePlace,
+        mut visit: impl FnMut(Message),
+    ) -> Option<SharePlace> {
+        match from {
+            SharePlace::Flows(from) => {
+                let next = self.visit_shared_flows(from, &mut visit);
+                Some(next.map_or(SharePlace::Service(0, 0), SharePlace::Flows))
+            }
+            SharePlace::Service(number, place) => {
+                let service = self.virtual_services.get(number)?;
+                let page = (place, super::FLOW_PAGE_MAX);
+                Some(match service.visit_shared(page, now, &mut visit) {
+                    Some(next) => SharePlace::Service(number, next),
+                    None => SharePlace::Service(number + 1, 0),
+                })
+            }
+        }
+    }
+
+    fn visit_shared_flows(&self, from: u32, visit: &mut dyn FnMut(Message)) -> Option<u32> {
+        for (number, entry) in self.flows.live(from, super::FLOW_PAGE_MAX) {
+            if number & 1 == 1 {
+                continue;
+            }
+            if let (Some(other), Some(record)) =
+                (self.flows.entry(number | 1), self.flows.cold(number))
+                && matches!(record.service, Service::Nat | Service::Nat64)
+            {
+                let leaves = other.key.tuple().inverted();
+                let vni = entry.key.scope().vni();
+                let used = snat::shared(vni, &entry.key.tuple(), &leaves);
+                let machine = record.owner_port;
+                used.into_iter()
+                    .for_each(|used| visit(Message::NatTaken(used, machine)));
+            }
+        }
+        let next = from as usize + super::FLOW_PAGE_MAX;
+        (next < self.flows.numbers_end()).then_some(next as u32)
+    }
+
+    /// Takes over a translated connection of the machine on port `machine`, as if its packet came now: with exactly that NAT port, or not at
+    /// all.
+    pub fn adopt_nat(
+        &mut self,
+        tables: &Tables,
+        machine: PortId,
+        used: &NatUse,
+        now: Instant,
+    ) -> Result<(), NotTaken> {
+        let attached = tables
+            .port(machine)
+            .and_then(|port| port.interface.as_ref());
+        let nat = attached
+            .filter(|attached| attached.interface.spec.vni == used.source.vni)
+            .and_then(|attached| attached.services.nat);
+        let is_share = nat.is_some_and(|nat| {
+            let NatEnd { address, port } = used.end;
+            nat.address == address && nat.ports.contains(port)
+        });
+        let tuple = snat::first(used).filter(|_| is_share);
+        let tuple = tuple.ok_or(NotTaken::NotConfigured)?;
+        if !self.nat.expect(used.source, used.end) {
+            return Err(NotTaken::Conflict);
+        }
+        let mut parts = Parts {
+            flows: &mut self.flows,
+            adjacencies: &mut self.adjacencies,
+            nat: &mut self.nat,
+            virtual_services: &mut self.virtual_services,
+            counters: &mut self.counters,
+            errors: &mut self.errors,
+            fragments: &mut self.fragments,
+        };
+        let ports = (machine, machine);
+        let context = graph::context(&mut parts, tables, ports, Coarse::of(now), Source::Machine);
+        let adopted = context.and_then(|mut cx| conntrack::adopt(&mut cx, &tuple));
+        self.nat.forget_expected(&used.source);
+        adopted.map_err(|reason| match reason {
+            DropReason::NatExhausted => NotTaken::Conflict,
+            reason => NotTaken::Refused(reason),
+        })
+    }
+
+    /// Takes over a connection to a virtual service, with exactly that source port.
+    pub fn adopt_virtual(
+        &mut self,
+        tables: &Tables,
+        used: &VirtualUse,
+        now: Instant,
+    ) -> Result<(), NotTaken> {
+        let attached = tables
+            .port(used.machine_port)
+            .and_then(|port| port.interface.as_ref())
+            .filter(|attached| attached.interface.spec.ipv4 == Some(used.machine));
+        let service = self.virtual_services.iter_mut().find(|service| {
+            let spec = service.spec();
+            (spec.protocol, spec.address, spec.port) == (used.protocol, used.address, used.port)
+        });
+        let (Some(attached), Some(service)) = (attached, service) else {
+            return Err(NotTaken::NotConfigured);
+        };
+        let connection = Connection {
+            port: used.machine_port,
+            attachment: attached.generation,
+            machine: used.machine,
+            machine_port: used.source_port,
+        };
+        if service.adopt(used.slot, connection, now) {
+            Ok(())
+        } else {
+            Err(NotTaken::Conflict)
+        }
+    }
+}
