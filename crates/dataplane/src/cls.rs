@@ -439,7 +439,6 @@ fn quoted_transport(
 #[repr(C)]
 pub(crate) struct Fast {
     pub key: FlowKey,
-    pub place: Place,
     pub length: u16,
     /// Control bits of TCP, 0 for others.
     pub tcp_flags: u8,
@@ -448,10 +447,6 @@ pub(crate) struct Fast {
 impl Fast {
     pub(crate) const EMPTY: Fast = Fast {
         key: FlowKey::NONE,
-        place: Place {
-            bucket: 0,
-            signature: 1,
-        },
         length: 0,
         tcp_flags: 0,
     };
@@ -511,96 +506,112 @@ impl Head {
     }
 }
 
-/// The plain cases of [`overlay_v4`], written to `fast`; false for all others. Fields are read as the processor reads them, see [`FlowKey`].
+/// The plain cases of [`overlay_v4`], written to `fast`, and where their entry is looked for; `None` for all others. Fields are read as the
+/// processor reads them, see [`FlowKey`].
 #[inline(always)]
-pub(crate) fn fast_v4(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fast) -> bool {
+pub(crate) fn fast_v4(
+    hasher: &Hasher,
+    scope: Scope,
+    bytes: &[u8],
+    fast: &mut Fast,
+) -> Option<Place> {
     /// Version and header length, and the fragment field without "don't fragment".
     const CHECKED: u64 = 0xff3f_0000_0000_00ff;
-    let Some(Head {
+    /// The least that is understood: up to the first eight bytes of the transport.
+    const LENGTH_MIN: usize = 28;
+    let Head {
         front,
         protocol,
         addresses,
         ports,
         third,
-    }) = Head::read(bytes)
-    else {
-        return false;
-    };
+    } = Head::read(bytes)?;
     let length = ((front >> 16) as u16).swap_bytes();
-    if front & CHECKED != 0x45 || length < 28 || usize::from(length) > bytes.len() {
-        return false;
+    // Both bounds in one comparison.
+    let behind = usize::from(length).wrapping_sub(LENGTH_MIN);
+    if front & CHECKED != 0x45 || behind > bytes.len() - LENGTH_MIN {
+        return None;
     }
     let (ports, kind) = match protocol {
-        protocol::UDP if is_plain_udp(third.swap_bytes(), length - 20, fast) => (ports, Kind::UDP),
-        protocol::TCP if is_plain_tcp(bytes.get(32..34), length - 20, fast) => (ports, Kind::TCP),
-        protocol::ICMP if matches!(ports as u8, icmp::ECHO_REQUEST | icmp::ECHO_REPLY) => {
-            fast.tcp_flags = 0;
-            let identifier = u32::from(third);
-            let kind = Kind::echo(ports as u8 == icmp::ECHO_REQUEST);
-            (identifier | identifier << 16, kind)
-        }
-        _ => return false,
+        protocol::UDP if is_plain_udp(third, behind, fast) => (ports, Kind::UDP),
+        protocol::TCP if is_plain_tcp(bytes.get(32..34), behind, fast) => (ports, Kind::TCP),
+        protocol::ICMP => echo(ports, third, icmp::ECHO_REQUEST, icmp::ECHO_REPLY, fast)?,
+        _ => return None,
     };
     fast.length = length;
     // The other words of the key are not looked at: what is left there from an earlier packet does no harm.
     let first = FlowKey::first_v4(scope, kind, ports);
     fast.key.first = first;
     fast.key.addresses[0] = addresses;
-    fast.place = hasher.v4(first, addresses);
-    true
+    Some(hasher.v4(first, addresses))
 }
 
-/// The plain cases of [`overlay_v6`], written to `fast`; false for all others.
+/// The plain cases of [`overlay_v6`], written to `fast`, and where their entry is looked for; `None` for all others.
 #[inline(always)]
-pub(crate) fn fast_v6(hasher: &Hasher, scope: Scope, bytes: &[u8], fast: &mut Fast) -> bool {
-    let Some(head) = bytes.first_chunk::<48>() else {
-        return false;
-    };
-    let (chunks, _) = head.as_chunks::<8>();
+pub(crate) fn fast_v6(
+    hasher: &Hasher,
+    scope: Scope,
+    bytes: &[u8],
+    fast: &mut Fast,
+) -> Option<Place> {
+    const LENGTH_MIN: usize = 48;
+    let (chunks, _) = bytes.first_chunk::<LENGTH_MIN>()?.as_chunks::<8>();
     let &[front, a, b, c, d, transport] = chunks else {
-        return false;
+        return None;
     };
     let front = u64::from_le_bytes(front);
     let payload = ((front >> 32) as u16).swap_bytes();
-    let length = payload.saturating_add(40);
-    let fits = (8..=u16::MAX - 40).contains(&payload) && usize::from(length) <= bytes.len();
-    if front & 0xf0 != 0x60 || !fits {
-        return false;
+    let behind = usize::from(payload).wrapping_sub(8);
+    // No packet is longer than a length can tell.
+    let room = (bytes.len() - LENGTH_MIN).min(usize::from(u16::MAX) - LENGTH_MIN);
+    if front & 0xf0 != 0x60 || behind > room {
+        return None;
     }
     let transport = u64::from_le_bytes(transport);
     let (ports, third) = (transport as u32, (transport >> 32) as u16);
     let (ports, kind) = match (front >> 48) as u8 {
-        protocol::UDP if is_plain_udp(third.swap_bytes(), payload, fast) => (ports, Kind::UDP),
-        protocol::TCP if is_plain_tcp(bytes.get(52..54), payload, fast) => (ports, Kind::TCP),
-        protocol::ICMPV6 if matches!(ports as u8, icmp::V6_ECHO_REQUEST | icmp::V6_ECHO_REPLY) => {
-            fast.tcp_flags = 0;
-            let identifier = u32::from(third);
-            let kind = Kind::echo(ports as u8 == icmp::V6_ECHO_REQUEST);
-            (identifier | identifier << 16, kind)
-        }
-        _ => return false,
+        protocol::UDP if is_plain_udp(third, behind, fast) => (ports, Kind::UDP),
+        protocol::TCP if is_plain_tcp(bytes.get(52..54), behind, fast) => (ports, Kind::TCP),
+        protocol::ICMPV6 => echo(
+            ports,
+            third,
+            icmp::V6_ECHO_REQUEST,
+            icmp::V6_ECHO_REPLY,
+            fast,
+        )?,
+        _ => return None,
     };
-    fast.length = length;
+    fast.length = payload + ipv6::HEADER_LEN as u16;
     let addresses = [a, b, c, d].map(u64::from_le_bytes);
     fast.key = FlowKey::v6(scope, kind, ports, addresses);
-    fast.place = hasher.v6(fast.key.first, addresses);
-    true
+    Some(hasher.v6(fast.key.first, addresses))
 }
 
-/// Whether a TCP header fits into `available` bytes, given its bytes 12 and 13.
+/// Whether a TCP header fits, given its bytes 12 and 13 and how many there are behind the first eight.
 #[inline(always)]
-fn is_plain_tcp(offset_and_flags: Option<&[u8]>, available: u16, fast: &mut Fast) -> bool {
+fn is_plain_tcp(offset_and_flags: Option<&[u8]>, behind: usize, fast: &mut Fast) -> bool {
     let Some(&[offset, flags]) = offset_and_flags else {
         return false;
     };
     fast.tcp_flags = flags;
-    offset >= 0x50 && u16::from(offset >> 4) * 4 <= available
+    offset >= 0x50 && usize::from(offset >> 4) * 4 <= behind + 8
 }
 
-/// Whether a UDP length fits into `available` bytes.
+/// Whether a UDP length, as read from the wire, fits if there are so many bytes behind the header.
 #[inline(always)]
-fn is_plain_udp(length: u16, available: u16, fast: &mut Fast) -> bool {
+fn is_plain_udp(length: u16, behind: usize, fast: &mut Fast) -> bool {
     fast.tcp_flags = 0;
-    // Both bounds in one comparison; there are at least eight bytes.
-    length.wrapping_sub(8) <= available.wrapping_sub(8)
+    // Both bounds in one comparison.
+    usize::from(length.swap_bytes()).wrapping_sub(8) <= behind
+}
+
+/// The ports and the kind of an echo request or reply, given the first two words of the message and the third.
+#[cold]
+#[inline(never)]
+fn echo(head: u32, third: u16, request: u8, reply: u8, fast: &mut Fast) -> Option<(u32, Kind)> {
+    let kind = head as u8;
+    fast.tcp_flags = 0;
+    let identifier = u32::from(third);
+    let ports = identifier | identifier << 16;
+    (kind == request || kind == reply).then(|| (ports, Kind::echo(kind == request)))
 }

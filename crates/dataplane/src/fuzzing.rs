@@ -175,13 +175,11 @@ impl Host {
     /// What the fast parser accepts, the complete one accepts, and both mean the same.
     fn compare(&self, family: u8, ip: &[u8], slow: Option<cls::Overlay>) {
         let mut fast = Fast::EMPTY;
-        let is_plain = match family {
+        let place = match family {
             protocol::IPV4 => cls::fast_v4(&self.hasher, Scope::machine(Vni::MAX), ip, &mut fast),
             _ => cls::fast_v6(&self.hasher, Scope::machine(Vni::MAX), ip, &mut fast),
         };
-        if !is_plain {
-            return;
-        }
+        let Some(place) = place else { return };
         let Some(overlay) = slow else {
             // Solicitations are no echo, so they are never plain; nothing else may be refused here.
             assert!(slow.is_some(), "only the fast parser accepts this");
@@ -196,10 +194,10 @@ impl Host {
                 .map(|keyed| (keyed, tcp_flags.unwrap_or(0), tuple)),
             Ok(L4::Error { .. } | L4::Later) | Err(_) => None,
         };
-        assert_eq!(self.hasher.place(&fast.key), fast.place);
+        assert_eq!(self.hasher.place(&fast.key), place);
         let same = flow.is_some_and(|(keyed, flags, tuple)| {
             keyed.key.is(&fast.key)
-                && (keyed.place, flags, tuple) == (fast.place, fast.tcp_flags, fast.key.tuple())
+                && (keyed.place, flags, tuple) == (place, fast.tcp_flags, fast.key.tuple())
         });
         assert!(same, "the parsers disagree: {fast:?} and {flow:?}");
     }

@@ -20,7 +20,7 @@ use crate::cls::{self, Fast, FromMachine, L4};
 use crate::conntrack::{self, Lookup};
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{Keyed, Scope, Transport, Tuple};
+use crate::flow::key::{Keyed, Place, Scope, Transport, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, Service};
 use crate::fragments::Fragments;
@@ -174,6 +174,7 @@ impl Context<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plain<'a> {
     pub fast: &'a Fast,
+    pub place: Place,
     pub ingress: Ingress,
     /// No entry can be for it.
     pub is_unknown: bool,
@@ -189,6 +190,7 @@ pub(crate) fn walk_plain(
 ) -> Option<Result<Verdict, DropReason>> {
     let Plain {
         fast,
+        place,
         ingress,
         is_unknown,
     } = plain;
@@ -213,10 +215,8 @@ pub(crate) fn walk_plain(
         Ok(cx) => cx,
         Err(reason) => return Some(Err(reason)),
     };
-    let keyed = Keyed {
-        key: fast.key.clean(),
-        place: fast.place,
-    };
+    let key = fast.key.clean();
+    let keyed = Keyed { key, place };
     let found = Lookup { keyed, is_unknown };
     let place = (ip_offset, Some(found));
     Some(conntrack::track(&mut cx, packet, &overlay, place))

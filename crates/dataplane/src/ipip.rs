@@ -98,7 +98,7 @@ pub(crate) fn apply<P: Packet + ?Sized>(
     (ip_offset, length, layout): (usize, u16, Layout),
 ) -> Result<PortId, DropReason> {
     let keep = usize::from(length);
-    let (to, header_len) = match entry.action {
+    let (to, inner) = match entry.action {
         Action::Encap => {
             let adjacency = adjacencies.get(entry.target).ok_or(DropReason::Bug)?;
             if length > adjacency.inner_max && !packet.is_cut_to(ip_offset, adjacency.inner_max) {
@@ -107,31 +107,28 @@ pub(crate) fn apply<P: Packet + ?Sized>(
             let frame = packet
                 .reframed(ip_offset, TUNNEL_LEN, keep)
                 .ok_or(DropReason::NoHeadroom)?;
-            let front = frame
-                .first_chunk_mut::<TUNNEL_LEN>()
+            let (front, inner) = frame
+                .split_first_chunk_mut::<TUNNEL_LEN>()
                 .ok_or(DropReason::Bug)?;
             *front = adjacency.header;
             [front[18], front[19]] = length.to_be_bytes();
-            (adjacency.port, TUNNEL_LEN)
+            (adjacency.port, inner)
         }
         Action::Deliver => {
             let port = ports.get(entry.target as usize).ok_or(DropReason::Bug)?;
             let frame = packet
                 .reframed(ip_offset, ETHERNET_LEN, keep)
                 .ok_or(DropReason::Bug)?;
-            let front = frame
-                .first_chunk_mut::<ETHERNET_LEN>()
+            let (front, inner) = frame
+                .split_first_chunk_mut::<ETHERNET_LEN>()
                 .ok_or(DropReason::Bug)?;
             *front = port.delivery_header(entry.key.is_v6());
-            (PortId(entry.target as u16), ETHERNET_LEN)
+            (PortId(entry.target as u16), inner)
         }
         Action::Undecided => return Err(DropReason::Bug),
     };
-    if entry.has(Entry::TRANSLATED) {
-        let inner = packet.frame_mut().get_mut(header_len..);
-        if !inner.is_some_and(|inner| rewrite::apply(entry, inner, layout)) {
-            return Err(DropReason::Bug);
-        }
+    if entry.has(Entry::TRANSLATED) && !rewrite::apply(entry, inner, layout) {
+        return Err(DropReason::Bug);
     }
     Ok(to)
 }

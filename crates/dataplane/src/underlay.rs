@@ -75,9 +75,23 @@ impl HostPart {
     }
 }
 
+/// The lower half of an address, 0 in an empty slot, and what most packets need of its endpoint.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    key: u64,
+    scope: Scope,
+}
+
+impl Slot {
+    const EMPTY: Slot = Slot {
+        key: 0,
+        scope: Scope::machine(Vni::MAX),
+    };
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct UnderlayTable {
-    keys: Arc<Vec<u64>>,
+    keys: Arc<Vec<Slot>>,
     endpoints: Arc<Vec<Option<Endpoint>>>,
     len: usize,
     max: usize,
@@ -88,7 +102,7 @@ impl UnderlayTable {
         let max = usize::from(max);
         let slots = (max.max(1) * 2).next_power_of_two();
         UnderlayTable {
-            keys: Arc::new(vec![0; slots]),
+            keys: Arc::new(vec![Slot::EMPTY; slots]),
             endpoints: Arc::new(vec![None; slots]),
             len: 0,
             max,
@@ -105,6 +119,24 @@ impl UnderlayTable {
             .map(|endpoint| (slot as u16, endpoint))
     }
 
+    /// Slot and scope of an address: the same without a look at the endpoint.
+    #[inline(always)]
+    pub(crate) fn scope(&self, HostPart(key): HostPart) -> Option<(u16, Scope)> {
+        let wrap = self.keys.len() - 1;
+        let slot = start(key) & wrap;
+        match self.keys.get(slot) {
+            Some(found) if found.key == key && key != 0 => Some((slot as u16, found.scope)),
+            Some(_) | None => self.scope_behind(HostPart(key)),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn scope_behind(&self, key: HostPart) -> Option<(u16, Scope)> {
+        let slot = self.find(key).ok()?;
+        Some((slot as u16, self.keys.get(slot)?.scope))
+    }
+
     /// The endpoint in a slot.
     pub(crate) fn at(&self, slot: u16) -> Option<&Endpoint> {
         self.endpoints.get(usize::from(slot))?.as_ref()
@@ -113,7 +145,9 @@ impl UnderlayTable {
     /// The address in a slot.
     pub(crate) fn key_at(&self, slot: u16) -> Option<HostPart> {
         self.at(slot)?;
-        self.keys.get(usize::from(slot)).copied().map(HostPart)
+        self.keys
+            .get(usize::from(slot))
+            .map(|slot| HostPart(slot.key))
     }
 
     /// Addresses in use.
@@ -124,7 +158,7 @@ impl UnderlayTable {
     /// All addresses, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (HostPart, &Endpoint)> {
         let entries = self.keys.iter().zip(self.endpoints.iter());
-        entries.filter_map(|(key, endpoint)| Some((HostPart(*key), endpoint.as_ref()?)))
+        entries.filter_map(|(slot, endpoint)| Some((HostPart(slot.key), endpoint.as_ref()?)))
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -147,7 +181,10 @@ impl UnderlayTable {
         let endpoints = Arc::make_mut(&mut self.endpoints);
         match (keys.get_mut(slot), endpoints.get_mut(slot)) {
             (Some(to_key), Some(to_endpoint)) => {
-                *to_key = key.0;
+                *to_key = Slot {
+                    key: key.0,
+                    scope: endpoint.scope,
+                };
                 *to_endpoint = Some(endpoint);
                 self.len += 1;
                 true
@@ -165,7 +202,7 @@ impl UnderlayTable {
         let mut next = gap;
         loop {
             next = (next + 1) & wrap;
-            let moved = keys.get(next).copied().unwrap_or(0);
+            let moved = keys.get(next).map_or(0, |slot| slot.key);
             if moved == 0 {
                 break;
             }
@@ -178,7 +215,7 @@ impl UnderlayTable {
             }
         }
         if let (Some(key), Some(endpoint)) = (keys.get_mut(gap), endpoints.get_mut(gap)) {
-            *key = 0;
+            *key = Slot::EMPTY;
             *endpoint = None;
         }
         self.len -= 1;
@@ -191,8 +228,8 @@ impl UnderlayTable {
         let mut slot = start(key.0) & wrap;
         loop {
             match self.keys.get(slot) {
-                Some(found) if *found == key.0 && key.0 != 0 => return Ok(slot),
-                Some(0) | None => return Err(slot),
+                Some(found) if found.key == key.0 && key.0 != 0 => return Ok(slot),
+                Some(Slot { key: 0, .. }) | None => return Err(slot),
                 Some(_) => slot = (slot + 1) & wrap,
             }
         }

@@ -3,7 +3,8 @@
 //! A burst is worked off in passes: parse all, fetch all buckets, find all entries, fetch all entries, answer all in order. The loads of a
 //! pass do not depend on each other, so the processor has many cache misses in flight at once; that is what makes a million flows cost
 //! little more than a thousand, without any prefetch instruction. The passes that only fetch are a few instructions per packet, because what
-//! limits the number of misses in flight is how many packets fit into the processor's window of instructions.
+//! limits the number of misses in flight is how many packets fit into the processor's window of instructions. For the
+//! same reason the passes are not merged where nothing is far: that spares instructions and takes longer.
 
 use crate::PortKind;
 use crate::cls::{self, Fast};
@@ -11,7 +12,7 @@ use crate::config::Limits;
 use crate::conntrack;
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{Hasher, Scope, Tuple};
+use crate::flow::key::{Hasher, Keyed, Place, Scope, Tuple, wire_address_v6};
 use crate::flow::rewrite::Layout;
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, NONE};
@@ -27,11 +28,10 @@ use crate::port_map::PortMap;
 use crate::stages::snat;
 use crate::tables::{Port, Settings, Tables};
 use crate::time::Instant;
-use crate::underlay::HostPart;
+use crate::underlay::{HostPart, UnderlayTable};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::virtual_service::VirtualService;
 use core::hint::black_box;
-use core::net::Ipv6Addr;
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
 use net::protocol;
 
@@ -46,8 +46,12 @@ pub use sync::{NotTaken, SharePlace};
 /// Packets handled together; longer slices are cut into such bursts.
 pub const BURST_MAX: usize = 64;
 
-const ETHERTYPE_V4: [u8; 2] = TYPE_IPV4.to_be_bytes();
-const ETHERTYPE_V6: [u8; 2] = TYPE_IPV6.to_be_bytes();
+/// As the processor reads them.
+const ETHERTYPE_V4: u16 = TYPE_IPV4.swap_bytes();
+const ETHERTYPE_V6: u16 = TYPE_IPV6.swap_bytes();
+/// Ethernet's type and the version behind it, in the word that begins with them and ends with the length of the payload.
+const IPV6_MASK: u64 = u64::from_le_bytes([0xff, 0xff, 0xf0, 0, 0, 0, 0, 0]);
+const IPV6_WANTED: u64 = u64::from_le_bytes([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0]);
 
 /// Flows and counters of one packet-processing thread.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ pub struct Worker {
 #[repr(C, align(64))]
 struct Parsed {
     fast: Fast,
+    /// Where its entry is looked for.
+    place: Place,
     /// The entry that probably answers it, or [`NONE`].
     entry: u32,
     ingress: Ingress,
@@ -78,6 +84,7 @@ struct Parsed {
 impl Parsed {
     const EMPTY: Parsed = Parsed {
         fast: Fast::EMPTY,
+        place: Place::ANY,
         entry: NONE,
         ingress: Ingress::NOWHERE,
     };
@@ -101,9 +108,9 @@ struct Burst<'w, 't> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Sent {
     to: PortId,
-    packets: u64,
-    /// Of the IP packets, without what is around them.
-    bytes: u64,
+    /// Packets in the upper half, their bytes in the lower one (of the IP packets, without what is around them): a burst of the longest packets
+    /// has less than 2^32.
+    total: u64,
 }
 
 impl Worker {
@@ -232,7 +239,6 @@ impl Worker {
     fn parse_burst(&mut self, tables: &Tables, port: PortId, packets: &[impl Packet]) -> u64 {
         let Worker { flows, parsed, .. } = self;
         let hasher = *flows.hasher();
-        let parsed = parsed.iter_mut().zip(packets);
         let mut bytes = 0;
         match tables
             .port(port)
@@ -241,26 +247,13 @@ impl Worker {
             Some((PortKind::Machine, Some(attached))) => {
                 let scope = Scope::machine(attached.interface.spec.vni);
                 let ingress = Ingress::machine(port);
-                for (parsed, packet) in parsed {
-                    let frame = packet.frame();
-                    bytes += frame.len() as u64;
-                    parsed.ingress = ingress;
-                    if !machine_fast(&hasher, scope, frame, &mut parsed.fast) {
-                        parsed.forget();
-                    }
-                }
+                bytes = parse_machine(parsed.as_mut_slice(), packets, hasher, (scope, ingress));
             }
             Some((PortKind::Uplink(_), _)) => {
-                for (parsed, packet) in parsed {
-                    let frame = packet.frame();
-                    bytes += frame.len() as u64;
-                    if !uplink_fast(&hasher, tables, frame, parsed) {
-                        parsed.forget();
-                    }
-                }
+                bytes = parse_uplink(parsed.as_mut_slice(), packets, hasher, tables);
             }
             Some((PortKind::Machine, None)) | None => {
-                for (parsed, packet) in parsed {
+                for (parsed, packet) in parsed.iter_mut().zip(packets) {
                     bytes += packet.len() as u64;
                     parsed.forget();
                 }
@@ -298,12 +291,12 @@ impl Worker {
         let mut touched = 0_u64;
         if is_far {
             for parsed in parsed.iter() {
-                touched ^= flows.touch_bucket(parsed.fast.place);
+                touched ^= flows.touch_bucket(parsed.place);
             }
         }
         let mut missing = 0_usize;
         for parsed in parsed.iter_mut() {
-            parsed.entry = flows.guess_first(parsed.fast.place);
+            parsed.entry = flows.guess_first(parsed.place);
             missing += usize::from(parsed.entry == NONE);
         }
         if missing != 0 {
@@ -368,8 +361,7 @@ impl Worker {
                         sent.flush(cx.ports, cx.parts.counters);
                         sent.to = to;
                     }
-                    sent.packets += 1;
-                    sent.bytes += u64::from(parsed.fast.length);
+                    sent.total += Sent::one(parsed.fast.length);
                 }
                 None => {
                     if !core::mem::replace(&mut cx.is_refreshed, true) {
@@ -400,29 +392,43 @@ impl Parsed {
     /// A packet that the fast parser did not understand must match no entry.
     #[inline]
     fn forget(&mut self) {
-        self.fast = Fast::EMPTY;
-        self.ingress = Ingress::NOWHERE;
+        *self = Parsed::EMPTY;
+    }
+
+    /// Notes where the entry of a packet is looked for; `None` if the packet was not understood.
+    #[inline(always)]
+    fn locate(&mut self, place: Option<Place>) {
+        match place {
+            Some(place) => self.place = place,
+            None => self.forget(),
+        }
     }
 }
 
 impl Sent {
+    #[inline(always)]
+    fn one(length: u16) -> u64 {
+        1 << 32 | u64::from(length)
+    }
+
     #[cold]
     #[inline(never)]
     fn flush(&mut self, ports: &[Port], counters: &mut Counters) {
+        let total = core::mem::take(&mut self.total);
+        let (packets, bytes) = (total >> 32, total & 0xffff_ffff);
         let kind = ports.get(self.to.index()).map(|port| port.kind);
         // Only encapsulated packets leave by an uplink.
         let header_len = match kind {
             Some(PortKind::Uplink(_)) => {
-                counters.count_many(Node::IpipEncap, self.packets);
+                counters.count_many(Node::IpipEncap, packets);
                 TUNNEL_LEN
             }
             Some(PortKind::Machine) | None => ETHERNET_LEN,
         };
         if let Some(port) = counters.port_mut(self.to) {
-            port.tx_packets += self.packets;
-            port.tx_bytes += self.bytes + self.packets * header_len as u64;
+            port.tx_packets += packets;
+            port.tx_bytes += bytes + packets * header_len as u64;
         }
-        (self.packets, self.bytes) = (0, 0);
     }
 }
 
@@ -434,44 +440,82 @@ fn ip_offset(tables: &Tables, port: PortId) -> usize {
     }
 }
 
+/// Parses packets from a machine. The loops of a burst are functions of their own, so that each has all registers for itself.
+#[inline(never)]
+fn parse_machine(
+    parsed: &mut [Parsed],
+    packets: &[impl Packet],
+    hasher: Hasher,
+    (scope, ingress): (Scope, Ingress),
+) -> u64 {
+    let mut bytes = 0;
+    for (parsed, packet) in parsed.iter_mut().zip(packets) {
+        let frame = packet.frame();
+        bytes += frame.len() as u64;
+        parsed.ingress = ingress;
+        let place = machine_fast(&hasher, scope, frame, &mut parsed.fast);
+        parsed.locate(place);
+    }
+    bytes
+}
+
+/// Parses packets from the fabric.
+#[inline(never)]
+fn parse_uplink(
+    parsed: &mut [Parsed],
+    packets: &[impl Packet],
+    hasher: Hasher,
+    tables: &Tables,
+) -> u64 {
+    let host = wire_address_v6(tables.settings.host)[0];
+    let mut bytes = 0;
+    for (parsed, packet) in parsed.iter_mut().zip(packets) {
+        let frame = packet.frame();
+        bytes += frame.len() as u64;
+        let place = uplink_fast(&hasher, (&tables.underlay, host), frame, parsed);
+        parsed.locate(place);
+    }
+    bytes
+}
+
 #[inline(always)]
-fn machine_fast(hasher: &Hasher, scope: Scope, frame: &[u8], fast: &mut Fast) -> bool {
-    let Some((header, ip)) = frame.split_first_chunk::<ETHERNET_LEN>() else {
-        return false;
-    };
-    match [header[12], header[13]] {
+fn machine_fast(hasher: &Hasher, scope: Scope, frame: &[u8], fast: &mut Fast) -> Option<Place> {
+    // The shortest that is understood, so that nothing shorter is looked for later.
+    frame.first_chunk::<{ ETHERNET_LEN + 28 }>()?;
+    let (header, ip) = frame.split_first_chunk::<ETHERNET_LEN>()?;
+    match u16::from_le_bytes([header[12], header[13]]) {
         ETHERTYPE_V4 => cls::fast_v4(hasher, scope, ip, fast),
         ETHERTYPE_V6 => cls::fast_v6(hasher, scope, ip, fast),
-        _ => false,
+        _ => None,
     }
 }
 
 #[inline(always)]
-fn uplink_fast(hasher: &Hasher, tables: &Tables, frame: &[u8], parsed: &mut Parsed) -> bool {
-    let Some((outer, inner)) = frame.split_first_chunk::<TUNNEL_LEN>() else {
-        return false;
-    };
-    if u16::from_be_bytes([outer[12], outer[13]]) != TYPE_IPV6 || outer[14] >> 4 != 6 {
-        return false;
+fn uplink_fast(
+    hasher: &Hasher,
+    (underlay, host): (&UnderlayTable, u64),
+    frame: &[u8],
+    parsed: &mut Parsed,
+) -> Option<Place> {
+    // The shortest that is understood, so that nothing shorter is looked for later.
+    frame.first_chunk::<{ TUNNEL_LEN + 28 }>()?;
+    let (outer, inner) = frame.split_first_chunk::<TUNNEL_LEN>()?;
+    let (_, front) = outer.split_first_chunk::<12>()?;
+    let front = u64::from_le_bytes(*front.first_chunk()?);
+    let (_, destination) = outer.split_last_chunk::<16>()?;
+    let (prefix, own) = destination.split_first_chunk::<8>()?;
+    if front & IPV6_MASK != IPV6_WANTED || u64::from_le_bytes(*prefix) != host {
+        return None;
     }
-    let length = usize::from(u16::from_be_bytes([outer[18], outer[19]]));
-    let Some(inner) = inner.get(..length) else {
-        return false;
-    };
-    let Some(destination) = outer.last_chunk() else {
-        return false;
-    };
-    let destination = Ipv6Addr::from_bits(u128::from_be_bytes(*destination));
-    let Some((slot, endpoint)) = tables.underlay.lookup(HostPart::of(destination)) else {
-        return false;
-    };
+    let inner = inner.get(..usize::from(((front >> 48) as u16).swap_bytes()))?;
+    let own = HostPart(u64::from_be_bytes(*own.first_chunk()?));
+    let (slot, scope) = underlay.scope(own)?;
     parsed.ingress = Ingress::tunnel(slot);
-    tables.is_host_prefix(destination)
-        && match outer[20] {
-            protocol::IPV4 => cls::fast_v4(hasher, endpoint.scope, inner, &mut parsed.fast),
-            protocol::IPV6 => cls::fast_v6(hasher, endpoint.scope, inner, &mut parsed.fast),
-            _ => false,
-        }
+    match outer[20] {
+        protocol::IPV4 => cls::fast_v4(hasher, scope, inner, &mut parsed.fast),
+        protocol::IPV6 => cls::fast_v6(hasher, scope, inner, &mut parsed.fast),
+        _ => None,
+    }
 }
 
 /// Carries out a cached answer that is still valid; `None` sends the packet on the slow walk, untouched.
@@ -493,23 +537,40 @@ fn answer_hit<const HOPS: bool>(
     if !is_valid || !entry.key.is(key) {
         return None;
     }
-    let to = ipip::apply(
-        entry,
-        cx.parts.adjacencies,
-        cx.ports,
-        packet,
-        (cx.ip_offset, *length, Layout::PLAIN_V4),
-    )
-    .ok()?;
-    if HOPS {
-        hops::decrement(packet, *length);
-    }
+    // Also of what the slow walk will send, which would note it as well.
     if entry.last_seen != cx.now {
         entry.last_seen = cx.now;
     }
     if conntrack::may_advance(entry, *tcp_flags) {
-        conntrack::advance(cx.parts.flows, number, *tcp_flags);
+        return answer_segment::<HOPS>(cx, parsed, number, packet);
     }
+    let place = (cx.ip_offset, *length, Layout::PLAIN_V4);
+    let to = ipip::apply(entry, cx.parts.adjacencies, cx.ports, packet, place).ok()?;
+    if HOPS {
+        hops::decrement(packet, *length);
+    }
+    Some(to)
+}
+
+/// The same for a segment that may change the state of its connection, whose entry is valid.
+#[cold]
+#[inline(never)]
+fn answer_segment<const HOPS: bool>(
+    cx: &mut Burst<'_, '_>,
+    parsed: &Parsed,
+    number: u32,
+    packet: &mut impl Packet,
+) -> Option<PortId> {
+    let Fast {
+        length, tcp_flags, ..
+    } = parsed.fast;
+    let entry = cx.parts.flows.entry(number)?;
+    let place = (cx.ip_offset, length, Layout::PLAIN_V4);
+    let to = ipip::apply(entry, cx.parts.adjacencies, cx.ports, packet, place).ok()?;
+    if HOPS {
+        hops::decrement(packet, length);
+    }
+    conntrack::advance(cx.parts.flows, number, tcp_flags);
     Some(to)
 }
 
@@ -519,16 +580,19 @@ fn answer_hit<const HOPS: bool>(
 fn find_elsewhere(flows: &FlowTable, parsed: &mut [Parsed]) {
     let mut touched = 0_u64;
     if flows.is_far() {
-        for Parsed { fast, entry, .. } in parsed.iter() {
+        for Parsed {
+            fast, place, entry, ..
+        } in parsed.iter()
+        {
             if *entry == NONE {
-                touched ^= flows.touch_buckets_of_new(&fast.key, fast.place);
+                touched ^= flows.touch_buckets_of_new(&fast.key, *place);
             }
         }
     }
     black_box(touched);
-    for Parsed { fast, entry, .. } in parsed.iter_mut() {
+    for Parsed { place, entry, .. } in parsed.iter_mut() {
         if *entry == NONE {
-            *entry = flows.guess_other(fast.place);
+            *entry = flows.guess_other(*place);
         }
     }
 }
@@ -558,6 +622,15 @@ fn refresh(cx: &mut Burst<'_, '_>, burst: &[Parsed]) {
     }
 }
 
+/// The entry of a packet, if the probable one is another's with the same signature.
+fn sure(flows: &FlowTable, parsed: &Parsed, guessed: u32) -> u32 {
+    let (key, place) = (parsed.fast.key, parsed.place);
+    match flows.entry(guessed) {
+        Some(entry) if !entry.key.is(&key) => flows.find(&Keyed { key, place }).unwrap_or(guessed),
+        Some(_) | None => guessed,
+    }
+}
+
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
 #[cold]
 #[inline(never)]
@@ -568,17 +641,18 @@ fn answer_miss<const HOPS: bool>(
 ) -> Verdict {
     // An earlier packet of this burst may have begun the connection, or the entry has been refreshed.
     let entry = match parsed.entry {
-        NONE => cx.parts.flows.guess(parsed.fast.place),
-        entry => entry,
+        NONE => cx.parts.flows.guess(parsed.place),
+        entry => sure(cx.parts.flows, parsed, entry),
     };
     if let Some(to) = answer_hit::<HOPS>(cx, parsed, entry, packet) {
-        let (packets, bytes) = (1, u64::from(parsed.fast.length));
-        Sent { to, packets, bytes }.flush(cx.ports, cx.parts.counters);
+        let total = Sent::one(parsed.fast.length);
+        Sent { to, total }.flush(cx.ports, cx.parts.counters);
         return Verdict::Transmit(to);
     }
     cx.slow += 1;
     let plain = Plain {
         fast: &parsed.fast,
+        place: parsed.place,
         ingress: parsed.ingress,
         is_unknown: entry == NONE,
     };

@@ -307,6 +307,16 @@ pub(crate) struct Place {
     pub signature: u16,
 }
 
+impl Place {
+    /// The bits of a signature. The top one is not used, which makes it cheap to compare many at once.
+    const SIGNATURE: u16 = 0x7fff;
+    /// Of packets whose entry is not looked for.
+    pub(crate) const ANY: Place = Place {
+        bucket: 0,
+        signature: 1,
+    };
+}
+
 /// A key and its place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keyed {
@@ -339,7 +349,7 @@ impl Hasher {
     const fn place_of(&self, hash: u64) -> Place {
         Place {
             bucket: reduce((hash >> 32) as u32, self.buckets),
-            signature: hash as u16 | 1,
+            signature: hash as u16 & Place::SIGNATURE | 1,
         }
     }
 

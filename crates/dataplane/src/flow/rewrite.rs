@@ -45,11 +45,12 @@ const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
-/// A checksum field after what it covers changed by `delta`.
+/// A checksum field after what it covers changed by `delta`: `!(!field + delta)` in one's complement, which is a difference with its borrow
+/// brought round.
 #[inline(always)]
 const fn adjust(field: [u8; 2], delta: u16) -> [u8; 2] {
-    let field = u16::from_le_bytes(field);
-    (!fold(!field as u32 + delta as u32)).to_le_bytes()
+    let (difference, borrows) = u16::from_le_bytes(field).overflowing_sub(delta);
+    difference.wrapping_sub(borrows as u16).to_le_bytes()
 }
 
 /// Prescribes that packets of `entry`, which show `from`, shall show `to`. False (and unchanged) if there is no such change within a family.
@@ -117,8 +118,9 @@ fn apply_transport(protocol: u8, bytes: &mut [u8], ports: u32, delta: u16) -> bo
             [head[0], head[1], head[2], head[3]] = [p0, p1, p2, p3];
             // Zero means "no checksum" (RFC 768) and stays; a result of zero is written as its other form.
             if [head[6], head[7]] != [0, 0] {
-                let sum = adjust([head[6], head[7]], delta);
-                [head[6], head[7]] = if sum == [0, 0] { [0xff, 0xff] } else { sum };
+                let sum = u16::from_le_bytes(adjust([head[6], head[7]], delta));
+                let sum = sum.wrapping_sub(u16::from(sum == 0));
+                [head[6], head[7]] = sum.to_le_bytes();
             }
         }
         net::protocol::ICMP => {
