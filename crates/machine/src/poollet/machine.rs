@@ -23,10 +23,11 @@ use proto::machine::{
     NetworkInterface as RuntimeInterface, Power as RuntimePower, Volume,
 };
 use proto::meta::ObjectMetadata;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tonic::{Code, Status};
 
-use super::nic::{Claim, claim, translate};
+use super::nic::{Claim, claim, translate, uid_of};
 use super::pool::runtime_class;
 use super::runtime::{Call, Runtime, Snapshot, label_of as runtime_label};
 use super::status::status;
@@ -120,7 +121,7 @@ pub fn plan(world: &World, key: &Key, runtime: &Snapshot) -> Plan {
         let body = json!({"metadata": {"annotations": {annotation::RECONCILE_REQUESTED_AT: null}}});
         plan.push(Op::patch(Target::of(machine.as_ref()), body));
     }
-    let interfaces = claim_interfaces(world, &machine, &mut plan);
+    let interfaces = claim_interfaces(world, &machine, &mine, &mut plan);
     match mine.split_first() {
         None => create(world, &machine, runtime, &interfaces, &mut plan),
         Some((first, rest)) => {
@@ -149,8 +150,47 @@ fn delete(machine: &RuntimeMachine) -> Option<Op> {
     })
 }
 
+/// Whether an interface is, or may still be, in a runtime machine: it was asked for and not taken back, or the runtime still shows it.
+fn holds(runtime: &RuntimeMachine, nic: &NetworkInterface) -> bool {
+    let mut asked = runtime
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.network_interfaces);
+    let status = runtime.status.iter();
+    let mut shown = status.flat_map(|status| &status.network_interfaces);
+    let mapping = mapping(runtime);
+    let is_it = |entry: &str| {
+        mapping
+            .get(entry)
+            .is_some_and(|known| known.uid == uid(nic))
+    };
+    asked.any(|interface| uid_of(interface).as_deref() == Some(uid(nic)))
+        || shown.any(|interface| is_it(&interface.name))
+}
+
+/// An interface as it is remembered at the runtime machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Mapped {
+    name: String,
+    uid: String,
+}
+
+/// Which interfaces the entries of a runtime machine are.
+fn mapping(runtime: &RuntimeMachine) -> BTreeMap<String, Mapped> {
+    let metadata = runtime.metadata.as_ref();
+    let text =
+        metadata.and_then(|metadata| metadata.annotations.get(annotation::POOLLET_NIC_MAPPING));
+    text.and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
+}
+
 /// Adopts free interfaces, releases those no longer in the Machine, and says what each entry looks like.
-fn claim_interfaces(world: &World, machine: &Machine, plan: &mut Plan) -> Interfaces {
+fn claim_interfaces(
+    world: &World,
+    machine: &Machine,
+    mine: &[&Arc<RuntimeMachine>],
+    plan: &mut Plan,
+) -> Interfaces {
     let mut found = Interfaces::default();
     let wanted: BTreeMap<String, &str> = machine
         .spec
@@ -161,6 +201,9 @@ fn claim_interfaces(world: &World, machine: &Machine, plan: &mut Plan) -> Interf
     for nic in world.list_in::<NetworkInterface>(namespace(machine)) {
         let selected = wanted.contains_key(name(nic.as_ref()));
         match (claim(&nic, machine), selected) {
+            (Claim::Ours, false) if mine.iter().any(|machine| holds(machine, &nic)) => {
+                plan.requeue_after(RETRY_PERIOD);
+            }
             (Claim::Ours, false) if !is_deleting(nic.as_ref()) => {
                 let body = json!({"spec": {"machineRef": null, "providerID": null}});
                 plan.push(Op::locked(nic.as_ref(), body));
@@ -262,7 +305,7 @@ fn create(
         labels: labels
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into(),
-        annotations: annotations(machine, 0, interfaces).into_iter().collect(),
+        annotations: annotations(machine, None, interfaces).into_iter().collect(),
         ..ObjectMetadata::default()
     };
     let hostname = machine
@@ -318,19 +361,26 @@ fn power(machine: &Machine) -> RuntimePower {
 /// What the poollet remembers at the runtime machine.
 fn annotations(
     machine: &Machine,
-    runtime_generation: i64,
+    runtime: Option<&RuntimeMachine>,
     interfaces: &Interfaces,
 ) -> BTreeMap<String, String> {
-    let mapping: BTreeMap<&str, serde_json::Value> = interfaces
-        .objects
-        .iter()
-        .map(|(entry, nic)| {
-            (
-                entry.as_str(),
-                json!({"name": name(nic.as_ref()), "uid": uid(nic.as_ref())}),
-            )
-        })
-        .collect();
+    // Those that the runtime still shows are remembered until they are gone.
+    let status = runtime.and_then(|runtime| runtime.status.as_ref());
+    let shown = |entry: &String| {
+        let mut shown = status.iter().flat_map(|status| &status.network_interfaces);
+        shown.any(|interface| interface.name == *entry)
+    };
+    let mut mapping = runtime.map(mapping).unwrap_or_default();
+    mapping.retain(|entry, _| shown(entry));
+    for (entry, nic) in &interfaces.objects {
+        let mapped = Mapped {
+            name: name(nic.as_ref()).to_owned(),
+            uid: uid(nic.as_ref()).to_owned(),
+        };
+        mapping.insert(entry.clone(), mapped);
+    }
+    let metadata = runtime.and_then(|runtime| runtime.metadata.as_ref());
+    let runtime_generation = metadata.map_or(0, |metadata| metadata.generation);
     let generation = machine.metadata.generation.unwrap_or_default();
     BTreeMap::from([
         (
@@ -395,7 +445,7 @@ fn update(machine: &Machine, runtime: &RuntimeMachine, interfaces: &Interfaces, 
         }));
     }
     // The generation of the runtime machine is known only after the changes: annotate in the next plan.
-    let annotations = annotations(machine, metadata.generation, interfaces);
+    let annotations = annotations(machine, Some(runtime), interfaces);
     if !changed
         && annotations
             != metadata

@@ -13,6 +13,9 @@ use controller::object::{is_controlled_by, is_deleting, name, namespace, uid};
 use proto::machine::NetworkInterface as RuntimeInterface;
 use serde_json::json;
 
+/// Attribute that says what object an interface was made of.
+const NIC_LABELS: &str = "rawNICLabels";
+
 /// Whose a NetworkInterface is, seen from a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -83,6 +86,13 @@ fn resolve(
     }
 }
 
+/// Of which NetworkInterface a runtime interface was made.
+pub fn uid_of(interface: &RuntimeInterface) -> Option<String> {
+    let labels = interface.attributes.get(NIC_LABELS)?;
+    let mut labels: HashMap<String, String> = serde_json::from_str(labels).ok()?;
+    labels.remove(label::POOLLET_NIC_UID)
+}
+
 /// What the provider may want to know beyond the interface itself. Only what never changes, because a changed attribute
 /// replaces the interface.
 fn attributes(nic: &NetworkInterface, network: &Network) -> HashMap<String, String> {
@@ -102,7 +112,7 @@ fn attributes(nic: &NetworkInterface, network: &Network) -> HashMap<String, Stri
         .iter()
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    attributes.insert("rawNICLabels".to_owned(), nic_labels.to_string());
+    attributes.insert(NIC_LABELS.to_owned(), nic_labels.to_string());
     attributes.insert("rawNetworkLabels".to_owned(), network_labels.to_string());
     attributes
 }

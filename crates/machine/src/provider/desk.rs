@@ -147,6 +147,16 @@ fn status(record: &Record, running: bool) -> MachineStatus {
             state: NetworkInterfaceState::NetworkInterfaceAttached.into(),
         })
     });
+    // No longer wanted, and perhaps still in the machine: whoever asked for it must not give it to another one yet.
+    let leaving = record.known.keys().filter(|name| {
+        let mut wanted = record.interfaces.iter();
+        !wanted.any(|interface| interface.name == **name)
+    });
+    let leaving = leaving.map(|name| NetworkInterfaceStatus {
+        name: name.clone(),
+        handle: String::new(),
+        state: NetworkInterfaceState::NetworkInterfacePending.into(),
+    });
     let volumes = record.volumes.iter().map(|volume| VolumeStatus {
         name: volume.name.clone(),
         handle: volume.handle.clone(),
@@ -158,7 +168,7 @@ fn status(record: &Record, running: bool) -> MachineStatus {
         state: state.into(),
         image_ref: String::new(),
         volumes: volumes.collect(),
-        network_interfaces: attached.collect(),
+        network_interfaces: attached.chain(leaving).collect(),
         machine_conditions: Vec::new(),
     }
 }

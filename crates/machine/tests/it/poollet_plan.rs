@@ -15,8 +15,8 @@ use machine::poollet::pool::{self, Pool, Settings};
 use machine::poollet::runtime::{Call, Runtime, Snapshot};
 use machine::poollet::status;
 use proto::machine::{
-    MachineClass as RuntimeClass, MachineClassCapabilities, MachineClassStatus,
-    MachineState as RuntimeState, MachineStatus, NetworkInterfaceStatus,
+    Machine as RuntimeMachine, MachineClass as RuntimeClass, MachineClassCapabilities,
+    MachineClassStatus, MachineState as RuntimeState, MachineStatus, NetworkInterfaceStatus,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -346,16 +346,53 @@ async fn only_what_the_user_took_out_is_detached() {
         matches!(&replaced[..], [Call::Detach { name, .. }, Call::Attach { .. }] if name == "front"),
         "{replaced:?}"
     );
-    // Taken out of the machine: detached and released.
+}
+
+/// Its device may still be in the machine: it is nobody else's before the runtime has let go.
+#[tokio::test]
+async fn an_interface_taken_out_is_detached_first_and_released_then() {
+    let (mut sim, mut runtime) = region();
+    let create = calls(&planned(&sim, &runtime)).remove(0);
+    claim(&mut sim);
+    made(&mut runtime, &create, true);
     sim.edit::<Machine>("shop", "web", |machine| {
         machine.spec.network_interfaces.clear()
     });
-    assert!(matches!(&changes(&sim)[..], [Call::Detach { .. }]));
-    let all = patches(&planned(&sim, &runtime)).join("\n");
-    assert!(
-        all.contains(r#"{"metadata":{},"spec":{"machineRef":null,"providerID":null}}"#),
-        "{all}"
-    );
+    let released = |plan: &Plan| {
+        let wanted = r#"{"metadata":{},"spec":{"machineRef":null,"providerID":null}}"#;
+        patches(plan).join("\n").contains(wanted)
+    };
+    let first = planned(&sim, &runtime);
+    assert!(matches!(&calls(&first)[..], [Call::Detach { .. }]));
+    assert!(!released(&first));
+    let change = |runtime: &mut Snapshot, change: &dyn Fn(&mut RuntimeMachine)| {
+        let mut machine = runtime.machines["id1"].as_ref().clone();
+        change(&mut machine);
+        runtime.machines.insert("id1".into(), Arc::new(machine));
+    };
+    // Not asked for any more, but still there.
+    change(&mut runtime, &|machine| {
+        machine.spec.as_mut().unwrap().network_interfaces.clear();
+        let status = machine.status.as_mut().unwrap();
+        status.network_interfaces[0].state = 0;
+    });
+    let second = planned(&sim, &runtime);
+    assert!(!released(&second) && second.requeue.is_some());
+    // What is remembered of it stays as long.
+    let kept = calls(&second).into_iter().find_map(|call| match call {
+        Call::Annotate { annotations, .. } => Some(annotations),
+        _ => None,
+    });
+    let kept = kept.expect("the new generation is noted");
+    assert!(kept[annotation::POOLLET_NIC_MAPPING].contains("front"));
+    change(&mut runtime, &|machine| {
+        machine.metadata.as_mut().unwrap().annotations = kept.clone().into_iter().collect();
+    });
+    assert!(!released(&planned(&sim, &runtime)));
+    change(&mut runtime, &|machine| {
+        machine.status.as_mut().unwrap().network_interfaces.clear();
+    });
+    assert!(released(&planned(&sim, &runtime)));
 }
 
 /// The address of an interface that is deleted, or that another machine got, is free for others: the machine must not keep it.

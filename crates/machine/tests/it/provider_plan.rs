@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::apinet::NetworkInterface;
 use api::ids;
 use controller::{Op, Plan};
+use machine::provider::desk;
 use machine::provider::plan::{Device, Inputs, Progress, Step, plan};
 use machine::provider::record::{Interface, Known, Record};
 use serde_json::{Value, json};
@@ -282,6 +283,24 @@ fn an_object_of_a_forgotten_interface_goes() {
             serde_json::from_value(json!("2026-01-01T00:00:00Z")).ok();
     });
     check(Some(&forgotten), &[leaving], None, true, &[]);
+}
+
+/// It may still be in the machine: whoever asked for it waits until it is not shown any more.
+#[test]
+fn an_interface_on_its_way_out_is_shown() {
+    let shown = |record: &Record| {
+        let status = desk::show(record, true).status.unwrap();
+        let shown = status.network_interfaces.into_iter();
+        shown
+            .map(|nic| (nic.name, nic.handle, nic.state))
+            .collect::<Vec<_>>()
+    };
+    let mut record = attached();
+    assert_eq!(shown(&record), [("nic1".into(), "handle".into(), 1)]);
+    desk::detach(&mut record, "nic1").unwrap();
+    assert_eq!(shown(&record), [("nic1".into(), String::new(), 0)]);
+    record.known.clear();
+    assert_eq!(shown(&record), []);
 }
 
 #[test]
