@@ -357,7 +357,7 @@ impl Layout {
         let fail = |errno: i32, action| OpenError {
             device: name.clone(),
             action,
-            source: io::Error::from_raw_os_error(errno),
+            cause: io::Error::from_raw_os_error(errno),
         };
         let info = info.ok_or_else(|| fail(libc_enodev(), "find"))?;
         let config = Config {

@@ -346,7 +346,7 @@ fn open_uplink(args: &Args, number: u16, name: &str) -> Result<Queues, OpenError
                 return Err(OpenError {
                     device: name.to_owned(),
                     action: "serve every receive queue by a packet thread: raise --workers, or lower the number with ethtool -L",
-                    source: std::io::Error::from(std::io::ErrorKind::InvalidInput),
+                    cause: std::io::Error::from(std::io::ErrorKind::InvalidInput),
                 });
             }
             ports.into_iter().map(|port| Box::new(port) as _).collect()

@@ -87,22 +87,22 @@ pub struct Gone;
 
 /// A port could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("{device}: {action}: {source}")]
+#[error("{device}: {action}: {cause}")]
 pub struct OpenError {
     /// Network device.
     pub device: String,
     /// What was tried, such as "create TAP".
     pub action: &'static str,
     /// What the kernel said. `EPERM`: permanent without CAP_NET_ADMIN/CAP_NET_RAW; `EBUSY`: another process holds it.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 impl OpenError {
     pub(crate) fn new(device: &str, action: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        move |source| OpenError {
+        move |cause| OpenError {
             device: device.to_owned(),
             action,
-            source,
+            cause,
         }
     }
 }

@@ -31,14 +31,19 @@ const MESSAGE_QUEUE_LEN: u32 = 100_000;
 pub fn open_message_tap(name: &str) -> Result<OwnedFd, OpenError> {
     let control = sys::control_socket().map_err(OpenError::new(name, "open control socket"))?;
     let is_new = sys::index(control.as_fd(), name).is_err();
-    let attach = |several| {
+    let attach = |several| -> Result<File, OpenError> {
         let file = open_tun(name)?;
         let attached = sys::tap_attach(file.as_fd(), name, several);
-        attached.map_err(OpenError::new(name, "open TAP"))?;
+        attached.map_err(OpenError::new(name, "open TAP for messages"))?;
         Ok(file)
     };
-    // One that was made with several queues can only be opened as such.
-    let file = attach(false).or_else(|error| if is_new { Err(error) } else { attach(true) })?;
+    let file = match attach(false) {
+        // One that was made with several queues can only be opened as such.
+        Err(error) if !is_new && error.cause.raw_os_error() == Some(libc::EINVAL) => {
+            attach(true).map_err(|_| error)?
+        }
+        attached => attached?,
+    };
     if is_new {
         sys::set_tx_queue_len(control.as_fd(), name, MESSAGE_QUEUE_LEN)
             .map_err(OpenError::new(name, "set queue length"))?;

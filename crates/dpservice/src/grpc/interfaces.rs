@@ -97,7 +97,7 @@ async fn open(service: &Service, index: u16) -> Result<Driver, String> {
         let devices = Arc::clone(&service.devices);
         let opened = tokio::task::spawn_blocking(move || devices.open(index)).await;
         match opened.map_err(|error| error.to_string())? {
-            Err(OpenError { source, .. }) if source.raw_os_error() == Some(BUSY) => {
+            Err(OpenError { cause, .. }) if cause.raw_os_error() == Some(BUSY) => {
                 tokio::time::sleep(OPEN_RETRY_INTERVAL).await;
             }
             result => return result.map_err(|error| error.to_string()),

@@ -41,11 +41,11 @@ impl Devices for MemoryDevices {
 
     fn open(&self, index: u16) -> Result<Driver, OpenError> {
         if self.broken.load(Ordering::Relaxed) {
-            let source = std::io::Error::from_raw_os_error(1);
+            let cause = std::io::Error::from_raw_os_error(1);
             return Err(OpenError {
                 device: self.netdev(index),
                 action: "open",
-                source,
+                cause,
             });
         }
         let mac = Mac([0x02, 0, 0, 0, 0, index as u8]);

@@ -109,7 +109,7 @@ fn a_name_in_use_is_refused() {
     enter_private_namespace();
     let _first = Tap::create("tap0", MAC, 1500).expect("create TAP");
     let error = Tap::create("tap0", MAC, 1500).expect_err("name is taken");
-    assert_eq!(error.source.raw_os_error(), Some(libc::EBUSY), "{error}");
+    assert_eq!(error.cause.raw_os_error(), Some(libc::EBUSY), "{error}");
     assert_eq!(
         error.to_string().split(": ").take(2).collect::<Vec<_>>(),
         ["tap0", "create TAP"]
