@@ -52,6 +52,23 @@ struct Entry {
     hits: Arc<AtomicU64>,
 }
 
+/// A rule that comes or goes: which packets may be judged differently since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RuleChange {
+    pub direction: RuleDirection,
+    /// `None` if it is the only rule of its direction, so that it matters whether there is one.
+    test: Option<Test>,
+}
+
+impl RuleChange {
+    /// Whether the change may matter to a packet.
+    pub(crate) fn concerns(&self, packet: impl FnOnce() -> FilterPacket) -> bool {
+        self.test
+            .as_ref()
+            .is_none_or(|test| test.matches(&Subject::of(&packet())))
+    }
+}
+
 /// The rules of an interface.
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
@@ -113,6 +130,17 @@ impl Firewall {
         tried.insert(place, entry.clone());
         self.listed.push(entry);
         true
+    }
+
+    /// What the coming or going of one of these rules may concern; `None` if there is no such rule.
+    pub(crate) fn change(&self, id: &str) -> Option<RuleChange> {
+        let entry = self.listed.iter().find(|entry| entry.rule.id == id)?;
+        let direction = entry.rule.direction;
+        let is_only = self.count(direction) == 1;
+        Some(RuleChange {
+            direction,
+            test: (!is_only).then_some(entry.test),
+        })
     }
 
     /// Removes a rule; false if there is no such rule.
@@ -261,7 +289,7 @@ impl Subject {
 }
 
 /// What a rule asks for, worked out once: the first packet of a connection may meet many rules.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Test {
     source: Numbered,
     destination: Numbered,

@@ -4,6 +4,7 @@
 //! Every edit of the tables names its [`Change`] and takes a new epoch. A decision remembers the epoch it was taken with. What happened since
 //! then is looked up here; if that is too long ago, the whole decision is taken again.
 
+use crate::firewall::RuleChange;
 use crate::verdict::PortId;
 use core::net::IpAddr;
 use net::{Prefix, Vni};
@@ -26,8 +27,8 @@ pub(crate) enum Change {
     Routes { vni: Vni, prefix: Option<Prefix> },
     /// What packets of this machine are translated to, and which sources it may use.
     Services(PortId),
-    /// The packet filter of this machine.
-    Filter(PortId),
+    /// A rule of this machine's packet filter.
+    Filter { port: PortId, rule: RuleChange },
     /// Connections to an address that stands for a machine or a load balancer.
     Address { vni: Vni, address: IpAddr },
     /// The targets of the load balancer at this address.

@@ -3,16 +3,20 @@
 
 use crate::conntrack;
 use crate::counters::Counters;
+use crate::firewall::FilterPacket;
 use crate::flow::adjacency::{AdjacencyTable, Tunnel};
+use crate::flow::key::Tuple;
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Entry, Ingress};
 use crate::graph::{Context, Output, Source, Walk};
 use crate::history::Change;
+use crate::objects::RuleDirection;
 use crate::route_lookup;
 use crate::stages::{self, slow};
 use crate::tables::Tables;
 use crate::underlay::UnderlayKind;
 use crate::verdict::PortId;
+use core::net::IpAddr;
 use net::Prefix;
 
 /// Which parts of a decision changes may concern: a set of bits.
@@ -112,7 +116,7 @@ fn recall(flows: &FlowTable, number: u32, entry: &Entry) -> Option<Walk> {
 fn cast(view: &View<'_>, change: &Change, (number, entry): (u32, &Entry)) -> Doubt {
     let is_first_direction = number & 1 == 0;
     let in_network = |vni| entry.key.scope().vni() == vni;
-    let goes_to = |address| is_first_direction && entry.key.tuple().destination == address;
+    let goes_to = |address| is_first_direction && entry.key.ends().1 == address;
     match *change {
         Change::Everything => Doubt::ALL,
         Change::Nothing => Doubt::NONE,
@@ -133,10 +137,15 @@ fn cast(view: &View<'_>, change: &Change, (number, entry): (u32, &Entry)) -> Dou
                 && prefix.is_none_or(|prefix| is_under(view.flows, (number, entry), prefix)),
         ),
         Change::Services(port) => Doubt::ALL.when(entry.ingress == Ingress::machine(port)),
-        Change::Filter(port) => Doubt::FILTER.when(
-            is_first_direction
-                && (entry.ingress == Ingress::machine(port) || delivers_to(entry, port)),
-        ),
+        Change::Filter { port, rule } => {
+            let is_judged = match rule.direction {
+                RuleDirection::Egress => entry.ingress == Ingress::machine(port),
+                RuleDirection::Ingress => delivers_to(entry, port),
+            };
+            // What a rule that came or went does not match is judged as before.
+            let packet = || FilterPacket::of(&judged(view.flows, (number, entry)));
+            Doubt::FILTER.when(is_first_direction && is_judged && rule.concerns(packet))
+        }
         Change::Address { vni, address } => Doubt::ALL.when(in_network(vni) && goes_to(address)),
         Change::Targets { vni, address } => {
             let is_it = is_balanced(view.source) && in_network(vni) && goes_to(address);
@@ -151,9 +160,28 @@ fn leaves_by(view: &View<'_>, entry: &Entry) -> Option<PortId> {
 
 /// Whether a route to `prefix` may be about the sender of an entry's packets or the receiver.
 fn is_under(flows: &FlowTable, (number, entry): (u32, &Entry), prefix: Prefix) -> bool {
-    recall(flows, number, entry).is_none_or(|walk| {
-        prefix.contains(walk.tuple.source) || prefix.contains(walk.leaves.destination)
-    })
+    let (source, destination) = ends(flows, (number, entry));
+    prefix.contains(source) || prefix.contains(destination)
+}
+
+/// The sender of an entry's packets as they come in, and the receiver as they leave.
+fn ends(flows: &FlowTable, (number, entry): (u32, &Entry)) -> (IpAddr, IpAddr) {
+    let (source, destination) = entry.key.ends();
+    let answers = flows.entry(number ^ 1);
+    match answers.filter(|_| entry.has(Entry::TRANSLATED)) {
+        Some(answers) => (source, answers.key.ends().0),
+        None => (source, destination),
+    }
+}
+
+/// The packets of an entry as the packet filter sees them.
+fn judged(flows: &FlowTable, (number, entry): (u32, &Entry)) -> Tuple {
+    let (source, destination) = ends(flows, (number, entry));
+    Tuple {
+        source,
+        destination,
+        ..entry.key.tuple()
+    }
 }
 
 /// Whether a stage before the route lookup found the way: to a load balancer's target, or to the owner of a NAT port.

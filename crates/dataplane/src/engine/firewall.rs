@@ -17,10 +17,12 @@ impl Engine {
         if firewall.rule(&rule.id).is_some() {
             return Err(ConfigError::AlreadyExists);
         }
+        let name = rule.id.clone();
         if !firewall.add(rule) {
             return Err(ConfigError::OutOfMemory);
         }
-        self.edit_port(port, Change::Filter(port), |services| {
+        let rule = firewall.change(&name).ok_or(ConfigError::NotFound)?;
+        self.edit_port(port, Change::Filter { port, rule }, |services| {
             services.firewall = firewall;
         });
         Ok(())
@@ -36,10 +38,12 @@ impl Engine {
     pub fn delete_firewall_rule(&mut self, id: &str, rule: &str) -> Result<(), ConfigError> {
         let (port, _, _) = self.dependent(id)?;
         let mut firewall = self.services_of(id)?.firewall.clone();
+        let change = firewall.change(rule).ok_or(ConfigError::NotFound)?;
         if !firewall.remove(rule) {
             return Err(ConfigError::NotFound);
         }
-        self.edit_port(port, Change::Filter(port), |services| {
+        let change = Change::Filter { port, rule: change };
+        self.edit_port(port, change, |services| {
             services.firewall = firewall;
         });
         Ok(())

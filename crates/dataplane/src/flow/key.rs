@@ -237,22 +237,23 @@ impl FlowKey {
         }
     }
 
+    /// Source and destination of the tuple it was made of.
+    pub(crate) fn ends(&self) -> (IpAddr, IpAddr) {
+        let [a, b, c, d] = self.addresses;
+        if self.is_v6() {
+            let (source, destination) = (address_v6([a, b]), address_v6([c, d]));
+            (IpAddr::V6(source), IpAddr::V6(destination))
+        } else {
+            let [e, f, g, h, i, j, k, l] = a.to_le_bytes();
+            let (source, destination) = (Ipv4Addr::new(e, f, g, h), Ipv4Addr::new(i, j, k, l));
+            (IpAddr::V4(source), IpAddr::V4(destination))
+        }
+    }
+
     /// The tuple it was made of.
     pub(crate) fn tuple(&self) -> Tuple {
         let [s0, s1, d0, d1] = ((self.first >> 32) as u32).to_le_bytes();
-        let [a, b, c, d] = self.addresses;
-        let (source, destination) = if self.is_v6() {
-            (
-                IpAddr::V6(address_v6([a, b])),
-                IpAddr::V6(address_v6([c, d])),
-            )
-        } else {
-            let [e, f, g, h, i, j, k, l] = a.to_le_bytes();
-            (
-                IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
-                IpAddr::V4(Ipv4Addr::new(i, j, k, l)),
-            )
-        };
+        let (source, destination) = self.ends();
         Tuple {
             source,
             destination,
