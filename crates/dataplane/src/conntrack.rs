@@ -271,27 +271,23 @@ fn connection(
     create(cx, &keyed, tuple)
 }
 
-/// Begins the connection of a packet that another instance has seen. Nothing changes if it is known.
-pub(crate) fn adopt(cx: &mut Context<'_>, tuple: &Tuple) -> Result<(), DropReason> {
-    let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
-    match cx.flows.find(&keyed) {
-        Some(_) => Ok(()),
-        None => create(cx, &keyed, tuple).map(drop),
-    }
-}
-
 fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, DropReason> {
     let mut walk = Walk::new(*tuple);
     stages::process(cx, &mut walk)?;
     let created = remember(cx, keyed, &walk);
     if created.is_err() && matches!(walk.service, Service::Nat | Service::Nat64) {
-        snat::give_back(cx.nat, cx.vni, &walk.tuple, &walk.leaves);
+        let given = (&mut *cx.nat, &mut *cx.journal);
+        snat::give_back(given, cx.vni, &walk.tuple, &walk.leaves);
     }
     created
 }
 
 /// Makes the entries of a connection that has taken its walk.
-fn remember(cx: &mut Context<'_>, keyed: &Keyed, walk: &Walk) -> Result<u32, DropReason> {
+pub(crate) fn remember(
+    cx: &mut Context<'_>,
+    keyed: &Keyed,
+    walk: &Walk,
+) -> Result<u32, DropReason> {
     let output = walk.output.ok_or(DropReason::Bug)?;
     let (from, to) = (walk.tuple, walk.leaves);
     let scope = answer_scope(cx, &output);
@@ -468,7 +464,7 @@ fn end(cx: &mut Context<'_>, number: u32) {
         cx.flows.entry(backward),
         cx.flows.cold(forward),
     ) {
-        snat::end(cx.nat, [one, two], record.service);
+        snat::end((cx.nat, cx.journal), [one, two], record.service);
         release(cx.adjacencies, one);
         release(cx.adjacencies, two);
     }

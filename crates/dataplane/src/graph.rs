@@ -28,6 +28,7 @@ use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
 use crate::stages::{relay, virtual_services};
+use crate::sync::Journal;
 use crate::tables::{Tables, Uplink};
 use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -58,6 +59,7 @@ pub(crate) struct Parts<'a> {
     pub counters: &'a mut Counters,
     pub errors: &'a mut ErrorBudget,
     pub fragments: &'a mut Fragments<Tuple>,
+    pub journal: &'a mut Journal,
 }
 
 /// What the stages know and may touch while one packet takes its walk.
@@ -72,6 +74,8 @@ pub(crate) struct Context<'a> {
     /// For ICMP errors.
     pub errors: &'a mut ErrorBudget,
     pub fragments: &'a mut Fragments<Tuple>,
+    /// For another instance.
+    pub journal: &'a mut Journal,
     pub now: Coarse,
     /// The port it came in on.
     pub from: PortId,
@@ -364,6 +368,7 @@ pub(crate) fn context<'a>(
         counters: parts.counters,
         errors: parts.errors,
         fragments: parts.fragments,
+        journal: parts.journal,
         now,
         from,
         source,

@@ -9,7 +9,7 @@
 //! connections in the same order choose the same ports. A mapping lives as long as its last connection.
 
 use crate::jhash::jhash;
-use crate::sync::{Journal, Message, NatUse, source_bytes};
+use crate::sync::{NatUse, source_bytes};
 use core::hash::{BuildHasher, Hasher};
 use core::net::{IpAddr, Ipv4Addr};
 use net::{PortRange, Vni, protocol};
@@ -99,7 +99,6 @@ pub struct PortMap {
     mappings: HashMap<NatSource, Mapping, Seed>,
     uses: HashSet<Use, Seed>,
     max: usize,
-    journal: Journal,
 }
 
 impl PortMap {
@@ -110,27 +109,28 @@ impl PortMap {
             mappings: HashMap::with_capacity_and_hasher(max, Seed(seed)),
             uses: HashSet::with_capacity_and_hasher(max, Seed(seed)),
             max,
-            journal: Journal::default(),
         }
     }
 
-    /// What happened to it since somebody asked.
-    pub(crate) fn journal(&mut self) -> &mut Journal {
-        &mut self.journal
-    }
-
-    /// Lets the next connection of a machine's port be translated to `end`. False if its connections are translated to another one.
-    pub(crate) fn expect(&mut self, source: NatSource, end: NatEnd) -> bool {
+    /// Records a connection that another instance has given its NAT end. If the machine's port is mapped to another one already, that stays:
+    /// the other instance may have more threads, each with a mapping of its own.
+    pub(crate) fn insert(&mut self, used: &NatUse) -> Result<(), NatError> {
+        let NatUse {
+            source,
+            end,
+            remote,
+        } = *used;
+        if self.uses.len() >= self.max {
+            return Err(NatError::Full);
+        }
+        if !self.uses.insert(Use { end, remote }) {
+            return Err(NatError::Conflict);
+        }
         let connections = 0;
         let known = self.mappings.entry(source);
-        known.or_insert(Mapping { end, connections }).end == end
-    }
-
-    /// There was no next connection.
-    pub(crate) fn forget_expected(&mut self, source: &NatSource) {
-        if let Some(Mapping { connections: 0, .. }) = self.mappings.get(source) {
-            self.mappings.remove(source);
-        }
+        let mapping = known.or_insert(Mapping { end, connections });
+        mapping.connections += u32::from(mapping.end == end);
+        Ok(())
     }
 
     /// Connections, and the most there can be.
@@ -189,13 +189,6 @@ impl PortMap {
         if !self.uses.remove(&Use { end, remote }) {
             return false;
         }
-        self.journal.note(|| {
-            Message::NatGivenBack(NatUse {
-                source,
-                end,
-                remote,
-            })
-        });
         if let Entry::Occupied(mut known) = self.mappings.entry(source)
             && known.get().end == end
         {

@@ -6,7 +6,7 @@
 use crate::jhash::jhash;
 use crate::objects::VirtualServiceSpec;
 use crate::port_map::Seed;
-use crate::sync::{Journal, Message, VirtualUse};
+use crate::sync::{Message, VirtualUse};
 use crate::time::Instant;
 use crate::verdict::PortId;
 use core::net::{Ipv4Addr, Ipv6Addr};
@@ -81,7 +81,6 @@ pub struct VirtualService {
     slots: Vec<Option<Slot>>,
     by_connection: HashMap<Connection, u16, Seed>,
     last: usize,
-    journal: Journal,
 }
 
 impl VirtualService {
@@ -101,7 +100,6 @@ impl VirtualService {
             slots: Vec::new(),
             by_connection: HashMap::with_hasher(Seed(seed)),
             last: 0,
-            journal: Journal::default(),
         }
     }
 
@@ -131,12 +129,24 @@ impl VirtualService {
         tcp_flags: Option<u8>,
         now: Instant,
     ) -> Option<u16> {
-        let index = match self.by_connection.get(&connection) {
-            Some(index) => usize::from(*index),
-            None => self.open(connection, now)?,
+        let (port, _) = self.outgoing_or_new(connection, tcp_flags, now)?;
+        Some(port)
+    }
+
+    /// The same, and what another instance has to know if the connection is new.
+    pub(crate) fn outgoing_or_new(
+        &mut self,
+        connection: Connection,
+        tcp_flags: Option<u8>,
+        now: Instant,
+    ) -> Option<(u16, Option<Message>)> {
+        let (index, is_new) = match self.by_connection.get(&connection) {
+            Some(index) => (usize::from(*index), false),
+            None => (self.open(connection, now)?, true),
         };
         self.touch(index, tcp_flags, now)?;
-        Some(PORT_START + index as u16)
+        let message = is_new.then(|| self.shared(index, &connection));
+        Some((PORT_START + index as u16, message))
     }
 
     /// A packet from the service to `port`: whose it is. `None` if the port was never given out.
@@ -151,13 +161,16 @@ impl VirtualService {
         Some(slot.connection)
     }
 
-    /// What happened to it since somebody asked.
-    pub(crate) fn journal(&mut self) -> &mut Journal {
-        &mut self.journal
-    }
-
-    /// Takes over a connection that another instance has opened; false if one of the two is known already.
-    pub(crate) fn adopt(&mut self, index: u16, connection: Connection, now: Instant) -> bool {
+    /// Takes over a connection that another instance has opened, of which it told at `told`; false if one of the two is known already.
+    ///
+    /// Nobody tells when a connection ends, so what was told long ago keeps its place only until that is needed. The latest one is to be taken
+    /// over first: behind it the search for places goes on.
+    pub(crate) fn adopt(
+        &mut self,
+        index: u16,
+        connection: Connection,
+        (told, now): (Instant, Instant),
+    ) -> bool {
         let place = usize::from(index);
         let is_taken = match self.slots.get(place) {
             Some(Some(slot)) => !self.is_idle(slot, now),
@@ -169,7 +182,10 @@ impl VirtualService {
         {
             return false;
         }
-        self.occupy(place, connection, now).is_some()
+        if self.by_connection.is_empty() {
+            self.last = place;
+        }
+        self.occupy(place, connection, told).is_some()
     }
 
     /// What another instance has to know of the connections at the `count` places from `from` on; the place after them, if there is one.
@@ -219,8 +235,6 @@ impl VirtualService {
                 Some(None) | None => true,
             })?;
         self.occupy(index, connection, now)?;
-        let message = self.shared(index, &connection);
-        self.journal.note(|| message);
         self.last = index;
         Some(index)
     }

@@ -26,6 +26,7 @@ use crate::packet::Packet;
 use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
 use crate::stages::snat;
+use crate::sync::Journal;
 use crate::tables::{Port, Settings, Tables};
 use crate::time::Instant;
 use crate::underlay::{HostPart, UnderlayTable};
@@ -63,6 +64,8 @@ pub struct Worker {
     counters: Counters,
     errors: ErrorBudget,
     fragments: Fragments<Tuple>,
+    /// What another instance has to know.
+    journal: Journal,
     /// Flows that a NIC handles.
     offloaded: Slots,
     /// Working space of a burst, kept to spare its initialization.
@@ -133,6 +136,7 @@ impl Worker {
             counters: Counters::new(ports),
             errors: ErrorBudget::FULL,
             fragments: Fragments::new(hash_seed),
+            journal: Journal::default(),
             offloaded: Slots::new(),
             parsed: Box::new([Parsed::EMPTY; BURST_MAX]),
         }
@@ -225,10 +229,11 @@ impl Worker {
             adjacencies,
             nat,
             counters,
+            journal,
             ..
         } = self;
         counters.flows_expired += flows.age(Coarse::of(now), |entries, record| {
-            snat::end(nat, entries, record.service);
+            snat::end((nat, journal), entries, record.service);
             for entry in entries {
                 conntrack::release(adjacencies, entry);
             }
@@ -327,6 +332,7 @@ impl Worker {
             counters,
             errors,
             fragments,
+            journal,
             parsed,
             ..
         } = self;
@@ -341,6 +347,7 @@ impl Worker {
                 counters,
                 errors,
                 fragments,
+                journal,
             },
             tables,
             ports: &tables.ports,

@@ -8,7 +8,7 @@ use crate::nat64;
 use crate::objects::Nat;
 use crate::port_map::{NatEnd, NatError, NatRemote, NatSource, PortMap};
 use crate::route_lookup::check_forwardable;
-use crate::sync::{Message, NatUse};
+use crate::sync::{Journal, Message, NatUse};
 use crate::verdict::DropReason;
 use core::net::{IpAddr, Ipv4Addr};
 use net::{Vni, protocol};
@@ -109,7 +109,7 @@ fn translate(
                 remote,
             };
             let machine = cx.machine;
-            cx.nat.journal().note(|| Message::NatTaken(used, machine));
+            cx.journal.note(|| Message::NatTaken(used, machine));
             end
         }
         Some(previous) => {
@@ -168,45 +168,68 @@ pub(crate) fn shared(vni: Vni, from: &Tuple, leaves: &Tuple) -> Option<NatUse> {
     })
 }
 
-/// The first packet of a connection that another instance has translated.
-pub(crate) fn first(used: &NatUse) -> Option<Tuple> {
+/// What a packet of a connection that another instance has translated shows, before and after translation, and who is responsible.
+pub(crate) fn shown(used: &NatUse) -> Option<(Tuple, Tuple, Service)> {
     let transport = match used.remote.protocol {
         protocol::TCP => Transport::Tcp,
         protocol::UDP => Transport::Udp,
         protocol::ICMP => Transport::Echo { request: true },
         _ => return None,
     };
-    let destination = match used.source.address {
-        IpAddr::V4(_) => IpAddr::V4(used.remote.address),
-        IpAddr::V6(_) => IpAddr::V6(nat64::embed(used.remote.address)),
+    let (destination, service) = match used.source.address {
+        IpAddr::V4(_) => (IpAddr::V4(used.remote.address), Service::Nat),
+        IpAddr::V6(_) => (
+            IpAddr::V6(nat64::embed(used.remote.address)),
+            Service::Nat64,
+        ),
     };
-    let destination_port = match transport {
-        Transport::Echo { .. } => used.source.port,
-        Transport::Tcp | Transport::Udp => used.remote.port,
+    // An echo has its identifier at both ends.
+    let (from_port, to_port) = match transport {
+        Transport::Echo { .. } => (used.source.port, used.end.port),
+        Transport::Tcp | Transport::Udp => (used.remote.port, used.remote.port),
     };
-    Some(Tuple {
+    let from = Tuple {
         source: used.source.address,
         destination,
         source_port: used.source.port,
-        destination_port,
+        destination_port: from_port,
         transport,
-    })
+    };
+    let leaves = Tuple {
+        source: IpAddr::V4(used.end.address),
+        destination: IpAddr::V4(used.remote.address),
+        source_port: used.end.port,
+        destination_port: to_port,
+        transport,
+    };
+    Some((from, leaves, service))
 }
 
 /// Gives the NAT port of a connection back, of which a packet shows `from` before and `leaves` after translation.
-pub(crate) fn give_back(nat: &mut PortMap, vni: Vni, from: &Tuple, leaves: &Tuple) {
-    if let Some(used) = shared(vni, from, leaves) {
-        nat.release(used.source, used.remote, used.end);
+pub(crate) fn give_back(
+    (nat, journal): (&mut PortMap, &mut Journal),
+    vni: Vni,
+    from: &Tuple,
+    leaves: &Tuple,
+) {
+    if let Some(used) = shared(vni, from, leaves)
+        && nat.release(used.source, used.remote, used.end)
+    {
+        journal.note(|| Message::NatGivenBack(used));
     }
 }
 
 /// The same for the two entries of a connection that ends.
-pub(crate) fn end(nat: &mut PortMap, [forward, backward]: [&Entry; 2], service: Service) {
+pub(crate) fn end(
+    given: (&mut PortMap, &mut Journal),
+    [forward, backward]: [&Entry; 2],
+    service: Service,
+) {
     match service {
         Service::Nat | Service::Nat64 => {
             let leaves = backward.key.tuple().inverted();
             give_back(
-                nat,
+                given,
                 forward.key.scope().vni(),
                 &forward.key.tuple(),
                 &leaves,

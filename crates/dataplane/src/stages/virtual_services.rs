@@ -52,9 +52,12 @@ pub(crate) fn outgoing(
         machine_port: tuple.source_port,
     };
     let now = Instant::from_coarse(cx.now);
-    let source_port = service.outgoing(connection, tcp_flags, now);
-    let source_port = source_port.ok_or(DropReason::VirtualServiceFull)?;
+    let known = service.outgoing_or_new(connection, tcp_flags, now);
+    let (source_port, new) = known.ok_or(DropReason::VirtualServiceFull)?;
     let (spec, source) = (*service.spec(), service.underlay());
+    if let Some(new) = new {
+        cx.journal.note(|| new);
+    }
     let uplink = *choose_uplink(cx.tables, || connection.path_hash())?;
     if !packet.prepend(GROWTH_MAX) {
         return Err(DropReason::NoHeadroom);

@@ -137,6 +137,7 @@ impl Worker {
                 counters: &mut self.counters,
                 errors: &mut self.errors,
                 fragments: &mut self.fragments,
+                journal: &mut self.journal,
             };
             if !graph::keep(&mut parts, tables, (port, now), entry.ingress, flow) {
                 return false;

@@ -3,9 +3,9 @@
 use super::Worker;
 use crate::conntrack;
 use crate::flow::{Coarse, Service};
-use crate::graph::{self, Parts, Source};
-use crate::port_map::NatEnd;
-use crate::stages::snat;
+use crate::graph::{self, Context, Parts, Previous, Source, Walk};
+use crate::port_map::{NatEnd, NatError};
+use crate::stages::{self, snat};
 use crate::sync::{Message, NatUse, VirtualUse};
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -40,29 +40,19 @@ pub enum NotTaken {
 impl Worker {
     /// Begins to note what another instance has to know, for [`Worker::fetch_journal`].
     pub fn keep_journal(&mut self) {
-        self.nat.journal().begin();
-        for service in &mut self.virtual_services {
-            service.journal().begin();
-        }
+        self.journal.begin();
     }
 
     /// Fetches what has been noted.
-    pub fn fetch_journal(&mut self, mut tell: impl FnMut(Message)) {
-        if !self.nat.journal().is_empty() {
-            self.nat.journal().fetch().for_each(&mut tell);
-        }
-        for service in &mut self.virtual_services {
-            if !service.journal().is_empty() {
-                service.journal().fetch().for_each(&mut tell);
-            }
+    pub fn fetch_journal(&mut self, tell: impl FnMut(Message)) {
+        if !self.journal.is_empty() {
+            self.journal.fetch().for_each(tell);
         }
     }
 
     /// Messages that were not noted because too many had not been fetched.
-    pub fn journal_lost(&mut self) -> u64 {
-        let services = self.virtual_services.iter_mut();
-        let services: u64 = services.map(|service| service.journal().lost()).sum();
-        services + self.nat.journal().lost()
+    pub fn journal_lost(&self) -> u64 {
+        self.journal.lost()
     }
 
     /// Visits all that another instance has to know, a bounded part with every call; returns where to go on, `None` at the end.
@@ -128,10 +118,8 @@ impl Worker {
             let NatEnd { address, port } = used.end;
             nat.address == address && nat.ports.contains(port)
         });
-        let tuple = snat::first(used).filter(|_| is_share);
-        let tuple = tuple.ok_or(NotTaken::NotConfigured)?;
-        if !self.nat.expect(used.source, used.end) {
-            return Err(NotTaken::Conflict);
+        if !is_share {
+            return Err(NotTaken::NotConfigured);
         }
         let mut parts = Parts {
             flows: &mut self.flows,
@@ -141,23 +129,20 @@ impl Worker {
             counters: &mut self.counters,
             errors: &mut self.errors,
             fragments: &mut self.fragments,
+            journal: &mut self.journal,
         };
         let ports = (machine, machine);
         let context = graph::context(&mut parts, tables, ports, Coarse::of(now), Source::Machine);
-        let adopted = context.and_then(|mut cx| conntrack::adopt(&mut cx, &tuple));
-        self.nat.forget_expected(&used.source);
-        adopted.map_err(|reason| match reason {
-            DropReason::NatExhausted => NotTaken::Conflict,
-            reason => NotTaken::Refused(reason),
-        })
+        adopt(&mut context.map_err(NotTaken::Refused)?, used)
     }
 
-    /// Takes over a connection to a virtual service, with exactly that source port.
+    /// Takes over a connection to a virtual service, of which the other instance told at `told`, with exactly that source port. Of a service's
+    /// connections, the one told last comes first.
     pub fn adopt_virtual(
         &mut self,
         tables: &Tables,
         used: &VirtualUse,
-        now: Instant,
+        (told, now): (Instant, Instant),
     ) -> Result<(), NotTaken> {
         let attached = tables
             .port(used.machine_port)
@@ -176,10 +161,42 @@ impl Worker {
             machine: used.machine,
             machine_port: used.source_port,
         };
-        if service.adopt(used.slot, connection, now) {
+        if service.adopt(used.slot, connection, (told, now)) {
             Ok(())
         } else {
             Err(NotTaken::Conflict)
         }
     }
+}
+
+/// Takes the first packet of a connection through all stages, its translation being chosen already. Nothing changes if the connection is known.
+fn adopt(cx: &mut Context<'_>, used: &NatUse) -> Result<(), NotTaken> {
+    let shown = snat::shown(used).ok_or(NotTaken::NotConfigured)?;
+    let (tuple, leaves, service) = shown;
+    let keyed = cx.flows.keyed(cx.scope(), &tuple);
+    let keyed = keyed.ok_or(NotTaken::Refused(DropReason::Bug))?;
+    if let Some(known) = cx.flows.find(&keyed) {
+        let known = conntrack::previous(cx, known);
+        let is_same = known.is_some_and(|known| known.leaves == leaves);
+        return is_same.then_some(()).ok_or(NotTaken::Conflict);
+    }
+    let mut walk = Walk::new(tuple);
+    walk.previous = Some(Previous {
+        leaves,
+        service,
+        target: None,
+    });
+    stages::process(cx, &mut walk).map_err(NotTaken::Refused)?;
+    if walk.begin_anew || (walk.leaves, walk.service) != (leaves, service) {
+        return Err(NotTaken::NotConfigured);
+    }
+    cx.nat.insert(used).map_err(|error| match error {
+        NatError::Conflict | NatError::Exhausted => NotTaken::Conflict,
+        NatError::Full => NotTaken::Refused(DropReason::NatTableFull),
+    })?;
+    let created = conntrack::remember(cx, &keyed, &walk);
+    if created.is_err() {
+        cx.nat.release(used.source, used.remote, used.end);
+    }
+    created.map(drop).map_err(NotTaken::Refused)
 }
