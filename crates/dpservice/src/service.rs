@@ -239,10 +239,9 @@ async fn serve_parts<P: devices::Kind>(
     let mut tasks = JoinSet::new();
     let sync = match &args.sync_tap {
         Some(name) => {
-            let link = sync::Link::new(ports::open_message_tap(name)?)
-                .with_context(|| format!("cannot watch {name}"))?;
-            let limits = engine.limits;
-            let (control, link) = sync::make(link, handle.clone(), &limits);
+            let link = sync::Link::open(name)?;
+            let room = sync::Room::of(&engine, settings.workers);
+            let (control, link) = sync::make(link, handle.clone(), room);
             tasks.spawn(link.run(settings.standby, shutdown.clone()));
             Some(control)
         }

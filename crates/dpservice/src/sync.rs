@@ -9,13 +9,13 @@ use crate::worker::{Handle, Inspection, Stopped};
 use anyhow::Context;
 use dataplane::sync::{Message, NatUse, NoMessage, VirtualUse};
 use dataplane::{
-    Instant, Limits, NatEnd, NatRemote, NatSource, NotTaken, PortId, SharePlace, Tables,
+    EngineConfig, Instant, NatEnd, NatRemote, NatSource, NotTaken, PortId, SharePlace, Tables,
     VIRTUAL_CONNECTIONS_MAX, Worker, owner_of_message,
 };
 use net::Mac;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 const HEAR_OUT: Duration = Duration::from_millis(5);
 /// How long a frame may wait for room.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// Shortest time between two log lines about the same.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest Ethernet frame that is read; longer ones are none of ours.
 const READ_MAX: usize = 2_048;
 
@@ -138,6 +140,24 @@ fn kind(message: &Message) -> usize {
 pub struct Link {
     receiver: pipe::Receiver,
     sender: pipe::Sender,
+    /// The TAP device, which may be removed and come back.
+    device: Option<Device>,
+}
+
+/// Whether there is something to read from and write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    There,
+    /// Again, or rather something else.
+    Anew,
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+struct Device {
+    name: String,
+    /// It was created by this process, which nobody else will do.
+    is_ours: bool,
 }
 
 impl Link {
@@ -149,7 +169,45 @@ impl Link {
         Ok(Link {
             sender: pipe::Sender::from_file_unchecked(descriptor.try_clone()?.into())?,
             receiver: pipe::Receiver::from_file_unchecked(descriptor.into())?,
+            device: None,
         })
+    }
+
+    /// Opens the TAP device `name`, see [`ports::open_message_tap`].
+    ///
+    /// # Errors
+    /// If it cannot be opened or watched.
+    pub fn open(name: &str) -> anyhow::Result<Link> {
+        let device = Device {
+            name: name.to_owned(),
+            is_ours: !exists(name),
+        };
+        let mut link = Link::new(ports::open_message_tap(name)?)
+            .with_context(|| format!("cannot watch {name}"))?;
+        link.device = Some(device);
+        Ok(link)
+    }
+
+    /// Opens its device anew if it was removed and has come back.
+    fn restore(&mut self, is_broken: bool) -> State {
+        let device = match &self.device {
+            Some(device) if is_broken || !ports::is_message_tap(self.receiver.as_fd()) => device,
+            None if is_broken => return State::Gone,
+            Some(_) | None => return State::There,
+        };
+        if !device.is_ours && !exists(&device.name) {
+            return State::Gone;
+        }
+        let device = device.clone();
+        let Ok(link) = Link::open(&device.name) else {
+            return State::Gone;
+        };
+        tracing::warn!(interface_name = device.name, "Device was opened anew");
+        *self = Link {
+            device: Some(device),
+            ..link
+        };
+        State::Anew
     }
 
     async fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
@@ -173,15 +231,42 @@ impl Link {
     }
 }
 
+fn exists(device: &str) -> bool {
+    nix::net::if_::if_nametoindex(device).is_ok()
+}
+
+/// How many connections of the other instance are kept at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// With NAT ports.
+    pub nat: usize,
+    /// To virtual services.
+    pub services: usize,
+}
+
+impl Room {
+    /// For all that an instance with this configuration and so many packet threads can have.
+    #[must_use]
+    pub fn of(config: &EngineConfig, workers: usize) -> Room {
+        Room {
+            nat: config.limits.nat_max as usize * workers,
+            services: config.virtual_services.len() * VIRTUAL_CONNECTIONS_MAX,
+        }
+    }
+}
+
 /// What the other instance has told, until it is this one's turn.
 #[derive(Debug)]
 struct Kept {
     /// By what only one connection can have; the last one told is the right one.
     nat: HashMap<(NatEnd, NatRemote), (NatSource, PortId)>,
-    services: BTreeMap<(u8, std::net::Ipv4Addr, u16, u16), VirtualUse>,
-    nat_max: usize,
-    services_max: usize,
+    /// With the time at which they were told last.
+    services: BTreeMap<(u8, std::net::Ipv4Addr, u16, u16), (VirtualUse, std::time::Instant)>,
+    room: Room,
 }
+
+/// A connection that was kept, and how long ago it was told.
+type Told = (Message, Duration);
 
 impl Kept {
     /// False if there is no room for it.
@@ -189,7 +274,7 @@ impl Kept {
         match message {
             Message::NatTaken(used, machine) => {
                 let key = (used.end, used.remote);
-                if self.nat.len() >= self.nat_max && !self.nat.contains_key(&key) {
+                if self.nat.len() >= self.room.nat && !self.nat.contains_key(&key) {
                     return false;
                 }
                 self.nat.insert(key, (used.source, *machine));
@@ -206,17 +291,19 @@ impl Kept {
             }
             Message::VirtualConnection(used) => {
                 let key = (used.protocol, used.address, used.port, used.slot);
-                if self.services.len() >= self.services_max && !self.services.contains_key(&key) {
+                if self.services.len() >= self.room.services && !self.services.contains_key(&key) {
                     return false;
                 }
-                self.services.insert(key, *used);
+                let told = std::time::Instant::now();
+                self.services.insert(key, (*used, told));
             }
             Message::MachineMac(..) | Message::Request => {}
         }
         true
     }
 
-    fn take(&mut self) -> Vec<Message> {
+    /// Everything, of virtual services what was told last first.
+    fn take(&mut self) -> Vec<Told> {
         let nat = std::mem::take(&mut self.nat).into_iter();
         let nat = nat.map(|((end, remote), (source, machine))| {
             let used = NatUse {
@@ -224,11 +311,14 @@ impl Kept {
                 end,
                 remote,
             };
-            Message::NatTaken(used, machine)
+            (Message::NatTaken(used, machine), Duration::ZERO)
         });
         let services = std::mem::take(&mut self.services).into_values();
-        nat.chain(services.map(Message::VirtualConnection))
-            .collect()
+        let mut services: Vec<Told> = services
+            .map(|(used, told)| (Message::VirtualConnection(used), told.elapsed()))
+            .collect();
+        services.sort_by_key(|(_, age)| *age);
+        nat.chain(services).collect()
     }
 }
 
@@ -261,11 +351,17 @@ pub struct Sync {
     teller: mpsc::Sender<Message>,
     is_active: bool,
     is_broken: bool,
+    /// How far each packet thread's part of a dump has got, if one was asked for.
+    dump: Option<Dump>,
+    /// Until when nothing is logged about something.
+    quiet: BTreeMap<&'static str, std::time::Instant>,
 }
+
+type Dump = BTreeMap<usize, Option<SharePlace>>;
 
 /// Makes an end of the link for the packet threads behind `worker`.
 #[must_use]
-pub fn make(link: Link, worker: Handle, limits: &Limits) -> (Control, Sync) {
+pub fn make(link: Link, worker: Handle, room: Room) -> (Control, Sync) {
     let (control, change) = mpsc::channel(1);
     let (teller, journal) = mpsc::channel(QUEUE_MAX);
     let counters = Arc::new(SyncCounters::new());
@@ -273,8 +369,7 @@ pub fn make(link: Link, worker: Handle, limits: &Limits) -> (Control, Sync) {
     let kept = Kept {
         nat: HashMap::new(),
         services: BTreeMap::new(),
-        nat_max: limits.nat_max as usize,
-        services_max: VIRTUAL_CONNECTIONS_MAX,
+        room,
     };
     let sync = Sync {
         link,
@@ -287,6 +382,8 @@ pub fn make(link: Link, worker: Handle, limits: &Limits) -> (Control, Sync) {
         teller,
         is_active: false,
         is_broken: false,
+        dump: None,
+        quiet: BTreeMap::new(),
     };
     (Control(control), sync)
 }
@@ -325,6 +422,7 @@ impl Sync {
                         let error = ended.err().unwrap_or(io::ErrorKind::UnexpectedEof.into());
                         tracing::error!(%error, "Cannot read from the link to the other instance");
                         self.is_broken = true;
+                        self.dump = None;
                     }
                 },
                 Some(message) = self.journal.recv() => self.tell_all(message).await,
@@ -333,15 +431,22 @@ impl Sync {
                     // Whoever waits for it may be gone.
                     let _ = done.send(());
                 }
+                () = std::future::ready(()), if self.dump.is_some() => self.tell_page().await?,
                 _ = look.tick() => {
-                    if self.is_active {
-                        self.tell_macs(false).await?;
-                    } else if looks > 0 {
-                        looks -= 1;
-                    } else {
-                        self.send(&Message::Request).await;
-                        looks = pause;
-                        pause = pause.saturating_mul(2).min(*REQUEST_LOOKS.end());
+                    let state = self.link.restore(self.is_broken);
+                    self.is_broken = state == State::Gone;
+                    if state == State::Anew {
+                        (looks, pause) = (0, *REQUEST_LOOKS.start());
+                    }
+                    match (self.is_broken, self.is_active) {
+                        (true, _) => {}
+                        (false, true) => self.tell_macs(false).await?,
+                        (false, false) if looks > 0 => looks -= 1,
+                        (false, false) => {
+                            self.send(&Message::Request).await;
+                            looks = pause;
+                            pause = pause.saturating_mul(2).min(*REQUEST_LOOKS.end());
+                        }
                     }
                 }
             }
@@ -365,6 +470,9 @@ impl Sync {
                     NoMessage::Field(_) => 3,
                 };
                 self.counters.ignored.add(reason, 1);
+                if error != NoMessage::Foreign {
+                    self.warn("Malformed message of the other instance", &error);
+                }
                 return Ok(());
             }
         };
@@ -372,10 +480,15 @@ impl Sync {
         // The one that works asks nobody, and the other one knows nothing that could be asked for.
         if self.is_active != (message == Message::Request) {
             self.counters.ignored.add(4, 1);
+            let kind = MESSAGES.get(kind(&message)).copied().unwrap_or_default();
+            self.warn("Message for the other role", &kind);
             return Ok(());
         }
         match message {
-            Message::Request => return self.tell_everything().await,
+            Message::Request => {
+                // Whoever asks again while being told has forgotten what was said.
+                self.dump = Some(Dump::new());
+            }
             Message::MachineMac(port, mac) => {
                 let learned = move |plane: &mut crate::worker::Plane| {
                     plane.engine.learn_machine_mac(port, mac)
@@ -436,33 +549,53 @@ impl Sync {
         Ok(())
     }
 
-    /// Sends all there is, in parts, so that packets are handled in between.
-    async fn tell_everything(&mut self) -> Result<(), Stopped> {
-        self.tell_macs(true).await?;
-        let mut places: BTreeMap<usize, Option<SharePlace>> = BTreeMap::new();
-        loop {
-            let known = places.clone();
-            let look = move |inspection: Inspection<'_>| {
-                let place = known.get(&inspection.thread).copied();
-                let mut messages = Vec::new();
-                let next = place.unwrap_or(Some(SharePlace::START)).and_then(|place| {
-                    let visit = |message| messages.push(message);
-                    inspection.worker.visit_shared(inspection.now, place, visit)
-                });
-                (inspection.thread, next, messages)
+    /// Sends all there is, in parts, so that packets are handled in between, and what happens meanwhile is told.
+    async fn tell_page(&mut self) -> Result<(), Stopped> {
+        let Some(mut places) = self.dump.take() else {
+            return Ok(());
+        };
+        if places.is_empty() {
+            self.tell_macs(true).await?;
+        }
+        for count in 1..QUEUE_MAX {
+            let Ok(message) = self.journal.try_recv() else {
+                break;
             };
-            for (thread, next, messages) in self.worker.inspect(look).await? {
-                places.insert(thread, next);
-                for messages in messages.chunks(FRAMES_MAX) {
-                    for message in messages {
-                        self.send(message).await;
-                    }
-                    tokio::time::sleep(PAUSE).await;
+            self.send(&message).await;
+            if count % FRAMES_MAX == 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        let known = places.clone();
+        let look = move |inspection: Inspection<'_>| {
+            let place = known.get(&inspection.thread).copied();
+            let mut messages = Vec::new();
+            let next = place.unwrap_or(Some(SharePlace::START)).and_then(|place| {
+                let visit = |message| messages.push(message);
+                inspection.worker.visit_shared(inspection.now, place, visit)
+            });
+            (inspection.thread, next, messages)
+        };
+        for (thread, next, messages) in self.worker.inspect(look).await? {
+            places.insert(thread, next);
+            for messages in messages.chunks(FRAMES_MAX) {
+                for message in messages {
+                    self.send(message).await;
                 }
+                tokio::time::sleep(PAUSE).await;
             }
-            if places.values().all(Option::is_none) {
-                return Ok(());
-            }
+        }
+        if places.values().any(Option::is_some) {
+            self.dump = Some(places);
+        }
+        Ok(())
+    }
+
+    fn warn(&mut self, what: &'static str, reason: &dyn std::fmt::Display) {
+        let now = std::time::Instant::now();
+        if self.quiet.get(what).is_none_or(|until| now >= *until) {
+            self.quiet.insert(what, now + LOG_INTERVAL);
+            tracing::warn!(error = %reason, "{what}");
         }
     }
 
@@ -495,9 +628,11 @@ impl Sync {
                 now,
                 ..
             } = inspection;
-            for message in kept.iter() {
+            for (message, age) in kept.iter() {
                 if owner_of_message(tables, message, threads).unwrap_or(0) == thread {
-                    adopt(worker, tables, message, now, &counters);
+                    let age = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+                    let told = Instant(now.0.saturating_sub(age));
+                    adopt(worker, tables, message, (told, now), &counters);
                 }
             }
         };
@@ -516,12 +651,12 @@ fn adopt(
     worker: &mut Worker,
     tables: &Tables,
     message: &Message,
-    now: Instant,
+    (told, now): (Instant, Instant),
     counters: &SyncCounters,
 ) {
     let (kind, adopted) = match message {
         Message::NatTaken(used, machine) => (0, worker.adopt_nat(tables, *machine, used, now)),
-        Message::VirtualConnection(used) => (1, worker.adopt_virtual(tables, used, now)),
+        Message::VirtualConnection(used) => (1, worker.adopt_virtual(tables, used, (told, now))),
         Message::NatGivenBack(_) | Message::MachineMac(..) | Message::Request => return,
     };
     match adopted {

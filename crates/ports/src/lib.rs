@@ -30,7 +30,7 @@ pub use af_xdp::AfXdp;
 pub use frame::{FRAME_MAX, Frame};
 pub use memory::{MemoryPeer, MemoryPort};
 pub use poller::{PORTS_READY_MAX, Poller, Ready, Waker};
-pub use tap::{Tap, open_message_tap};
+pub use tap::{Tap, is_message_tap, open_message_tap};
 
 use net::Mac;
 use std::io;

@@ -18,6 +18,7 @@ const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_TUN_EXCL: libc::c_short = 0x8000_u16 as libc::c_short;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
 const IFF_MULTI_QUEUE: libc::c_short = 0x0100;
+const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 /// Checksums may be left unfinished, and TCP over IPv4 and IPv6 may come in super-frames.
 const TUN_F_CSUM_TSO: libc::c_ulong = 0x01 | 0x02 | 0x04;
@@ -75,6 +76,13 @@ pub(crate) fn tap_attach(fd: BorrowedFd<'_>, name: &str, several: bool) -> io::R
     let several = if several { IFF_MULTI_QUEUE } else { 0 };
     request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | several;
     ioctl(fd, TUNSETIFF, &mut request)
+}
+
+/// Whether the device behind `fd`, a queue of a TAP device, exists.
+pub(crate) fn tap_is_attached(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: all-zero bytes are a valid `ifreq`: integers, byte arrays and a null pointer.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    ioctl(fd, TUNGETIFF, &mut request).is_ok()
 }
 
 pub(crate) fn set_up(control: BorrowedFd<'_>, name: &str) -> io::Result<()> {

@@ -52,6 +52,12 @@ pub fn open_message_tap(name: &str) -> Result<OwnedFd, OpenError> {
     Ok(file.into())
 }
 
+/// Whether the device of an open message TAP exists still. Waiting for frames does not tell.
+#[must_use]
+pub fn is_message_tap(descriptor: BorrowedFd<'_>) -> bool {
+    sys::tap_is_attached(descriptor)
+}
+
 fn open_tun(name: &str) -> Result<File, OpenError> {
     OpenOptions::new()
         .read(true)

@@ -29,4 +29,5 @@ mod packets;
 mod scenarios;
 mod services;
 mod sync;
+mod sync_hosts;
 mod telemetry;

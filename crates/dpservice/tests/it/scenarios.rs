@@ -183,6 +183,7 @@ const SCENARIOS: &[Row] = &[
         "two instances of which one works, and tells the other",
         &[
             "dpservice/sync::connections_survive_the_death_of_the_active_instance",
+            "dpservice/sync_hosts::connections_survive_the_death_of_the_working_instance",
             "dpservice/sync::many_connections_are_told_to_a_late_listener",
             "dataplane/sync::messages_byte_for_byte",
             "dataplane/sync::translated_connections_go_on_with_their_ports",

@@ -2,9 +2,9 @@
 
 use crate::fabric::{enter_private_namespace, ip};
 use crate::harness::{Client, DEADLINE, Server, create_route, interface, ip as address, outcome};
+use dataplane::PortId;
 use dataplane::sync::Message;
-use dataplane::{Limits, PortId};
-use dpservice::sync::{Control, Link, make};
+use dpservice::sync::{Control, Link, Room, make};
 use dpservice::worker::Settings;
 use net::Mac;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -67,7 +67,11 @@ impl Instance {
             preferred_underlay_route: Vec::new(),
         });
         assert_eq!(outcome!(nat), OK);
-        let (control, sync) = make(link, server.worker.clone(), &Limits::default());
+        let room = Room {
+            nat: 450_000,
+            services: 0,
+        };
+        let (control, sync) = make(link, server.worker.clone(), room);
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(sync.run(standby, shutdown));
@@ -213,6 +217,21 @@ async fn messages_for_the_other_role_and_noise_are_counted_and_do_nothing() {
     let mut frame = [0; 128];
     let length = ours.recv(&mut frame).unwrap();
     assert_eq!(frame[..length], Message::Request.emit()[..]);
+}
+
+/// Whoever rebuilds the bridge and its devices must not leave the instances deaf.
+#[tokio::test]
+async fn a_device_that_is_removed_is_opened_anew() {
+    enter_private_namespace();
+    ip("link set lo up");
+    let link = Link::open("sync0").unwrap();
+    let standby = Instance::new(link, true).await;
+    standby.until("request_dump", 1).await;
+    for requests in [2, 3] {
+        ip("link delete sync0");
+        // It asks at once, as after its start.
+        standby.until("request_dump", requests).await;
+    }
 }
 
 /// The other instance's end is gone: nothing else is concerned, and its turn comes all the same.
