@@ -3,8 +3,8 @@
 //! A burst is worked off in passes: parse all, fetch all buckets, find all entries, fetch all entries, answer all in order. The loads of a
 //! pass do not depend on each other, so the processor has many cache misses in flight at once; that is what makes a million flows cost
 //! little more than a thousand, without any prefetch instruction. The passes that only fetch are a few instructions per packet, because what
-//! limits the number of misses in flight is how many packets fit into the processor's window of instructions. For the
-//! same reason the passes are not merged where nothing is far: that spares instructions and takes longer.
+//! limits the number of misses in flight is how many packets fit into the processor's window of instructions. For the same reason passes are
+//! not merged while all flows are near: that spares instructions and takes longer.
 
 use crate::PortKind;
 use crate::cls::{self, Fast};

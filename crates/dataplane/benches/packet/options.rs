@@ -32,6 +32,8 @@ pub enum Wanted {
     Workers(usize),
     /// Delays by changes.
     Changes,
+    /// Bytes of flows and interfaces.
+    Memory,
 }
 
 pub fn help() -> String {
@@ -49,6 +51,7 @@ cargo bench -p dataplane --bench packet [-- OPTIONS]
     --update         make them the baseline; only with all cases
   --workers N        packets per second of N threads beside those of one, 2 to {WORKERS_MAX}
   --changes          the longest time of a burst while the configuration changes under a million flows
+  --memory           bytes that a flow and an interface take
   --case NAME        of cycles or instructions: only this case
   --callgrind NAME   run a case for an exact number of bursts, to be counted from outside
     --bursts N       how many (16 unless given)
@@ -72,6 +75,7 @@ struct Given {
     fill_only: bool,
     workers: Option<usize>,
     changes: bool,
+    memory: bool,
 }
 
 /// # Errors
@@ -98,6 +102,7 @@ pub fn read(mut arguments: impl Iterator<Item = String>) -> Result<Wanted, Strin
             "--fill-only" => given.fill_only = true,
             "--workers" => given.workers = Some(number(&option, &value()?, 2, WORKERS_MAX)?),
             "--changes" => given.changes = true,
+            "--memory" => given.memory = true,
             other => return Err(format!("{other}: unknown option (try --help)")),
         }
     }
@@ -116,6 +121,7 @@ fn decide(given: &Given) -> Result<Wanted, String> {
         fill_only,
         workers,
         changes,
+        memory,
     } = *given;
     // Each kind of work with the options that go with it, beside the number of all that are given.
     let all = [
@@ -129,6 +135,7 @@ fn decide(given: &Given) -> Result<Wanted, String> {
         fill_only,
         workers.is_some(),
         changes,
+        memory,
     ];
     let count = |given: &[bool]| given.iter().filter(|is_given| **is_given).count();
     let (wanted, fitting) = if let Some(case) = callgrind {
@@ -139,6 +146,8 @@ fn decide(given: &Given) -> Result<Wanted, String> {
         (Wanted::Workers(threads), 1)
     } else if changes {
         (Wanted::Changes, 1)
+    } else if memory {
+        (Wanted::Memory, 1)
     } else if instructions {
         if update && only.is_some() {
             return Err("--update: a baseline has all cases, not one".to_owned());

@@ -9,7 +9,7 @@ use dataplane::{
 use net::{Mac, PortRange, Vni, checksum, protocol};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const HOST: Ipv6Addr = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
+pub const HOST: Ipv6Addr = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
 const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfc00, 2, 0, 0, 0xd000, 0, 0, 1);
 /// Next hop of what leaves the region.
 const EDGE: Ipv6Addr = Ipv6Addr::new(0xfc00, 0xe, 0, 0, 0, 0, 0, 1);
@@ -167,13 +167,13 @@ fn host(case: &Case) -> Engine {
     engine
 }
 
-fn interface(id: &str, port: u16, host: u8) -> InterfaceSpec {
+pub fn interface(id: &str, port: u16, host: u16) -> InterfaceSpec {
     InterfaceSpec {
         id: id.to_owned(),
         device: format!("net_tap{port}"),
         vni: vni(),
-        ipv4: Some(Ipv4Addr::new(10, 0, 0, host)),
-        ipv6: Some(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, u16::from(host))),
+        ipv4: Some(Ipv4Addr::from_bits(0x0a00_0000 | u32::from(host))),
+        ipv6: Some(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, host)),
         pxe: None,
         metering: Metering::default(),
         preferred_underlay: None,
@@ -182,7 +182,7 @@ fn interface(id: &str, port: u16, host: u8) -> InterfaceSpec {
 }
 
 /// Eight rules: in each direction two that do not match, and one for each family that lets everything pass.
-fn rules() -> Vec<FirewallRule> {
+pub fn rules() -> Vec<FirewallRule> {
     let any_v4 = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let any_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let other = IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0));
