@@ -532,7 +532,7 @@ fn is_balanced(cx: &Context<'_>) -> bool {
     }
 }
 
-fn is_owner_attached(tables: &Tables, flows: &FlowTable, entry: u32) -> bool {
+pub(crate) fn is_owner_attached(tables: &Tables, flows: &FlowTable, entry: u32) -> bool {
     flows.cold(entry).is_some_and(|record| {
         record.owner == 0 || generation_at(tables, record.owner_port) == Some(record.owner)
     })

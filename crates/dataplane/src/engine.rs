@@ -327,6 +327,13 @@ impl Engine {
         matches!(port.kind, PortKind::Machine).then(|| port.learned.mac())
     }
 
+    /// Number of the interface on a port, if there is one: another one has another number, whatever it is called.
+    #[must_use]
+    pub fn attachment(&self, port: PortId) -> Option<u32> {
+        let attached = self.tables.port(port)?.interface.as_ref();
+        attached.map(|attached| attached.generation)
+    }
+
     /// Takes over what another instance has learned of the machine behind a port; false if it is no machine port.
     pub fn learn_machine_mac(&self, port: PortId, mac: Mac) -> bool {
         let found = self.tables.port(port);

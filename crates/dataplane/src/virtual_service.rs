@@ -188,10 +188,12 @@ impl VirtualService {
         self.occupy(place, connection, told).is_some()
     }
 
-    /// What another instance has to know of the connections at the `count` places from `from` on; the place after them, if there is one.
+    /// What another instance has to know of the connections of attached machines at the `count` places from `from` on; the place after them, if
+    /// there is one.
     pub(crate) fn visit_shared(
         &self,
         (from, count): (usize, usize),
+        is_live: impl Fn(&Connection) -> bool,
         now: Instant,
         visit: &mut dyn FnMut(Message),
     ) -> Option<usize> {
@@ -199,6 +201,7 @@ impl VirtualService {
         for (index, slot) in places {
             if let Some(slot) = slot
                 && !self.is_idle(slot, now)
+                && is_live(&slot.connection)
             {
                 visit(self.shared(index, &slot.connection));
             }

@@ -302,6 +302,13 @@ impl Kept {
         true
     }
 
+    /// Forgets the connections of the machine on a port.
+    fn forget(&mut self, port: PortId) {
+        self.nat.retain(|_, (_, owner)| *owner != port);
+        self.services
+            .retain(|_, (used, _)| used.machine_port != port);
+    }
+
     /// Everything, of virtual services what was told last first.
     fn take(&mut self) -> Vec<Told> {
         let nat = std::mem::take(&mut self.nat).into_iter();
@@ -346,6 +353,8 @@ pub struct Sync {
     kept: Kept,
     /// What has been told of machines.
     macs: BTreeMap<PortId, Mac>,
+    /// Interfaces that this instance has had while it stood by.
+    attachments: BTreeMap<PortId, u32>,
     change: mpsc::Receiver<oneshot::Sender<()>>,
     journal: mpsc::Receiver<Message>,
     teller: mpsc::Sender<Message>,
@@ -377,6 +386,7 @@ pub fn make(link: Link, worker: Handle, room: Room) -> (Control, Sync) {
         counters,
         kept,
         macs: BTreeMap::new(),
+        attachments: BTreeMap::new(),
         change,
         journal,
         teller,
@@ -437,6 +447,9 @@ impl Sync {
                     self.is_broken = state == State::Gone;
                     if state == State::Anew {
                         (looks, pause) = (0, *REQUEST_LOOKS.start());
+                    }
+                    if !self.is_active {
+                        self.forget_detached().await?;
                     }
                     match (self.is_broken, self.is_active) {
                         (true, _) => {}
@@ -501,8 +514,7 @@ impl Sync {
                 if !self.kept.keep(&kept) {
                     self.counters.ignored.add(5, 1);
                 }
-                self.counters.kept.set(0, self.kept.nat.len());
-                self.counters.kept.set(1, self.kept.services.len());
+                self.show_kept();
             }
         }
         Ok(())
@@ -572,7 +584,13 @@ impl Sync {
             let mut messages = Vec::new();
             let next = place.unwrap_or(Some(SharePlace::START)).and_then(|place| {
                 let visit = |message| messages.push(message);
-                inspection.worker.visit_shared(inspection.now, place, visit)
+                let Inspection {
+                    worker,
+                    tables,
+                    now,
+                    ..
+                } = &inspection;
+                worker.visit_shared(tables, *now, place, visit)
             });
             (inspection.thread, next, messages)
         };
@@ -599,6 +617,29 @@ impl Sync {
         }
     }
 
+    /// Forgets what was told of machines whose interfaces are gone by now: whoever is on their ports must not get their packets.
+    async fn forget_detached(&mut self) -> Result<(), Stopped> {
+        let now = self.worker.call(|plane| {
+            let ports = plane.engine.interfaces().map(|interface| interface.port);
+            let numbers = ports.filter_map(|port| Some((port, plane.engine.attachment(port)?)));
+            numbers.collect::<BTreeMap<PortId, u32>>()
+        });
+        let now = now.await?;
+        for (port, number) in &self.attachments {
+            if now.get(port) != Some(number) {
+                self.kept.forget(*port);
+            }
+        }
+        self.attachments = now;
+        self.show_kept();
+        Ok(())
+    }
+
+    fn show_kept(&self) {
+        self.counters.kept.set(0, self.kept.nat.len());
+        self.counters.kept.set(1, self.kept.services.len());
+    }
+
     /// Hears what the other instance has told before it ended.
     async fn hear_out(&mut self) -> Result<(), Stopped> {
         let mut frame = [0; READ_MAX];
@@ -616,6 +657,7 @@ impl Sync {
     /// Gives the packet threads what was kept, each its own, and begins to tell.
     async fn take_over(&mut self) -> Result<(), Stopped> {
         self.hear_out().await?;
+        self.forget_detached().await?;
         let kept = Arc::new(self.kept.take());
         let counters = Arc::clone(&self.counters);
         let known = kept.len();

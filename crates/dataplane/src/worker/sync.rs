@@ -55,22 +55,29 @@ impl Worker {
         self.journal.lost()
     }
 
-    /// Visits all that another instance has to know, a bounded part with every call; returns where to go on, `None` at the end.
+    /// Visits all that another instance has to know, a bounded part with every call; returns where to go on, `None` at the end. What is left of
+    /// interfaces that are gone is nobody's any more.
     pub fn visit_shared(
         &self,
+        tables: &Tables,
         now: Instant,
         from: SharePlace,
         mut visit: impl FnMut(Message),
     ) -> Option<SharePlace> {
         match from {
             SharePlace::Flows(from) => {
-                let next = self.visit_shared_flows(from, &mut visit);
+                let next = self.visit_shared_flows(tables, from, &mut visit);
                 Some(next.map_or(SharePlace::Service(0, 0), SharePlace::Flows))
             }
             SharePlace::Service(number, place) => {
                 let service = self.virtual_services.get(number)?;
                 let page = (place, super::FLOW_PAGE_MAX);
-                Some(match service.visit_shared(page, now, &mut visit) {
+                let is_live = |connection: &Connection| {
+                    let port = tables.port(connection.port);
+                    let attached = port.and_then(|port| port.interface.as_ref());
+                    attached.is_some_and(|attached| attached.generation == connection.attachment)
+                };
+                Some(match service.visit_shared(page, is_live, now, &mut visit) {
                     Some(next) => SharePlace::Service(number, next),
                     None => SharePlace::Service(number + 1, 0),
                 })
@@ -78,9 +85,14 @@ impl Worker {
         }
     }
 
-    fn visit_shared_flows(&self, from: u32, visit: &mut dyn FnMut(Message)) -> Option<u32> {
+    fn visit_shared_flows(
+        &self,
+        tables: &Tables,
+        from: u32,
+        visit: &mut dyn FnMut(Message),
+    ) -> Option<u32> {
         for (number, entry) in self.flows.live(from, super::FLOW_PAGE_MAX) {
-            if number & 1 == 1 {
+            if number & 1 == 1 || !conntrack::is_owner_attached(tables, &self.flows, number) {
                 continue;
             }
             if let (Some(other), Some(record)) =

@@ -208,7 +208,9 @@ fn everything(bed: &Bed) -> Vec<Message> {
     while let Some(from) = place {
         place = bed
             .worker
-            .visit_shared(bed.now, from, |message| messages.push(message));
+            .visit_shared(bed.engine.tables(), bed.now, from, |message| {
+                messages.push(message);
+            });
     }
     messages
 }
@@ -330,6 +332,11 @@ fn a_late_listener_hears_the_same() {
     assert_eq!(journal.len(), 5);
     assert_eq!(text(everything(&active)), journal);
     assert_eq!(told(&mut active.worker), [], "told once");
+    // What a machine that is gone has left is not told as its successor's.
+    active.engine.delete_interface("vm1").unwrap();
+    assert_eq!(everything(&active), []);
+    active.attach(spec("vm1", VM1, V100, VM1_IP, VM1_IP6));
+    assert_eq!(everything(&active), []);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use crate::fabric::{enter_private_namespace, ip};
 use crate::harness::{Client, DEADLINE, Server, create_route, interface, ip as address, outcome};
-use dataplane::PortId;
-use dataplane::sync::Message;
+use dataplane::sync::{Message, NatUse};
+use dataplane::{NatEnd, NatRemote, NatSource, PortId};
 use dpservice::sync::{Control, Link, Room, make};
 use dpservice::worker::Settings;
 use net::Mac;
@@ -43,7 +43,7 @@ fn connections_survive_the_death_of_the_active_instance() {
 struct Instance {
     server: Server,
     control: Option<Control>,
-    _client: Client,
+    client: Client,
     _tasks: JoinSet<anyhow::Result<()>>,
 }
 
@@ -78,7 +78,7 @@ impl Instance {
         Instance {
             server,
             control: Some(control),
-            _client: client,
+            client,
             _tasks: tasks,
         }
     }
@@ -217,6 +217,48 @@ async fn messages_for_the_other_role_and_noise_are_counted_and_do_nothing() {
     let mut frame = [0; 128];
     let length = ours.recv(&mut frame).unwrap();
     assert_eq!(frame[..length], Message::Request.emit()[..]);
+}
+
+/// A connection is that of a machine, not of whoever is on its port by the time of the change.
+#[tokio::test]
+async fn what_was_told_goes_with_the_interface() {
+    let (ours, link) = wire();
+    let mut standby = Instance::new(link, true).await;
+    // The interface has been seen by the time of the second request.
+    standby.until("request_dump", 2).await;
+    let told = |port: u16| {
+        let used = NatUse {
+            source: NatSource {
+                vni: net::Vni::new(100).unwrap(),
+                address: "10.0.0.1".parse().unwrap(),
+                port,
+            },
+            end: NatEnd {
+                address: "172.20.1.1".parse().unwrap(),
+                port: 2_000,
+            },
+            remote: NatRemote {
+                address: "198.51.100.1".parse().unwrap(),
+                port,
+                protocol: 17,
+            },
+        };
+        Message::NatTaken(used, MACHINE)
+    };
+    ours.send(&told(1).emit()).unwrap();
+    standby.until("nat", 1).await;
+    let id = b"vm1".to_vec();
+    let deleted = standby
+        .client
+        .delete_interface(dpdk::DeleteInterfaceRequest { interface_id: id });
+    assert_eq!(outcome!(deleted), OK);
+    let again = interface("vm2", "net_tap2", "10.0.0.1", "::");
+    let created = standby.client.create_interface(again);
+    assert_eq!(outcome!(created), OK);
+    standby.until("nat", 0).await;
+    // The new one's are kept.
+    ours.send(&told(2).emit()).unwrap();
+    standby.until("nat", 1).await;
 }
 
 /// Whoever rebuilds the bridge and its devices must not leave the instances deaf.
