@@ -33,7 +33,7 @@ pub struct Limits {
     /// Pairs of underlay addresses with open connections between them, per worker and address family. Beyond:
     /// [`crate::DropReason::AdjacencyTableFull`].
     pub adjacencies_max: u32,
-    /// Underlay addresses of this host. Beyond: status 401.
+    /// Underlay addresses of this host, at most [`Limits::UNDERLAY_MAX`]. Beyond: status 401.
     pub underlay_max: u16,
     /// VNIs with at least one interface. Beyond: status 361.
     pub vnis_max: u16,
@@ -45,6 +45,17 @@ pub struct Limits {
     pub load_balancers_max: u32,
     /// Shares of NAT addresses that belong to other hosts. Beyond: status 208.
     pub neighbor_nats_max: u32,
+}
+
+impl Limits {
+    /// The most that [`Limits::underlay_max`] may be: a slot of the table, half of which stays free, has a number of 15 bits.
+    pub const UNDERLAY_MAX: u16 = 1 << 14;
+    /// The most that [`Limits::vnis_max`] may be.
+    pub const VNIS_MAX: u16 = u16::MAX - 1;
+    /// The most that limits of connections may be.
+    pub const FLOWS_MAX: u32 = 1 << 24;
+    /// The most that the other limits may be.
+    pub const ROWS_MAX: u32 = 1 << 24;
 }
 
 impl Default for Limits {
@@ -138,8 +149,8 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Two uplinks and 126 machines.
-    pub const PORTS_MAX: usize = 128;
+    /// Two uplinks and 1024 machines.
+    pub const PORTS_MAX: usize = 1_026;
     /// Virtual services.
     pub const VIRTUAL_SERVICES_MAX: usize = 256;
     /// Default of [`EngineConfig::flow_timeout_s`].

@@ -3,6 +3,7 @@
 //! All addresses of a host share its upper 64 bits, so the table is keyed by the lower 64. It is open-addressed with linear
 //! probing at no more than half load; the keys lie apart from the values so that a probe touches one cache line.
 
+use crate::config::Limits;
 use crate::config::UnderlaySeed;
 use crate::flow::key::Scope;
 use crate::verdict::PortId;
@@ -99,7 +100,7 @@ pub(crate) struct UnderlayTable {
 
 impl UnderlayTable {
     pub(crate) fn new(max: u16) -> UnderlayTable {
-        let max = usize::from(max);
+        let max = usize::from(max.min(Limits::UNDERLAY_MAX));
         let slots = (max.max(1) * 2).next_power_of_two();
         UnderlayTable {
             keys: Arc::new(vec![Slot::EMPTY; slots]),

@@ -4,6 +4,8 @@
 //! being the long options without dashes; `#` begins a comment. The command line wins over it; lists of both are joined. Arguments before
 //! a `--` are DPDK's (EAL options) and choose the DPDK driver; the keys `a-pf0` and `a-pf1` of the file add `-a <value>` to them.
 
+mod limits;
+
 use crate::worker::WORKERS_MAX;
 use anyhow::{Context, bail, ensure};
 use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -13,12 +15,16 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+pub use limits::LimitArgs;
+
 /// Where the configuration file is unless `DP_CONF` says otherwise.
 pub const CONFIG_PATH: &str = "/run/dpservice/dpservice.conf";
 /// Longest name of a network device (Linux: 16 bytes with the terminator).
 pub const DEVICE_NAME_LEN_MAX: usize = 15;
-/// Machine ports of one host: what the reference allows per NIC.
-pub const TAP_COUNT_MAX: u16 = 126;
+/// Machine ports of one host unless told otherwise: what the reference allows per NIC.
+pub const TAP_COUNT_DEFAULT: u16 = 126;
+/// The same at most.
+pub const TAP_COUNT_MAX: u16 = 1_024;
 
 /// Keys of the configuration file that become EAL arguments.
 const EAL_KEYS: [&str; 2] = ["a-pf0", "a-pf1"];
@@ -70,7 +76,7 @@ pub struct Args {
     pub machine_driver: MachineDriver,
 
     /// Number of machine ports (devices net_tap2, net_tap3, …). A TAP device exists only while an interface uses it.
-    #[arg(long, value_name = "N", default_value_t = TAP_COUNT_MAX,
+    #[arg(long, value_name = "N", default_value_t = TAP_COUNT_DEFAULT,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(TAP_COUNT_MAX)))]
     pub tap_count: u16,
 
@@ -207,6 +213,10 @@ pub struct Args {
     /// No effect: no rules are installed in NICs, so their switches need no other ones. Requires --no-offload.
     #[arg(long, help_heading = COMPATIBILITY)]
     pub multiport_eswitch: bool,
+
+    /// Capacities.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 
     /// TAP device by which the two instances of --active-lockfile tell each other of connections with network NAT, connections to virtual
     /// services and MAC addresses of machines, so that they go on when the other instance takes over. Created unless there is one;

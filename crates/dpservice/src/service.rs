@@ -383,6 +383,7 @@ fn engine_config(args: &Args, ports: Vec<PortConfig>) -> EngineConfig {
         },
         mss_clamp: args.mss_clamp,
         decrement_hops: args.decrement_hops,
+        limits: args.limits.limits(),
         ..EngineConfig::new(args.ipv6, ports)
     }
 }

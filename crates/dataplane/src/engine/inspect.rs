@@ -1,7 +1,6 @@
 //! The configuration side of inspection.
 
 use super::Engine;
-use crate::config::EngineConfig;
 use crate::inspect::{EndpointRow, TableSize};
 
 impl Engine {
@@ -33,7 +32,7 @@ impl Engine {
             capacity,
             entries: entries as u64,
         };
-        let ports = EngineConfig::PORTS_MAX as u64;
+        let ports = self.tables.ports.len() as u64;
         let underlay = self.tables.underlay.len();
         let underlay_max = u64::from(self.limits.underlay_max);
         let translating = self.tables.ports.iter().filter(|port| {

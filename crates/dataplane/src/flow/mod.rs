@@ -49,8 +49,8 @@ pub(crate) struct Ingress(u16);
 
 impl Ingress {
     const TUNNEL: u16 = 0x8000;
-    /// Of a packet that no entry may answer.
-    pub(crate) const NOWHERE: Ingress = Ingress(u16::MAX);
+    /// Of a packet that no entry may answer: a machine port that there cannot be.
+    pub(crate) const NOWHERE: Ingress = Ingress(!Self::TUNNEL);
 
     pub(crate) const fn machine(port: PortId) -> Ingress {
         Ingress(port.0 & !Self::TUNNEL)

@@ -24,6 +24,7 @@ mod fragments_translated;
 mod handshake;
 mod isolation;
 mod keep;
+mod limits;
 mod lpm;
 mod maglev;
 mod memory;

@@ -30,10 +30,10 @@ use trace::Tracer;
 pub const WORKERS_MAX: usize = 16;
 /// Orders that wait for a packet thread; whoever gives more waits for a place.
 pub const ORDERS_MAX: usize = 64;
-/// Periodic packets per second at most: three for each of 126 machines, with room to spare.
-const PERIODIC_MAX: usize = 1024;
+/// Periodic packets per second at most: three for each of 1024 machines, with room to spare.
+const PERIODIC_MAX: usize = 4096;
 /// Ports whose device disappeared and which nobody has looked at yet; more than a host has ports.
-pub const LOST_MAX: usize = 256;
+pub const LOST_MAX: usize = 2048;
 
 /// The packet threads have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -149,7 +149,7 @@ async fn tables() {
         0,
         expect![[r#"
         items:
-        - capacity: "128"
+        - capacity: "9"
           entries: "2"
           table: interface_table
         - capacity: "850000"
@@ -158,7 +158,7 @@ async fn tables() {
         - capacity: "66536"
           entries: "1"
           table: dnat_table
-        - capacity: "128"
+        - capacity: "9"
           entries: "1"
           table: snat_table
         - capacity: "450000"

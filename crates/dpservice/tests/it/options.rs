@@ -3,7 +3,7 @@
 use crate::harness::{DEADLINE, Server, interface, outcome};
 use crate::services::OK;
 use clap::CommandFactory;
-use dataplane::{MssClamp, VirtualServiceSpec};
+use dataplane::{Limits, MssClamp, VirtualServiceSpec};
 use dpservice::args::{Color, LogFormat, NicType};
 use dpservice::worker::Settings;
 use dpservice::{Args, standby};
@@ -285,6 +285,88 @@ fn combinations_that_end_the_program() {
     let ignored = load(&ignored).unwrap().without_effect();
     let ignored: Vec<_> = ignored.into_iter().map(|(name, _)| name).collect();
     assert_eq!(ignored, ["--graphtrace-loglevel"]);
+}
+
+#[test]
+fn limits_of_tables() {
+    let names = [
+        (
+            "flows-max",
+            "425000",
+            ["1024", "16777216"],
+            ["1023", "16777217"],
+        ),
+        (
+            "nat-flows-max",
+            "450000",
+            ["1", "16777216"],
+            ["0", "16777217"],
+        ),
+        (
+            "tunnels-max",
+            "65536",
+            ["16", "16777216"],
+            ["15", "16777217"],
+        ),
+        ("vnis-max", "512", ["1", "65534"], ["0", "65535"]),
+        (
+            "routes-max",
+            "1048576",
+            ["1", "16777216"],
+            ["0", "16777217"],
+        ),
+        (
+            "underlay-addresses-max",
+            "1000",
+            ["1", "16384"],
+            ["0", "16385"],
+        ),
+        (
+            "load-balancers-max",
+            "4096",
+            ["1", "16777216"],
+            ["0", "16777217"],
+        ),
+        (
+            "neighbor-nats-max",
+            "65536",
+            ["1", "16777216"],
+            ["0", "16777217"],
+        ),
+        ("tap-count", "126", ["1", "1024"], ["0", "1025"]),
+    ];
+    let command = Args::command();
+    for (name, default, accepted, refused) in names {
+        let mut arguments = command.get_arguments();
+        let found = arguments.find(|argument| argument.get_long() == Some(name));
+        let found = found.unwrap_or_else(|| panic!("--{name} is missing"));
+        assert_eq!(found.get_default_values(), [default], "--{name}");
+        for value in accepted {
+            load(&[&format!("--{name}"), value]).unwrap();
+        }
+        for value in refused {
+            let error = load(&[&format!("--{name}"), value]).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+    assert_eq!(load(&[]).unwrap().limits.limits(), Limits::default());
+    let values = names.map(|(name, ..)| name);
+    let some: Vec<String> = (2000..)
+        .zip(values)
+        .map(|(value, name)| format!("--{name}={}", if name == "tap-count" { 9 } else { value }))
+        .collect();
+    let some: Vec<&str> = some.iter().map(String::as_str).collect();
+    let expected = Limits {
+        flows_max: 2000,
+        nat_max: 2001,
+        adjacencies_max: 2002,
+        vnis_max: 2003,
+        routes_per_vni_max: 2004,
+        underlay_max: 2005,
+        load_balancers_max: 2006,
+        neighbor_nats_max: 2007,
+    };
+    assert_eq!(load(&some).unwrap().limits.limits(), expected);
 }
 
 /// The files that the reference's host preparation writes, in both of its modes.
