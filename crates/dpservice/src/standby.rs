@@ -62,6 +62,8 @@ pub async fn hold(
     worker.activate();
     tracing::info!("Active");
     shutdown.cancelled().await;
+    // Both must not work: requests may take a while to finish. An error means that there is nothing left that works.
+    let _ = worker.stand_by().await;
     drop(lock);
     Ok(())
 }

@@ -356,6 +356,16 @@ impl Handle {
         self.shared.active.store(true, Ordering::Release);
     }
 
+    /// Discards packets from now on; no packet thread handles any more of them when this returns.
+    ///
+    /// # Errors
+    /// If the threads have ended.
+    pub async fn stand_by(&self) -> Result<(), Stopped> {
+        self.shared.active.store(false, Ordering::Release);
+        // Orders are carried out between bursts.
+        self.inspect(|_| ()).await.map(drop)
+    }
+
     /// Lets every packet thread tell `journal` what another instance has to know. What does not fit is counted.
     ///
     /// # Errors

@@ -3,13 +3,15 @@
 use crate::harness::{DEADLINE, Server, interface, outcome};
 use crate::services::OK;
 use clap::CommandFactory;
-use dataplane::{Limits, MssClamp, VirtualServiceSpec};
+use dataplane::{Limits, MssClamp, PortId, VirtualServiceSpec};
 use dpservice::args::{Color, LogFormat, NicType};
 use dpservice::worker::Settings;
 use dpservice::{Args, standby};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// An option: its names, its default, values that are accepted and values that are not. `None` instead of values: it takes none.
 struct Known {
@@ -433,6 +435,59 @@ async fn an_instance_in_standby_serves_requests_and_no_packets() {
     };
     tokio::time::timeout(DEADLINE, answered).await.unwrap();
     assert_eq!(server.worker.counters().await.unwrap().standby, 1);
+}
+
+/// It may live a little longer than it works.
+#[tokio::test]
+async fn an_instance_that_gives_the_lock_back_handles_no_more_packets() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("active");
+    let settings = Settings {
+        standby: true,
+        ..Settings::default()
+    };
+    let server = Server::start_with(true, settings).await;
+    let mut client = server.initialized().await;
+    let created = client.create_interface(interface("vm1", "net_tap2", "10.0.0.1", "::"));
+    assert_eq!(outcome!(created), OK);
+    let shutdown = CancellationToken::new();
+    let lock = standby::request(&path).unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(standby::hold(
+        lock,
+        server.worker.clone(),
+        None,
+        shutdown.clone(),
+    ));
+    let machine = server.machine(0);
+    // No packet that anybody would answer, but one that is counted.
+    let frame = [0xff; 60];
+    let counted = async || {
+        let counters = server.worker.inspect(|inspection| {
+            let received = inspection.worker.counters().port(PortId(1)).rx_packets;
+            (received, inspection.counters.standby)
+        });
+        counters.await.unwrap().remove(0)
+    };
+    let works = async {
+        while counted().await.0 == 0 {
+            assert!(machine.send(&frame));
+        }
+    };
+    tokio::time::timeout(DEADLINE, works).await.unwrap();
+    shutdown.cancel();
+    tasks.join_next().await.unwrap().unwrap().unwrap();
+    let next = standby::request(&path).unwrap();
+    tokio::time::timeout(DEADLINE, next).await.unwrap().unwrap();
+    let (handled, discarded) = counted().await;
+    assert!(machine.send(&frame));
+    let rests = async {
+        while counted().await.1 == discarded {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, rests).await.unwrap();
+    assert_eq!(counted().await.0, handled);
 }
 
 #[tokio::test]
