@@ -45,13 +45,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .allowlist_function(
             "rte_eal_init|rte_strerror|rte_dev_probe|rte_thread_register|rte_thread_unregister",
         )
-        .allowlist_function("rte_eth_dev_(start|stop|set_mtu|get_mtu)|rte_eth_promiscuous_enable")
+        .allowlist_function("rte_eth_dev_(stop|set_mtu|get_mtu)|rte_eth_promiscuous_enable")
         .allowlist_function("rte_pktmbuf_pool_create|rte_mempool_free|rte_mempool_avail_count")
         .allowlist_function("rte_telemetry_register_cmd")
         .allowlist_function(
             "rte_tel_data_(alloc|free|start_dict|string|add_dict_u64|add_dict_container)",
         )
         .allowlist_type("rte_mbuf|okm_.*")
+        .allowlist_var("OKM_.*")
         .opaque_type("rte_mempool|rte_mbuf_ext_shared_info|rte_flow|rte_tel_data")
         .derive_debug(false)
         .layout_tests(false)
@@ -62,6 +63,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for path in &dpdk.link_paths {
         println!("cargo::rustc-link-search=native={}", path.display());
     }
+    // A driver, which pkg-config leaves out: it tells what a guest has agreed to.
+    println!("cargo::rustc-link-lib=dylib=rte_net_vhost");
     for library in &dpdk.libs {
         println!("cargo::rustc-link-lib=dylib={library}");
     }

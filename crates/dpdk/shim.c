@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <rte_log.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -69,6 +70,40 @@ int okm_info(uint16_t port, struct okm_info *info)
 	return 0;
 }
 
+#define VHOST_DRIVER "net_vhost"
+
+/* DPDK's driver tells them under a lock, which packet threads do not take. */
+static _Atomic uint64_t guest_features[RTE_MAX_ETHPORTS];
+
+/* A guest has come or gone. */
+static int guest_changed(uint16_t port, enum rte_eth_event_type event, void *context, void *result)
+{
+	uint64_t features = 0;
+	int device;
+
+	RTE_SET_USED(event);
+	RTE_SET_USED(context);
+	RTE_SET_USED(result);
+	if (okm_link(port) == 1) {
+		device = rte_eth_vhost_get_vid_from_port_id(port);
+		if (device < 0 || rte_vhost_get_negotiated_features(device, &features) != 0)
+			features = 0;
+	}
+	atomic_store_explicit(&guest_features[port], features, memory_order_relaxed);
+	return 0;
+}
+
+int okm_start(uint16_t port)
+{
+	struct rte_eth_dev_info info;
+	int error = rte_eth_dev_start(port);
+
+	/* The guest may have been there before the port was started, of which nobody tells. */
+	if (error == 0 && rte_eth_dev_info_get(port, &info) == 0 && strcmp(info.driver_name, VHOST_DRIVER) == 0)
+		guest_changed(port, RTE_ETH_EVENT_INTR_LSC, NULL, NULL);
+	return error;
+}
+
 int okm_configure(uint16_t port, struct okm_config *config)
 {
 	struct rte_eth_conf conf;
@@ -88,6 +123,7 @@ int okm_configure(uint16_t port, struct okm_config *config)
 	rte_eth_dev_get_mtu(port, &queue);
 	if (queue != 0)
 		conf.rxmode.mtu = queue;
+	conf.rxmode.offloads = config->rx_offloads & info.rx_offload_capa;
 	conf.txmode.offloads = config->tx_offloads & info.tx_offload_capa;
 	conf.intr_conf.rxq = config->interrupts;
 	if (config->queues > 1) {
@@ -119,7 +155,15 @@ int okm_configure(uint16_t port, struct okm_config *config)
 		if (error != 0)
 			return error;
 	}
-	return 0;
+	if (strcmp(info.driver_name, VHOST_DRIVER) != 0)
+		return 0;
+	/* Registering twice is registering once. */
+	return rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_LSC, guest_changed, NULL);
+}
+
+uint64_t okm_guest_features(uint16_t port)
+{
+	return port < RTE_MAX_ETHPORTS ? atomic_load_explicit(&guest_features[port], memory_order_relaxed) : 0;
 }
 
 int okm_stats(uint16_t port, struct okm_stats *stats)
@@ -197,6 +241,53 @@ struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool)
 void okm_mbuf_free(struct rte_mbuf *packet)
 {
 	rte_pktmbuf_free(packet);
+}
+
+int okm_mbuf_take_left(struct rte_mbuf *packet, uint16_t *segment_len)
+{
+	uint64_t flags = packet->ol_flags;
+	uint64_t tx_l4 = flags & RTE_MBUF_F_TX_L4_MASK;
+	int left = OKM_LEFT_NOTHING;
+
+	packet->ol_flags = flags & ~(RTE_MBUF_F_TX_OFFLOAD_MASK | OKM_LEFT_FLAGS);
+	*segment_len = packet->tso_segsz;
+	/* vhost marks such packets as if they were to be sent, unless it was told otherwise (legacy-ol-flags=0). */
+	if (flags & RTE_MBUF_F_TX_UDP_SEG || tx_l4 == RTE_MBUF_F_TX_SCTP_CKSUM)
+		left = OKM_LEFT_OTHER;
+	else if (flags & (RTE_MBUF_F_RX_LRO | RTE_MBUF_F_TX_TCP_SEG))
+		left = OKM_LEFT_SEGMENTS;
+	else if (tx_l4 != 0 || (flags & RTE_MBUF_F_RX_L4_CKSUM_MASK) == RTE_MBUF_F_RX_L4_CKSUM_NONE)
+		left = OKM_LEFT_CHECKSUM;
+	return left;
+}
+
+/* A note is what drivers want to know of a packet anyway, and the length from the TCP header on, which is true however the front is edited. */
+void okm_mbuf_note(struct rte_mbuf *packet, uint32_t tcp_len, uint16_t segment_len)
+{
+	packet->ol_flags |= OKM_NOTE_FLAG;
+	packet->tso_segsz = segment_len;
+	packet->hash.usr = tcp_len;
+}
+
+void okm_mbuf_noted(const struct rte_mbuf *packet, uint32_t *tcp_len, uint16_t *segment_len)
+{
+	*tcp_len = packet->hash.usr;
+	*segment_len = packet->tso_segsz;
+}
+
+void okm_mbuf_forget(struct rte_mbuf *packet)
+{
+	packet->ol_flags &= ~RTE_MBUF_F_TX_OFFLOAD_MASK;
+}
+
+void okm_mbuf_describe(struct rte_mbuf *packet, uint8_t ip_start, uint16_t tcp_start, uint8_t tcp_header_len, int is_v6)
+{
+	packet->ol_flags |= is_v6 ? RTE_MBUF_F_TX_IPV6 : RTE_MBUF_F_TX_IPV4;
+	if (packet->tso_segsz != 0)
+		packet->ol_flags |= RTE_MBUF_F_TX_TCP_SEG;
+	packet->l2_len = ip_start;
+	packet->l3_len = tcp_start - ip_start;
+	packet->l4_len = tcp_header_len;
 }
 
 static ssize_t write_log(void *cookie, const char *text, size_t length)

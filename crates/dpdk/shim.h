@@ -5,6 +5,7 @@
 #include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
+#include <rte_eth_vhost.h>
 #include <rte_ethdev.h>
 #include <rte_flow.h>
 #include <rte_lcore.h>
@@ -12,6 +13,7 @@
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_telemetry.h>
+#include <rte_vhost.h>
 
 #define OKM_NAME_LEN 64
 
@@ -33,6 +35,7 @@ struct okm_config {
 	uint16_t rx_descriptors;
 	uint16_t tx_descriptors;
 	uint64_t tx_offloads;
+	uint64_t rx_offloads;
 	/* In: ask for receive interrupts. Out: whether the driver gave them. */
 	uint8_t interrupts;
 	struct rte_mempool *pool;
@@ -65,6 +68,7 @@ int okm_heap(unsigned int place, struct okm_heap *heap);
 int okm_next_port(uint16_t port);
 int okm_info(uint16_t port, struct okm_info *info);
 int okm_configure(uint16_t port, struct okm_config *config);
+int okm_start(uint16_t port);
 int okm_stats(uint16_t port, struct okm_stats *stats);
 /* 1 up, 0 down, negative: error. Does not wait. */
 int okm_link(uint16_t port);
@@ -80,6 +84,32 @@ int okm_rx_interrupt_arm(uint16_t port, uint16_t queue, int epoll);
 
 struct rte_mbuf *okm_mbuf_alloc(struct rte_mempool *pool);
 void okm_mbuf_free(struct rte_mbuf *packet);
+
+/* One of these on a received packet: its sender may have left something to be done. */
+static const uint64_t OKM_LEFT_FLAGS = RTE_MBUF_F_RX_L4_CKSUM_MASK | RTE_MBUF_F_RX_LRO |
+				       RTE_MBUF_F_TX_L4_MASK | RTE_MBUF_F_TX_TCP_SEG |
+				       RTE_MBUF_F_TX_UDP_SEG;
+/* On a packet of ours: TCP whose checksum is to be written, or which is to be cut. */
+static const uint64_t OKM_NOTE_FLAG = RTE_MBUF_F_TX_TCP_CKSUM;
+
+enum okm_left {
+	OKM_LEFT_NOTHING,
+	OKM_LEFT_CHECKSUM,
+	OKM_LEFT_SEGMENTS,
+	/* What we do not do for anybody. */
+	OKM_LEFT_OTHER,
+};
+
+/* What the sender of a received packet left to be done, which the packet does not say any more afterwards. */
+int okm_mbuf_take_left(struct rte_mbuf *packet, uint16_t *segment_len);
+/* Notes what is left to be done, for `okm_mbuf_noted`. */
+void okm_mbuf_note(struct rte_mbuf *packet, uint32_t tcp_len, uint16_t segment_len);
+void okm_mbuf_noted(const struct rte_mbuf *packet, uint32_t *tcp_len, uint16_t *segment_len);
+void okm_mbuf_forget(struct rte_mbuf *packet);
+/* Tells the sending driver to do what is noted. */
+void okm_mbuf_describe(struct rte_mbuf *packet, uint8_t ip_start, uint16_t tcp_start, uint8_t tcp_header_len, int is_v6);
+/* Features of virtio that the guest behind a vhost port has agreed to; zero without guest, and for other ports. */
+uint64_t okm_guest_features(uint16_t port);
 
 #define OKM_ITEMS_MAX 8
 #define OKM_ACTIONS_MAX 16

@@ -85,7 +85,7 @@ pub use objects::{
     VirtualServiceSpec,
 };
 pub use owner::{Sorter, flow_hash, owner, owner_of_message};
-pub use packet::{HEADROOM_MIN, Packet, PacketBuf};
+pub use packet::{HEADROOM_MIN, Packet, PacketBuf, wire_len};
 pub use port_map::{
     NatEnd, NatError, NatMapping, NatRemote, NatSource, PortMap, source_hash as nat_source_hash,
 };

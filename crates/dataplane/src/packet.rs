@@ -65,6 +65,16 @@ pub trait Packet {
     }
 }
 
+/// Length of the longest frame that a TCP super-frame becomes: its last `tcp_len` bytes are TCP header and payload, of which each frame
+/// gets `segment_len` bytes.
+#[must_use]
+pub fn wire_len(frame: &[u8], tcp_len: usize, segment_len: usize) -> usize {
+    let start = frame.len().saturating_sub(tcp_len);
+    // The data offset, in words (RFC 9293 §3.1).
+    let offset = frame.get(start + 12).copied().unwrap_or(0) >> 4;
+    (start + usize::from(offset) * 4 + segment_len).min(frame.len())
+}
+
 /// A frame inside a fixed buffer with room in front of it.
 ///
 /// A driver receives into [`PacketBuf::receive_area`] and then calls [`PacketBuf::set_received`]; encapsulation grows the

@@ -74,6 +74,8 @@ pub struct Config {
     pub interrupts: bool,
     /// Offloads when sending; those that the port lacks are left out.
     pub tx_offloads: u64,
+    /// The same when receiving.
+    pub rx_offloads: u64,
     /// Receive only what rules name and leave the rest to the kernel, if the driver can share the device so.
     pub isolated: bool,
 }
@@ -108,7 +110,7 @@ pub(crate) struct Started {
     pub(crate) eal: &'static Eal,
     pub(crate) port: u16,
     /// Receive queues point into it.
-    _pool: Pool,
+    pool: Pool,
     queues: u16,
     interrupts: bool,
     isolated: bool,
@@ -137,6 +139,7 @@ impl Device {
             descriptors,
             interrupts,
             tx_offloads,
+            rx_offloads,
             isolated,
         } = config;
         // SAFETY: accepts any port; to be called before it is configured.
@@ -146,13 +149,14 @@ impl Device {
             rx_descriptors: descriptors,
             tx_descriptors: descriptors,
             tx_offloads,
+            rx_offloads,
             interrupts: u8::from(interrupts),
             pool: pool.as_ptr(),
         };
         // SAFETY: a live structure; the pool outlives the port (kept below); a started port answers with an error.
         Error::check(unsafe { sys::okm_configure(port, &mut config) })?;
         // SAFETY: the port was configured above. Fails for an invalid number.
-        Error::check(unsafe { sys::rte_eth_dev_start(port) })?;
+        Error::check(unsafe { sys::okm_start(port) })?;
         if !isolated {
             // SAFETY: as above. A driver that cannot is promiscuous anyway (or a wire without addresses).
             let _ = unsafe { sys::rte_eth_promiscuous_enable(port) };
@@ -160,7 +164,7 @@ impl Device {
         Ok(Device(Arc::new(Started {
             eal,
             port,
-            _pool: pool.clone(),
+            pool: pool.clone(),
             queues,
             interrupts: config.interrupts != 0,
             isolated,
@@ -216,6 +220,17 @@ impl Device {
         let _control = self.0.eal.control();
         info(self.0.port)
     }
+}
+
+/// What a guest has agreed to take unfinished (virtio 1.2 §5.1.3: GUEST_CSUM, GUEST_TSO4, GUEST_TSO6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// TCP without checksum.
+    pub checksum: bool,
+    /// TCP super-frames over IPv4.
+    pub segments_v4: bool,
+    /// TCP super-frames over IPv6.
+    pub segments_v6: bool,
 }
 
 /// A started port as rules need it: it does not keep the port from being stopped.
@@ -342,6 +357,26 @@ impl Queue {
             tx_packets,
             tx_bytes,
             tx_errors,
+        }
+    }
+
+    /// An empty buffer of the pool that the port receives into; `None` if all are in use.
+    #[must_use]
+    pub fn alloc(&self) -> Option<Mbuf> {
+        self.device.pool.alloc()
+    }
+
+    /// What the guest behind a vhost port takes as it is; nothing, for other ports.
+    #[must_use]
+    #[inline]
+    pub fn guest(&self) -> Guest {
+        // SAFETY: accepts any port number.
+        let features = unsafe { sys::okm_guest_features(self.device.port) };
+        let has = |bit: u32| features & (1 << bit) != 0;
+        Guest {
+            checksum: has(1),
+            segments_v4: has(7),
+            segments_v6: has(8),
         }
     }
 

@@ -23,13 +23,13 @@ mod sys;
 mod telemetry;
 
 #[cfg(feature = "link")]
-pub use device::{BURST_MAX, Config, Device, Info, Queue, RulePort, Stats};
+pub use device::{BURST_MAX, Config, Device, Guest, Info, Queue, RulePort, Stats};
 #[cfg(feature = "link")]
 pub use eal::{Eal, Error, Heap, InitError};
 #[cfg(feature = "link")]
 pub use log::{Level, log_to};
 #[cfg(feature = "link")]
-pub use mbuf::{Mbuf, Pool};
+pub use mbuf::{Headers, Left, Mbuf, Pool, Unfinished};
 #[cfg(feature = "link")]
 pub use rules::{InstalledRule, RuleError};
 #[cfg(feature = "link")]

@@ -92,6 +92,41 @@ impl Pool {
     }
 }
 
+/// What the sender of a packet left to be done, as the receiving driver says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// The checksum of TCP or UDP, whose field holds the sum of the pseudo header.
+    Checksum,
+    /// That, and to cut TCP's payload into pieces of so many bytes.
+    Segments(u16),
+    /// Something else.
+    Other,
+}
+
+/// What is to be done before a TCP packet is a frame on a wire: its checksum, and cutting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Bytes of TCP header and payload, which are the end of the frame.
+    pub tcp_len: u32,
+    /// Payload per frame; 0 if it is one frame.
+    pub segment_len: u16,
+}
+
+/// Where a packet's headers are, for a driver that finishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Offset of the IP header.
+    pub ip_start: u8,
+    /// It is IPv6.
+    pub is_v6: bool,
+    /// Offset of the TCP header.
+    pub tcp_start: u16,
+    /// Bytes of the TCP header.
+    pub tcp_header_len: u8,
+}
+
 /// An owned packet buffer of one segment, or an empty place for one. Dropping it gives the buffer back to its pool.
 #[derive(Default)]
 #[repr(transparent)]
@@ -221,6 +256,92 @@ impl Mbuf {
     pub fn clear(&mut self) {
         // Fails only for a place without buffer, which is empty.
         let _ = self.place(usize::from(HEADROOM), 0);
+        if self.is_unfinished() {
+            self.set_unfinished(None);
+        }
+    }
+
+    /// Whether the driver says of a packet just received that its sender may have left something to be done.
+    #[must_use]
+    #[inline]
+    pub fn may_have_left(&self) -> bool {
+        self.header()
+            .is_some_and(|header| header.ol_flags & sys::OKM_LEFT_FLAGS != 0)
+    }
+
+    /// What the driver says about that; it is forgotten afterwards.
+    pub fn take_left(&mut self) -> Left {
+        let Some(packet) = self.0 else {
+            return Left::Nothing;
+        };
+        let mut segment_len = 0;
+        // SAFETY: an owned, valid buffer and a live number.
+        let left = unsafe { sys::okm_mbuf_take_left(packet.as_ptr(), &mut segment_len) };
+        match left as sys::okm_left {
+            sys::okm_left_OKM_LEFT_NOTHING => Left::Nothing,
+            sys::okm_left_OKM_LEFT_CHECKSUM => Left::Checksum,
+            sys::okm_left_OKM_LEFT_SEGMENTS => Left::Segments(segment_len),
+            _ => Left::Other,
+        }
+    }
+
+    /// Whether there is a note of what is to be done. To be asked of packets that [`Mbuf::take_left`] has seen, or that are our own.
+    #[must_use]
+    #[inline]
+    pub fn is_unfinished(&self) -> bool {
+        self.header()
+            .is_some_and(|header| header.ol_flags & sys::OKM_NOTE_FLAG != 0)
+    }
+
+    /// The note.
+    #[must_use]
+    #[inline]
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let packet = self.0.filter(|_| self.is_unfinished())?;
+        let (mut tcp_len, mut segment_len) = (0, 0);
+        // SAFETY: an owned, valid buffer and two live numbers.
+        unsafe { sys::okm_mbuf_noted(packet.as_ptr(), &mut tcp_len, &mut segment_len) };
+        Some(Unfinished {
+            tcp_len,
+            segment_len,
+        })
+    }
+
+    /// Notes what is to be done, or that nothing is.
+    pub fn set_unfinished(&mut self, unfinished: Option<Unfinished>) {
+        let Some(packet) = self.0 else {
+            return;
+        };
+        match unfinished {
+            // SAFETY: an owned, valid buffer.
+            Some(note) => unsafe {
+                sys::okm_mbuf_note(packet.as_ptr(), note.tcp_len, note.segment_len);
+            },
+            // SAFETY: as above.
+            None => unsafe { sys::okm_mbuf_forget(packet.as_ptr()) },
+        }
+    }
+
+    /// Lets the sending driver do what is noted.
+    pub fn describe(&mut self, headers: Headers) {
+        let Headers {
+            ip_start,
+            is_v6,
+            tcp_start,
+            tcp_header_len,
+        } = headers;
+        if let Some(packet) = self.0 {
+            // SAFETY: an owned, valid buffer.
+            unsafe {
+                sys::okm_mbuf_describe(
+                    packet.as_ptr(),
+                    ip_start,
+                    tcp_start,
+                    tcp_header_len,
+                    i32::from(is_v6),
+                );
+            }
+        }
     }
 
     pub(crate) fn into_raw(mut self) -> *mut sys::rte_mbuf {
@@ -270,6 +391,15 @@ impl dataplane::Packet for Mbuf {
 
     fn clear(&mut self) {
         Mbuf::clear(self);
+    }
+
+    fn is_cut_to(&self, ip_offset: usize, length: u16) -> bool {
+        let unfinished = self.unfinished().filter(|note| note.segment_len != 0);
+        unfinished.is_some_and(|note| {
+            let (tcp_len, segment_len) = (note.tcp_len as usize, usize::from(note.segment_len));
+            dataplane::wire_len(Mbuf::frame(self), tcp_len, segment_len)
+                <= ip_offset + usize::from(length)
+        })
     }
 
     #[inline]

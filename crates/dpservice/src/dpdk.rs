@@ -107,11 +107,34 @@ fn netdev(info: &Info) -> String {
 /// What DPDK says.
 pub fn start(args: &mut Args) -> anyhow::Result<()> {
     dpdk::log_to(log).context("cannot take over DPDK's log")?;
+    args.eal
+        .iter()
+        .try_for_each(|argument| whole_packets(argument))?;
     let eal = Eal::init(&args.eal)?;
     if args.workers == 1 {
         let cores = eal.worker_cores().clamp(1, WORKERS_MAX);
         args.workers = u8::try_from(cores).unwrap_or(1);
     }
+    Ok(())
+}
+
+/// Refuses a vhost device whose guest may send super-frames in pieces: packets are handled in one piece.
+fn whole_packets(argument: &str) -> anyhow::Result<()> {
+    let device = argument.strip_prefix("--vdev=").unwrap_or(argument);
+    let mut options = device.split(',');
+    let name = options.next().unwrap_or_default();
+    let has = |wanted: &str| device.split(',').any(|option| option == wanted);
+    let missing: Vec<&str> = ["linear-buffer=1", "ext-buffer=1"]
+        .into_iter()
+        .filter(|option| !has(option))
+        .collect();
+    ensure!(
+        !name.starts_with("net_vhost") && !name.starts_with("eth_vhost")
+            || !has("tso=1")
+            || missing.is_empty(),
+        "--vdev {device}: with tso=1 the device also needs {}: super-frames are handled in one piece",
+        missing.join(",")
+    );
     Ok(())
 }
 
@@ -365,6 +388,8 @@ impl Layout {
             descriptors: DESCRIPTORS,
             interrupts: !self.poll,
             tx_offloads: 0,
+            // What a driver says unasked is enough: checksums that it would only verify are the machines' business.
+            rx_offloads: 0,
             isolated: self.offload && place < self.uplinks.len() && info.driver != TAP_DRIVER,
         };
         let port = PortId(u16::try_from(place).unwrap_or(u16::MAX));

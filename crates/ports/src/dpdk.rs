@@ -1,8 +1,13 @@
-//! A port of DPDK, whichever driver it has: buffers come from DPDK's pool, are edited in place and leave by another port uncopied.
+//! A port of DPDK, whichever driver it has: buffers come from DPDK's pool, are edited in place and leave by another port uncopied. A TCP
+//! super-frame of a guest behind vhost is passed on whole to another guest that takes it, and cut for every other port (`finish`).
 
+mod finish;
+
+use self::finish::Leaving;
 use crate::offload::{Hits, Refusal, RuleDevice, RuleHandle};
+use crate::segment::{Cut, Segment};
 use crate::{Counters, ETHERNET_LEN, Gone, OpenError, Port};
-use ::dpdk::{Device, InstalledRule, Mbuf, Queue, RuleError, RulePort};
+use ::dpdk::{BURST_MAX, Device, InstalledRule, Mbuf, Queue, RuleError, RulePort};
 use dataplane::PortId;
 use dataplane::offload::{Nic, Rule};
 use net::Mac;
@@ -133,6 +138,116 @@ impl RuleDevice for DpdkRules {
     }
 }
 
+fn is_super(packet: &Mbuf) -> bool {
+    packet.is_unfinished()
+        && packet
+            .unfinished()
+            .is_some_and(|note| note.segment_len != 0)
+}
+
+impl DpdkPort {
+    /// Sends packets that the driver can take as they are.
+    fn send(&mut self, packets: &mut [&mut Mbuf]) -> usize {
+        let mut wanted = 0;
+        let mut bytes = 0;
+        for packet in packets.iter_mut() {
+            if packet.len() > self.mtu + ETHERNET_LEN && !self.is_cut_to_mtu(packet) {
+                self.counters.tx_oversize += 1;
+                **packet = Mbuf::default();
+            } else if !packet.is_vacant() {
+                wanted += 1;
+                bytes += packet.len();
+            }
+        }
+        let sent = self.queue.send(packets);
+        self.counters.tx_packets += sent as u64;
+        // What the driver did not take is the end of the burst: counted as average frames, which is right when all left.
+        self.counters.tx_bytes += (bytes * sent / wanted.max(1)) as u64;
+        self.counters.tx_full += (wanted - sent) as u64;
+        sent
+    }
+
+    /// Whether a longer packet is a super-frame whose frames are not.
+    #[cold]
+    fn is_cut_to_mtu(&self, packet: &Mbuf) -> bool {
+        let mtu = u16::try_from(self.mtu).unwrap_or(u16::MAX);
+        dataplane::Packet::is_cut_to(packet, ETHERNET_LEN, mtu)
+    }
+
+    /// Sends packets of which some are to be finished, in order.
+    #[cold]
+    #[inline(never)]
+    fn send_unfinished(&mut self, packets: &mut [&mut Mbuf]) -> usize {
+        let guest = self.queue.guest();
+        let mut sent = 0;
+        let mut rest = packets;
+        while let Some((at, leaving)) = rest.iter_mut().enumerate().find_map(|(at, packet)| {
+            match finish::prepare(packet, guest) {
+                Leaving::Whole => None,
+                other => Some((at, other)),
+            }
+        }) {
+            let (whole, behind) = rest.split_at_mut(at);
+            sent += self.send(whole);
+            let Some((packet, behind)) = behind.split_first_mut() else {
+                return sent;
+            };
+            match leaving {
+                Leaving::Cut(cut) if self.is_cut_to_mtu(packet) => {
+                    sent += usize::from(self.send_cut(packet, &cut));
+                }
+                Leaving::Cut(_) => self.counters.tx_oversize += 1,
+                Leaving::Whole | Leaving::Refused => self.counters.tx_errors += 1,
+            }
+            **packet = Mbuf::default();
+            rest = behind;
+        }
+        sent + self.send(rest)
+    }
+
+    /// Sends the frames of a super-frame. True if all left.
+    fn send_cut(&mut self, packet: &Mbuf, cut: &Cut) -> bool {
+        let mut segment = Segment::EMPTY;
+        let mut frames: [Mbuf; BURST_MAX] = std::array::from_fn(|_| Mbuf::default());
+        let (mut number, mut sent, mut is_starved) = (0, 0, false);
+        while number < cut.count() && !is_starved {
+            let mut filled = 0;
+            for (frame, number) in frames.iter_mut().zip(number..cut.count()) {
+                if !cut.write(packet.frame(), number, &mut segment) {
+                    self.counters.tx_errors += 1;
+                    return false;
+                }
+                let made = self.queue.alloc();
+                let Some(made) = made.and_then(|made| hold(made, &segment, packet)) else {
+                    is_starved = true;
+                    break;
+                };
+                *frame = made;
+                filled += 1;
+            }
+            let mut burst = frames.each_mut();
+            sent += self.send(burst.get_mut(..filled).unwrap_or_default());
+            number += filled;
+        }
+        // No buffers are left.
+        self.counters.tx_full += (cut.count() - number) as u64;
+        sent == cut.count()
+    }
+}
+
+/// Puts a frame of the super-frame `whole` into an empty buffer; `None` if it is too long for that.
+fn hold(mut made: Mbuf, segment: &Segment, whole: &Mbuf) -> Option<Mbuf> {
+    let [head, tail] = segment.parts(whole.frame());
+    made.clear();
+    if !made.place(made.headroom(), head.len() + tail.len()) {
+        return None;
+    }
+    let (front, behind) = made.frame_mut().split_at_mut_checked(head.len())?;
+    front.copy_from_slice(head);
+    behind.copy_from_slice(tail);
+    Some(made)
+}
+
 impl Port<Mbuf> for DpdkPort {
     fn name(&self) -> &str {
         &self.name
@@ -162,11 +277,12 @@ impl Port<Mbuf> for DpdkPort {
         let received = self.queue.receive(packets);
         let mut filled = 0;
         for slot in 0..received {
-            let Some(packet) = packets.get(slot) else {
+            let Some(packet) = packets.get_mut(slot) else {
                 break;
             };
-            if packet.is_contiguous() {
+            if packet.is_contiguous() && (!packet.may_have_left() || finish::accept(packet)) {
                 self.counters.received(packet.len());
+                self.counters.rx_super += u64::from(is_super(packet));
                 packets.swap(filled, slot);
                 filled += 1;
             } else {
@@ -177,23 +293,11 @@ impl Port<Mbuf> for DpdkPort {
     }
 
     fn tx_burst(&mut self, packets: &mut [&mut Mbuf]) -> usize {
-        let mut wanted = 0;
-        let mut bytes = 0;
-        for packet in packets.iter_mut() {
-            if packet.len() > self.mtu + ETHERNET_LEN {
-                self.counters.tx_oversize += 1;
-                **packet = Mbuf::default();
-            } else if !packet.is_vacant() {
-                wanted += 1;
-                bytes += packet.len();
-            }
+        if packets.iter().any(|packet| packet.is_unfinished()) {
+            self.send_unfinished(packets)
+        } else {
+            self.send(packets)
         }
-        let sent = self.queue.send(packets);
-        self.counters.tx_packets += sent as u64;
-        // What the driver did not take is the end of the burst: counted as average frames, which is right when all left.
-        self.counters.tx_bytes += (bytes * sent / wanted.max(1)) as u64;
-        self.counters.tx_full += (wanted - sent) as u64;
-        sent
     }
 
     fn counters(&mut self) -> Counters {

@@ -78,6 +78,38 @@ impl Offload {
     }
 }
 
+/// Notes what is left to be done for a received frame, or does it. `Err` if it cannot be done here.
+pub(crate) fn settle(offload: &Offload, frame: &mut [u8]) -> Result<Option<Pending>, Undoable> {
+    let length = frame.len();
+    match (offload.segments, offload.checksum) {
+        (Segments::None, None) => Ok(None),
+        (Segments::None, Some((start, TCP_CHECKSUM)))
+            if length >= PENDING_LEN_MIN && start < length =>
+        {
+            Ok(Some(Pending {
+                tcp_len: length - start,
+                segment_len: 0,
+            }))
+        }
+        (Segments::None, Some(_)) => finish_checksum(offload, frame)
+            .then_some(None)
+            .ok_or(Undoable),
+        (Segments::Tcp(segment_len), Some((start, TCP_CHECKSUM)))
+            if segment_len != 0 && start < length =>
+        {
+            Ok(Some(Pending {
+                tcp_len: length - start,
+                segment_len,
+            }))
+        }
+        (Segments::Tcp(_), _) => Err(Undoable),
+    }
+}
+
+/// What a sender left to be done cannot be done here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Undoable;
+
 /// Completes the checksum, whose field holds the sum of the pseudo header. False if the offsets do not fit the frame.
 #[must_use]
 pub(crate) fn finish_checksum(offload: &Offload, frame: &mut [u8]) -> bool {
@@ -126,40 +158,17 @@ pub(crate) fn accept(header: &[u8; VNET_HEADER_LEN], frame: &mut Frame) -> bool 
     let Some(offload) = Offload::parse(header) else {
         return false;
     };
-    let length = frame.len();
-    match (offload.segments, offload.checksum) {
-        (Segments::None, None) => true,
-        (Segments::None, Some((start, TCP_CHECKSUM)))
-            if length >= PENDING_LEN_MIN && start < length =>
-        {
-            frame.pending = Some(Pending {
-                tcp_len: length - start,
-                segment_len: 0,
-            });
-            true
-        }
-        (Segments::None, Some(_)) => finish_checksum(&offload, frame.frame_mut()),
-        (Segments::Tcp(segment_len), Some((start, TCP_CHECKSUM)))
-            if segment_len != 0 && start < length =>
-        {
-            frame.pending = Some(Pending {
-                tcp_len: length - start,
-                segment_len,
-            });
-            true
-        }
-        (Segments::Tcp(_), _) => false,
-    }
+    let settled = settle(&offload, frame.frame_mut());
+    frame.pending = settled.unwrap_or(None);
+    settled.is_ok()
 }
 
 /// Length of the longest frame that this one becomes on a wire.
 pub(crate) fn wire_len(frame: &Frame) -> usize {
-    let Some(pending) = frame.pending.filter(|pending| pending.is_super()) else {
-        return frame.len();
-    };
-    let start = frame.len().saturating_sub(pending.tcp_len);
-    let tcp = frame.frame().get(start + 12).copied().unwrap_or(0);
-    (start + usize::from(tcp >> 4) * 4 + pending.segment_len).min(frame.len())
+    match frame.pending.filter(|pending| pending.is_super()) {
+        Some(pending) => dataplane::wire_len(frame.frame(), pending.tcp_len, pending.segment_len),
+        None => frame.len(),
+    }
 }
 
 /// The header that tells a kernel what is left to do, after putting the pseudo header's sum where it belongs. `None` if the frame is not
@@ -232,12 +241,12 @@ pub(crate) fn finish(frame: &mut Frame) -> bool {
     let Some(pending) = frame.pending.take() else {
         return true;
     };
-    let length = frame.len();
-    finish_tcp(frame.frame_mut(), length, pending.tcp_len).is_some()
+    finish_tcp(frame.frame_mut(), pending.tcp_len).is_some()
 }
 
-fn finish_tcp(bytes: &mut [u8], length: usize, tcp_len: usize) -> Option<()> {
-    let start = length.checked_sub(tcp_len)?;
+/// Writes the checksum of a frame whose last `tcp_len` bytes are TCP. `None` if they are not.
+pub(crate) fn finish_tcp(bytes: &mut [u8], tcp_len: usize) -> Option<()> {
+    let start = bytes.len().checked_sub(tcp_len)?;
     let layers = Layers::parse(bytes, start)?;
     let pseudo = layers.pseudo_header(bytes, tcp_len)?;
     let tcp = bytes.get_mut(start..)?;
@@ -311,8 +320,14 @@ impl Cut {
 
 /// Prepares to cut a super-frame. `None` if it is not a TCP frame this module understands.
 pub(crate) fn cut(frame: &Frame) -> Option<Cut> {
-    let pending = frame.pending.filter(|pending| pending.is_super())?;
-    let whole = frame.frame();
+    cut_bytes(frame.frame(), frame.pending?)
+}
+
+/// The same for a frame in any buffer.
+pub(crate) fn cut_bytes(whole: &[u8], pending: Pending) -> Option<Cut> {
+    if !pending.is_super() {
+        return None;
+    }
     let tcp_start = whole.len().checked_sub(pending.tcp_len)?;
     let layers = Layers::parse(whole, tcp_start)?;
     let data_offset = usize::from(*whole.get(tcp_start + 12)? >> 4) * 4;
@@ -405,6 +420,50 @@ impl Layers {
             )
         })
     }
+}
+
+/// Where the checksum of a TCP or UDP packet is: offset of its header, and in it.
+#[cfg(feature = "dpdk")]
+pub(crate) fn checksum_place(frame: &[u8]) -> Option<(usize, usize)> {
+    /// Offset of the checksum in a UDP header (RFC 768).
+    const UDP_CHECKSUM: usize = 6;
+    let (next, at) = match frame.get(ETHERNET_LEN)? >> 4 {
+        4 => skip_ipv4(frame, ETHERNET_LEN)?,
+        6 => skip_ipv6(frame, ETHERNET_LEN)?,
+        _ => return None,
+    };
+    match next {
+        protocol::TCP => Some((at, TCP_CHECKSUM)),
+        protocol::UDP => Some((at, UDP_CHECKSUM)),
+        _ => None,
+    }
+}
+
+/// A TCP packet that is in no tunnel.
+#[cfg(feature = "dpdk")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlainTcp {
+    pub(crate) ip_start: usize,
+    pub(crate) is_v6: bool,
+    pub(crate) tcp_start: usize,
+    pub(crate) header_len: usize,
+    pub(crate) has_cwr: bool,
+}
+
+/// The headers of such a packet.
+#[cfg(feature = "dpdk")]
+pub(crate) fn plain_tcp(frame: &[u8], pending: Pending) -> Option<PlainTcp> {
+    let tcp_start = frame.len().checked_sub(pending.tcp_len)?;
+    let [Some((ip_start, is_v6)), None] = Layers::parse(frame, tcp_start)?.headers else {
+        return None;
+    };
+    Some(PlainTcp {
+        ip_start,
+        is_v6,
+        tcp_start,
+        header_len: usize::from(*frame.get(tcp_start + 12)? >> 4) * 4,
+        has_cwr: *frame.get(tcp_start + 13)? & CWR != 0,
+    })
 }
 
 fn skip_ipv4(frame: &[u8], at: usize) -> Option<(u8, usize)> {

@@ -249,3 +249,26 @@ fn what_dpdk_says_is_in_our_log() {
     assert!(!stderr.contains("EAL: "), "{stderr}");
     let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));
 }
+
+/// Super-frames in several buffers could not be handled.
+#[test]
+fn a_vhost_device_that_would_take_super_frames_in_pieces_is_refused() {
+    for given in [
+        "net_vhost0,iface=/nowhere,tso=1",
+        "net_vhost0,tso=1,iface=/nowhere,linear-buffer=1",
+    ] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_dpservice"))
+            .args(["-l", "0", "--no-huge", "--no-pci", "--vdev", given])
+            .args(["--", "--pf0", "pf0", "--ipv6", "fc00:1::1"])
+            .env("DP_CONF", "")
+            .output()
+            .expect("run");
+        assert_eq!(output.status.code(), Some(1));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains("ext-buffer=1: super-frames"), "{error}");
+        assert_eq!(
+            error.contains("needs linear-buffer=1"),
+            !given.contains("linear")
+        );
+    }
+}

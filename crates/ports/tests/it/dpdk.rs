@@ -34,27 +34,51 @@ fn environment() -> &'static (&'static Eal, Pool) {
 
 /// Adds a device and opens it with one queue.
 fn open(driver: &str, arguments: impl FnOnce(u32) -> String) -> DpdkPort {
-    let device = start(driver, arguments);
-    let mut queues = DpdkPort::of(device).expect("describe");
+    open_with(driver, config(driver), None, arguments)
+}
+
+/// The same with another configuration, and perhaps a pool of its own.
+pub fn open_with(
+    driver: &str,
+    config: Config,
+    pool: Option<&Pool>,
+    arguments: impl FnOnce(u32) -> String,
+) -> DpdkPort {
+    let mut queues = DpdkPort::of(start_with(driver, config, pool, arguments)).expect("describe");
     queues.pop().expect("one queue")
 }
 
-fn start(driver: &str, arguments: impl FnOnce(u32) -> String) -> Device {
-    let (eal, pool) = environment();
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{driver}{number}");
-    eal.attach(&format!("{name},{}", arguments(number)))
-        .expect("add device");
-    let info = eal.ports().into_iter().find(|info| info.name == name);
-    let config = Config {
+/// One queue, and nothing that a driver may or may not have.
+pub fn config(driver: &str) -> Config {
+    Config {
         queues: 1,
         descriptors: 256,
         // The descriptor of a vhost queue is readable from the start.
         interrupts: driver != "net_vhost",
         tx_offloads: 0,
+        rx_offloads: 0,
         isolated: false,
-    };
-    eal.open(info.expect("port exists").port, pool, config)
+    }
+}
+
+fn start(driver: &str, arguments: impl FnOnce(u32) -> String) -> Device {
+    start_with(driver, config(driver), None, arguments)
+}
+
+pub fn start_with(
+    driver: &str,
+    config: Config,
+    pool: Option<&Pool>,
+    arguments: impl FnOnce(u32) -> String,
+) -> Device {
+    let (eal, shared) = environment();
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{driver}{number}");
+    eal.attach(&format!("{name},{}", arguments(number)))
+        .expect("add device");
+    let info = eal.ports().into_iter().find(|info| info.name == name);
+    let port = info.expect("port exists").port;
+    eal.open(port, pool.unwrap_or(shared), config)
         .expect("start port")
 }
 
@@ -142,7 +166,7 @@ fn carries(mut port: DpdkPort, mut wire: impl Peer) {
 }
 
 /// A place for a socket that no other test uses.
-fn socket(number: u32) -> String {
+pub fn socket(number: u32) -> String {
     let name = format!("okm-ports-{}-{number}.sock", std::process::id());
     std::env::temp_dir().join(name).display().to_string()
 }

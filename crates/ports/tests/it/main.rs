@@ -8,6 +8,8 @@
 mod af_packet;
 #[cfg(feature = "dpdk")]
 mod dpdk;
+#[cfg(feature = "dpdk")]
+mod dpdk_guests;
 mod drivers;
 mod ring;
 mod segmentation;
