@@ -4,11 +4,12 @@
 //! parsed and options are coded by `dhcproto`; the fixed part is edited as bytes, since the answer keeps most of the request.
 
 use crate::GATEWAY_IPV4;
-use crate::config::{Dhcp, Interface};
+use crate::config::Interface;
 use crate::counters::Node;
 use crate::graph::Context;
 use crate::packet::Packet;
 use crate::reply::join;
+use crate::tables::Settings;
 use crate::verdict::{DropReason, Verdict};
 use core::net::{IpAddr, Ipv4Addr};
 use dhcproto::v4::borrowed;
@@ -78,7 +79,7 @@ pub(crate) fn process(
         server,
         &boot_file(interface, boot, server),
     );
-    let options = options(answer, boot, interface, &cx.tables.settings.dhcp)?;
+    let options = options(answer, boot, interface, &cx.tables.settings)?;
     let to = match boot {
         Boot::None => (client, own),
         Boot::Tftp | Boot::Http => (Mac::BROADCAST, Ipv4Addr::BROADCAST),
@@ -181,16 +182,22 @@ fn options(
     answer: MessageType,
     boot: Boot,
     interface: &Interface,
-    dhcp: &Dhcp,
+    settings: &Settings,
 ) -> Result<Vec<u8>, DropReason> {
+    let dhcp = &settings.dhcp;
+    // 169.254/16 is on the link, everything else behind the gateway (RFC 3442).
+    let mut routes = vec![16, 169, 254, 0, 0, 0, 0, 0, 169, 254, 0, 1];
+    if !settings.virtual_services.is_empty() {
+        // Addresses of virtual services are customarily in 169.254.1/24. Nobody on the link answers for them.
+        routes.extend([24, 169, 254, 1, 169, 254, 0, 1]);
+    }
     let mut list = vec![
         DhcpOption::MessageType(answer),
         DhcpOption::AddressLeaseTime(u32::MAX),
         DhcpOption::ServerIdentifier(GATEWAY_IPV4),
-        // 169.254/16 is on the link, everything else behind the gateway (RFC 3442).
         DhcpOption::Unknown(dhcproto::v4::UnknownOption::new(
             OptionCode::ClasslessStaticRoute,
-            vec![16, 169, 254, 0, 0, 0, 0, 0, 169, 254, 0, 1],
+            routes,
         )),
         DhcpOption::SubnetMask(Ipv4Addr::BROADCAST),
         DhcpOption::InterfaceMtu(dhcp.mtu),

@@ -70,6 +70,7 @@ pub(crate) fn outgoing(
     };
     let place = to_v6(packet.frame_mut(), place, ends, ends);
     let place = place.map_err(|_| DropReason::NotTranslatable)?;
+    clear_class(packet.frame_mut().get_mut(place.start..));
     let header = ethernet::header(
         uplink.next_hop.unwrap_or_default(),
         uplink.mac,
@@ -168,6 +169,7 @@ pub(crate) fn incoming(
         destination: connection.machine,
     };
     let packet_end = ETHERNET_LEN + usize::from(overlay.length);
+    clear_class(packet.frame_mut().get_mut(ETHERNET_LEN..packet_end));
     let bytes = packet.frame_mut().get_mut(ETHERNET_LEN..packet_end);
     let place = to_v4(bytes.ok_or(DropReason::Bug)?, ends, ends);
     let place = place.map_err(|_| DropReason::NotTranslatable)?;
@@ -210,6 +212,15 @@ fn answering<'s>(
             && IpAddr::V6(service.underlay()) == overlay.destination
     })?;
     Some((service, overlay))
+}
+
+/// Clears the traffic class of an IPv6 packet, which no checksum covers: machines do not choose how the fabric treats their packets, here as
+/// little as in the tunnel, and the fabric's marks are not for them.
+fn clear_class(packet: Option<&mut [u8]>) {
+    if let Some([first, second, ..]) = packet {
+        *first &= 0xf0;
+        *second &= 0x0f;
+    }
 }
 
 /// Writes ports and Ethernet header; what is around the IP packet goes.

@@ -92,6 +92,48 @@ fn udp_there_and_back() {
 }
 
 #[test]
+fn machines_are_told_the_way_to_the_services() {
+    let mut bed = bed();
+    let discover = build::udp(
+        ("0.0.0.0", 68),
+        ("255.255.255.255", 67),
+        &crate::dhcp::message(1, &[255]),
+    );
+    let (verdict, offer) = bed.send(VM1, &from_guest(&discover));
+    assert_eq!(verdict, Verdict::Reply(VM1));
+    let on_link = [16, 169, 254, 0, 0, 0, 0];
+    let default = [0, 169, 254, 0, 1];
+    let services = [24, 169, 254, 1, 169, 254, 0, 1];
+    let routes = [&[121, 20][..], &on_link, &default, &services].concat();
+    assert!(
+        offer.windows(routes.len()).any(|part| part == routes),
+        "{}",
+        hex(&offer)
+    );
+}
+
+#[test]
+fn the_traffic_class_stays_on_its_side() {
+    let mut bed = bed();
+    let from = underlay(0).to_string();
+    let plain = build::udp(("10.100.1.1", 7), (VIRTUAL, 53), b"query");
+    let mut marked = plain.clone();
+    marked[1] = 0xb9;
+    marked[10..12].fill(0);
+    let sum = net::checksum::checksum(&marked[..20]).to_be_bytes();
+    marked[10..12].copy_from_slice(&sum);
+    let (_, sent) = ask(&mut bed, &marked);
+    assert_eq!(sent[..4], [0x60, 0, 0, 0]);
+    assert_eq!(hex(&sent), hex(&ask(&mut bed, &plain).1));
+    let mut reply = build::udp((SERVICE, 5353), (&from, 1025), b"reply");
+    reply[..2].copy_from_slice(&[0x6b, 0x90]);
+    let (verdict, frame) = answer(&mut bed, &reply);
+    assert_eq!(verdict, Verdict::Transmit(VM1));
+    assert_eq!(frame[14..16], [0x45, 0]);
+    check_checksums(&frame[14..]);
+}
+
+#[test]
 fn tcp_has_ports_of_its_own_and_they_are_reused() {
     let mut bed = bed();
     let from = underlay(1).to_string();
