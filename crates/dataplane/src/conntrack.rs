@@ -18,6 +18,7 @@ use crate::time::Instant;
 use crate::underlay::UnderlayKind;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::{flow, hops, ipip, mss, pmtu, route_lookup};
+use core::net::IpAddr;
 use net::tcp::{ACK, FIN, RST, SYN};
 
 /// How far a TCP connection has got, from the control bits of both sides.
@@ -495,6 +496,8 @@ fn error(
     if is_balanced(cx) {
         walk.previous = known.and_then(|number| previous(cx, number));
         stages::balance(cx, &mut walk)?;
+    } else if belongs_elsewhere(cx, &from, known) {
+        stages::dnat(cx, &mut walk)?;
     } else {
         let known = known.ok_or(DropReason::IcmpUnrelated)?;
         let other = cx.flows.entry(known ^ 1).ok_or(DropReason::Bug)?;
@@ -523,6 +526,26 @@ fn error(
     let sent = send(cx, &once, packet, (place.start, length, overlay.layout));
     release(cx.adjacencies, &once);
     sent
+}
+
+/// Whether an error from the fabric is about a packet from a NAT port that another host has: it is relayed like answers to that port.
+fn belongs_elsewhere(cx: &Context<'_>, from: &Tuple, known: Option<u32>) -> bool {
+    let Source::Tunnel { endpoint, .. } = cx.source else {
+        return false;
+    };
+    let IpAddr::V4(address) = from.destination else {
+        return false;
+    };
+    let service = known
+        .and_then(|number| cx.flows.cold(number))
+        .map(|record| record.service);
+    endpoint.kind == UnderlayKind::Nat
+        && service.is_none_or(|service| service == Service::NeighbourNat)
+        && cx
+            .tables
+            .services
+            .translated(cx.vni, address)
+            .is_some_and(|translated| translated.neighbor(from.destination_port).is_some())
 }
 
 fn is_balanced(cx: &Context<'_>) -> bool {

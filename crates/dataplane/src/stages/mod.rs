@@ -12,6 +12,7 @@ pub(crate) mod snat;
 pub(crate) mod virtual_services;
 
 pub(crate) use balance::process as balance;
+pub(crate) use dnat::process as dnat;
 pub(crate) use filter::decide as decide_filter;
 
 use crate::flow::key::Transport;

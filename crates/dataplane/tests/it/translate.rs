@@ -372,6 +372,28 @@ fn icmp_errors_about_translated_connections() {
 }
 
 #[test]
+fn icmp_errors_about_ports_of_another_host_are_relayed() {
+    let mut bed = Bed::public();
+    let underlay = nat(&mut bed, "vm1", 100, 102);
+    let created = bed
+        .engine
+        .create_neighbor_nat(address(NAT), V100, range(500, 520), neighbour());
+    created.unwrap();
+    let quoting = |port| build::tcp((NAT, port), (PUBLIC, 80), SYN);
+    let error = |port| build::icmp("192.0.2.9", NAT, 3, 4, [0, 0, 5, 0], &quoting(port));
+    let relayed = |packet| Out::Tunnel(PF0, v6("fc00:1::1"), neighbour(), packet);
+    // Before and after an answer was relayed, which is remembered as a connection.
+    assert_eq!(bed.fabric(underlay, &error(510)), relayed(error(510)));
+    let answer = build::tcp((PUBLIC, 80), (NAT, 510), SYN | ACK);
+    assert_eq!(bed.fabric(underlay, &answer), relayed(answer.clone()));
+    assert_eq!(bed.fabric(underlay, &error(510)), relayed(error(510)));
+    for nobodys in [101, 499, 520] {
+        let out = bed.fabric(underlay, &error(nobodys));
+        assert_eq!(out, Out::Dropped(DropReason::IcmpUnrelated));
+    }
+}
+
+#[test]
 fn a_new_range_is_used_at_once() {
     let mut bed = Bed::public();
     nat(&mut bed, "vm1", 100, 101);
