@@ -128,14 +128,15 @@ fn native_parts(args: &Args) -> anyhow::Result<Parts> {
         mtu: args.dhcp_mtu,
         queues: usize::from(args.workers),
     };
-    let is_device = args.uplink_driver != UplinkDriver::Tap;
+    // A TAP that this process made has no router behind it unless the kernel says so: whoever reads takes every frame.
+    let fallback = (args.uplink_driver == UplinkDriver::Tap).then_some(Mac::ZERO);
     let watched = (0..).zip(&names).map(|(number, device)| {
         let args = args.clone();
         let name = device.clone();
         Uplink {
             port: PortId(number),
-            device: is_device.then(|| device.clone()),
-            fallback: None,
+            device: Some(device.clone()),
+            fallback,
             open: Arc::new(move || open_uplink(&args, number, &name).map(Driver::Native)),
         }
     });
@@ -354,10 +355,10 @@ fn open_uplink(args: &Args, number: u16, name: &str) -> Result<Queues, OpenError
             let mtu = usize::from(args.dhcp_mtu) + ENCAPSULATION_LEN;
             // Apart from all machine ports.
             let mac = devices::machine_mac(args.ipv6, u16::MAX - number);
-            Tap::create_queues(name, mac, mtu, queues)?
-                .into_iter()
-                .map(|queue| Box::new(queue) as _)
-                .collect()
+            let taps = Tap::create_queues(name, mac, mtu, queues)?;
+            // Nobody else knows when, and without link nothing would be sent.
+            taps.first().map_or(Ok(()), Tap::bring_up)?;
+            taps.into_iter().map(|queue| Box::new(queue) as _).collect()
         }
     })
 }

@@ -105,6 +105,16 @@ impl Tap {
         Ok(taps)
     }
 
+    /// Brings the device up, for a kernel's end that nobody else looks after.
+    ///
+    /// # Errors
+    /// The device is gone (`ENODEV`), or the process lacks CAP_NET_ADMIN (`EPERM`).
+    pub fn bring_up(&self) -> Result<(), OpenError> {
+        let failed = |action| OpenError::new(&self.name, action);
+        let control = sys::control_socket().map_err(failed("open control socket"))?;
+        sys::set_up(control.as_fd(), &self.name).map_err(failed("bring up"))
+    }
+
     fn queue(
         name: &str,
         mac: Mac,

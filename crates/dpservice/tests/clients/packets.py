@@ -1,6 +1,6 @@
 """Packets made and read by scapy, a stack of its own, against a running dpservice with six devices: two uplinks and four machines.
 
-Arguments: the client `dpservice-cli`, then the kernel names of the first uplink and of the four machines' devices.
+Arguments: the client `dpservice-cli`, then the kernel names of the uplinks' and of the four machines' devices.
 """
 
 import json
@@ -37,7 +37,7 @@ from scapy.layers.inet6 import (  # noqa: E402
 from scapy.layers.l2 import ARP, Ether  # noqa: E402
 from scapy.packet import Raw  # noqa: E402
 
-CLI, UPLINK, *MACHINES = sys.argv[1:]
+CLI, UPLINK, SECOND_UPLINK, *MACHINES = sys.argv[1:]
 PATIENCE_S = 10
 ROUTER = "fc00::ffff"
 NEIGHBOUR = "fc00:2::64:0:1"
@@ -281,6 +281,25 @@ def load_balancer(target):
         uplink.expect("ping's answer of the load balancer", lambda packet: ICMP in packet and packet[ICMP].type == 0 and packet[IP].src == address)
 
 
+def failover(machine):
+    """What is sent takes the other uplink while the first one is down, and the first one again afterwards."""
+    packet = machine.frame(IP(src=machine.ipv4, dst="10.100.2.77"), UDP(sport=77, dport=78))
+    wanted = lambda seen: encapsulated(seen, machine, NEIGHBOUR) and UDP in seen and seen[UDP].dport == 78
+    second = Wire(SECOND_UPLINK, "02:00:00:00:00:fd")
+    for first_is, state in ((second, "down"), (None, "up")):
+        subprocess.run(["ip", "link", "set", UPLINK, state], check=True)
+        # A socket hears once that its device went down.
+        wire = first_is or Wire(UPLINK, "02:00:00:00:00:fe")
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            machine.send(packet)
+            try:
+                wire.expect(f"packet while the first uplink is {state}", wanted, patience_s=0.2)
+                break
+            except AssertionError:
+                assert time.monotonic() < deadline, f"no packet while the first uplink is {state}"
+
+
 def silence(machine):
     """Nothing of the others' traffic came to a machine of another network."""
     alien = lambda packet: IP in packet and packet[IP].src.startswith("10.100.")
@@ -297,7 +316,8 @@ def started():
     while subprocess.run([CLI, "init"], capture_output=True).returncode != 0:
         assert time.monotonic() < deadline, "dpservice does not answer"
         time.sleep(0.05)
-    subprocess.run(["ip", "link", "set", UPLINK, "up"], check=True)
+    for device in (UPLINK, SECOND_UPLINK):
+        subprocess.run(["ip", "link", "set", device, "up"], check=True)
     return Wire(UPLINK, "02:00:00:00:00:fe")
 
 
@@ -332,3 +352,4 @@ load_balancer(vm4)
 silence(vm3)
 listed = cli("list interfaces")["items"]
 assert [item["metadata"]["id"] for item in listed] == ["vm1", "vm2", "vm3", "vm4"], listed
+failover(vm2)

@@ -18,7 +18,7 @@ dhcpv6-dns 2001:4860:4860::6464
 dhcpv6-dns 2001:4860:4860::64
 ";
 
-/// Starts dpservice with a configuration file and plays the scenario. `devices`: kernel names of the uplink and of the machines' devices.
+/// Starts dpservice with a configuration file and plays the scenario. `devices`: kernel names of the uplinks and of the machines' devices.
 fn play(config: &str, arguments: &str, devices: &[&str]) {
     enter_private_namespace();
     let namespace = Namespace::own();
@@ -57,7 +57,7 @@ fn scapy_finds_the_native_taps_as_documented() {
     play(
         &format!("{CONFIG}pf0 pf0\npf1 pf1\ntap-count 4\nuplink-driver tap\n"),
         "--log-level warn",
-        &["pf0", "dtapvf_0", "dtapvf_1", "dtapvf_2", "dtapvf_3"],
+        &["pf0", "pf1", "dtapvf_0", "dtapvf_1", "dtapvf_2", "dtapvf_3"],
     );
 }
 
@@ -82,7 +82,7 @@ fn scapy_finds_dpdks_taps_as_documented() {
             "-l 0,1 --no-huge --no-pci -m 256 --file-prefix {prefix} --log-level=error {} -- --log-level warn",
             vdevs.join(" ")
         ),
-        &["dtap0", "dtap2", "dtap3", "dtap4", "dtap5"],
+        &["dtap0", "dtap1", "dtap2", "dtap3", "dtap4", "dtap5"],
     );
     let _ = std::fs::remove_dir_all(format!("/var/run/dpdk/{prefix}"));
 }
