@@ -148,7 +148,7 @@ pub struct Args {
     pub log_format: LogFormat,
 
     /// Least severe level that is logged: error, warn, info, debug, trace, or filters such as "info,h2=warn".
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = crate::logging::level)]
     pub log_level: String,
 
     /// Colour of text log lines.

@@ -6,11 +6,11 @@
 //! it stands in the function's place.
 
 use crate::args::{Args, Color, LogFormat};
-use anyhow::Context;
 use std::fmt::{self, Write};
 use std::io::IsTerminal;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
@@ -28,13 +28,27 @@ pub struct Format {
     pub now: fn() -> SystemTime,
 }
 
+/// A level or filters, as they are. A misspelt level alone would be taken for the name of a part, and nothing else be logged.
+pub(crate) fn level(text: &str) -> Result<String, String> {
+    let mut parts = text.split(',').map(str::trim);
+    let is_known = |part: &str| {
+        part.contains(['=', '[']) || (!part.is_empty() && part.parse::<LevelFilter>().is_ok())
+    };
+    match parts.find(|part| !is_known(part)) {
+        Some(part) => Err(format!("\"{part}\" is not a level")),
+        None => match EnvFilter::try_new(text) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
 /// Installs the process-wide subscriber.
 ///
 /// # Errors
-/// If `--log-level` is not a level or filter, or a subscriber is installed already.
+/// If a subscriber is installed already.
 pub fn init(args: &Args) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .with_context(|| format!("--log-level: \"{}\" is not a level", args.log_level))?;
+    let filter = EnvFilter::try_new(&args.log_level)?;
     let is_coloured = match args.color {
         Color::Never => false,
         Color::Always => true,

@@ -4,7 +4,7 @@ use super::values::{
     Action, Direction, LbPort, NatKind, PrefixText, Transport, VniKind, action, direction,
     duration, nat_type, transport, vni_type,
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ const PORT: &str = "1337";
     name = "dpservice-cli",
     version,
     verbatim_doc_comment,
-    disable_version_flag = false,
+    disable_version_flag = true,
     disable_help_subcommand = true
 )]
 pub(crate) struct Cli {
@@ -48,6 +48,10 @@ pub(crate) struct Cli {
     /// More columns in tables.
     #[arg(short, long, global = true)]
     pub(crate) wide: bool,
+
+    /// Print the version.
+    #[arg(id = "version", short = 'v', short_alias = 'V', long, action = ArgAction::Version)]
+    _version: Option<bool>,
 
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -78,7 +78,8 @@ pub fn answer(facts: &Facts, command: &str) -> Option<Value> {
         }
         _ => return None,
     };
-    Some(object([(command.to_owned(), value)]))
+    // Without its parameter, as DPDK answers.
+    Some(object([(name.to_owned(), value)]))
 }
 
 fn object(entries: impl IntoIterator<Item = (String, Value)>) -> Value {

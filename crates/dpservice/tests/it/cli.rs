@@ -675,6 +675,11 @@ fn completion_and_lack_of_a_server() {
         code == Some(0) && text.contains("complete -F _dpservice__cli"),
         "no completion"
     );
+    for flag in ["-v", "--version", "--Version", "-V"] {
+        let (code, text) = run(&[flag]);
+        let version = format!("dpservice-cli {}\n", dpservice::VERSION);
+        assert_eq!((code, text), (Some(0), version), "{flag}");
+    }
     // Port 9 (discard) of this host: nobody listens.
     let (code, text) = run(&["--address", "[::1]:9", "list", "interfaces", "-o", "json"]);
     assert_eq!(code, Some(1));

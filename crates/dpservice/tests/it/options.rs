@@ -97,6 +97,18 @@ const OPTIONS: &[Known] = &[
     known("graphtrace-loglevel", "0", &["0", "2"], &["3", "-1"]),
     known("color", "never", &["never", "always", "auto"], &["no"]),
     known("log-format", "text", &["text", "json"], &["xml"]),
+    known(
+        "log-level",
+        "info",
+        &[
+            "error",
+            "trace",
+            "off",
+            "info,h2=warn",
+            "dpservice::sync=debug",
+        ],
+        &["", "inof", "info,", "info,h2", "h2=loud"],
+    ),
     known("grpc-port", "1337", &["1024", "65535"], &["1023", "65536"]),
     known("flow-timeout", "30", &["1", "300"], &["0", "301"]),
     flag("multiport-eswitch", None),
@@ -152,7 +164,7 @@ fn names_defaults_and_limits() {
     load(&["--active-lockfile", &path[..255]]).unwrap();
     load(&["--active-lockfile", &path]).unwrap_err();
     let names: BTreeSet<_> = OPTIONS.iter().map(|option| option.long).collect();
-    assert_eq!(names.len(), 25);
+    assert_eq!(names.len(), 26);
 }
 
 #[test]
