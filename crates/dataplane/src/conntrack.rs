@@ -435,7 +435,7 @@ fn resolve(
             destination,
         } => {
             let index = cx.adjacencies.acquire_tunnel(&Tunnel {
-                uplink: *uplink,
+                uplink: *cx.tables.uplink(*uplink)?,
                 is_v6: leaves.destination.is_ipv6(),
                 source: *source,
                 destination: *destination,

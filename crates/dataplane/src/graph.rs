@@ -20,7 +20,7 @@ use crate::cls::{self, Fast, FromMachine, L4};
 use crate::conntrack::{self, Lookup};
 use crate::counters::{Counters, Node};
 use crate::flow::adjacency::AdjacencyTable;
-use crate::flow::key::{Keyed, Place, Scope, Transport, Tuple};
+use crate::flow::key::{FlowKey, Keyed, Place, Scope, Transport, Tuple};
 use crate::flow::table::FlowTable;
 use crate::flow::{Coarse, Ingress, Service};
 use crate::fragments::Fragments;
@@ -29,7 +29,7 @@ use crate::pmtu::ErrorBudget;
 use crate::port_map::PortMap;
 use crate::stages::{relay, virtual_services};
 use crate::sync::Journal;
-use crate::tables::{Tables, Uplink};
+use crate::tables::Tables;
 use crate::underlay::{Endpoint, UnderlayKind};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::virtual_service::VirtualService;
@@ -47,6 +47,16 @@ pub(crate) enum Source<'a> {
         slot: u16,
         endpoint: &'a Endpoint,
     },
+}
+
+impl Source<'_> {
+    /// The machine port that a packet which came in on `port` is about.
+    fn machine(&self, port: PortId) -> PortId {
+        match self {
+            Source::Machine => port,
+            Source::Tunnel { endpoint, .. } => endpoint.port,
+        }
+    }
 }
 
 /// What lends itself to every packet of a worker.
@@ -96,7 +106,8 @@ pub(crate) enum Output {
     Deliver(PortId),
     /// Through a tunnel.
     Encap {
-        uplink: Uplink,
+        /// Its number.
+        uplink: u8,
         source: Ipv6Addr,
         destination: Ipv6Addr,
     },
@@ -147,14 +158,20 @@ impl Walk {
 impl Context<'_> {
     /// Whether the decision of an entry still holds, see [`keep`].
     pub(crate) fn keeps(&mut self, number: u32) -> bool {
+        let doubt = self.doubt(number);
+        keep::confirm(self, number, doubt)
+    }
+
+    /// What of an entry's decision is in doubt.
+    #[inline]
+    fn doubt(&self, number: u32) -> keep::Doubt {
         let view = keep::View {
             tables: self.tables,
             flows: self.flows,
             adjacencies: self.adjacencies,
             source: self.source,
         };
-        let doubt = keep::doubt(&view, number);
-        keep::confirm(self, number, doubt)
+        keep::doubt(&view, number)
     }
 
     /// Where the packet came in.
@@ -206,16 +223,17 @@ pub(crate) fn walk_plain(
         return None;
     };
     let source = source(tables, ingress)?;
-    let (machine, ip_offset) = match source {
-        Source::Machine => (port, ETHERNET_LEN),
-        Source::Tunnel { endpoint, .. } => (endpoint.port, ipip::TUNNEL_LEN),
+    let ip_offset = match source {
+        Source::Machine => ETHERNET_LEN,
+        Source::Tunnel { .. } => ipip::TUNNEL_LEN,
     };
     if is_for_us(&source, &tuple) {
         return None;
     }
     let is_tunnel = u64::from(matches!(source, Source::Tunnel { .. }));
     parts.counters.count_many(Node::IpipDecap, is_tunnel);
-    let mut cx = match context(parts, tables, (port, machine), now, source) {
+    let ports = (port, source.machine(port));
+    let mut cx = match context(parts, tables, ports, now, source) {
         Ok(cx) => cx,
         Err(reason) => return Some(Err(reason)),
     };
@@ -275,15 +293,49 @@ pub(crate) fn keep(
     };
     let doubt = keep::doubt(&view, number);
     if doubt == keep::Doubt::NONE {
-        keep::declare(parts.flows, parts.counters, number, tables.epoch);
+        keep::declare(
+            parts.flows,
+            &mut parts.counters.flows_kept,
+            number,
+            tables.epoch,
+        );
         return true;
     }
-    let machine = match source {
-        Source::Machine => port,
-        Source::Tunnel { endpoint, .. } => endpoint.port,
-    };
-    let cx = context(parts, tables, (port, machine), now, source);
+    let cx = context(parts, tables, (port, source.machine(port)), now, source);
     cx.is_ok_and(|mut cx| keep::confirm(&mut cx, number, doubt))
+}
+
+/// The same for all entries of packets that came in at one place; an entry that is not its packet's, or is current, is left alone.
+pub(crate) fn keep_all<'p>(
+    parts: &mut Parts<'_>,
+    tables: &Tables,
+    (port, now): (PortId, Coarse),
+    ingress: Ingress,
+    packets: impl Iterator<Item = (&'p FlowKey, u32)>,
+) {
+    let Some(source) = source(tables, ingress) else {
+        return;
+    };
+    let Ok(mut cx) = context(parts, tables, (port, source.machine(port)), now, source) else {
+        return;
+    };
+    for (key, number) in packets {
+        let is_stale = cx.flows.entry(number).is_some_and(|entry| {
+            entry.epoch != tables.epoch && entry.ingress == ingress && entry.key.is(key)
+        });
+        if !is_stale {
+            continue;
+        }
+        match cx.doubt(number) {
+            keep::Doubt::NONE => {
+                let counter = &mut cx.counters.flows_kept;
+                keep::declare(cx.flows, counter, number, tables.epoch);
+            }
+            doubt => {
+                keep::confirm(&mut cx, number, doubt);
+            }
+        }
+    }
 }
 
 /// Decides one packet that came in on `port`.

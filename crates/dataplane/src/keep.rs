@@ -2,13 +2,12 @@
 //! one respect has only that looked at again. What comes out differently is left to the complete decision anew ([`crate::conntrack`]).
 
 use crate::conntrack;
-use crate::counters::Counters;
 use crate::firewall::FilterPacket;
 use crate::flow::adjacency::{AdjacencyTable, Tunnel};
 use crate::flow::key::Tuple;
 use crate::flow::table::FlowTable;
 use crate::flow::{Action, Entry, Ingress};
-use crate::graph::{Context, Output, Source, Walk};
+use crate::graph::{Context, Output, Source};
 use crate::history::Change;
 use crate::objects::RuleDirection;
 use crate::route_lookup;
@@ -67,49 +66,37 @@ pub(crate) fn doubt(view: &View<'_>, number: u32) -> Doubt {
     })
 }
 
-/// Declares a decision current if what is in doubt about it comes out the same; false leaves it as it is.
+/// Declares a decision current if what is in doubt about it comes out the same, or differs in the tunnel only, which is exchanged. False leaves
+/// it to the complete decision.
 pub(crate) fn confirm(cx: &mut Context<'_>, number: u32, doubt: Doubt) -> bool {
-    let stays = doubt == Doubt::NONE || !doubt.has(Doubt::ALL) && is_confirmed(cx, number, doubt);
-    if stays {
-        declare(cx.flows, cx.counters, number, cx.tables.epoch);
+    let mut is_moved = false;
+    if doubt != Doubt::NONE
+        && (doubt.has(Doubt::ALL) || !is_confirmed(cx, number, doubt, &mut is_moved))
+    {
+        return false;
     }
-    stays
+    let counter = if is_moved {
+        &mut cx.counters.flows_redecided
+    } else {
+        &mut cx.counters.flows_kept
+    };
+    declare(cx.flows, counter, number, cx.tables.epoch);
+    true
 }
 
-/// Declares a decision current.
-pub(crate) fn declare(flows: &mut FlowTable, counters: &mut Counters, number: u32, epoch: u32) {
+/// Declares a decision current, and counts it.
+pub(crate) fn declare(flows: &mut FlowTable, counter: &mut u64, number: u32, epoch: u32) {
     if let Some(entry) = flows.entry_mut(number) {
         entry.epoch = slow::current(entry.epoch, epoch);
-        counters.flows_kept += 1;
+        *counter += 1;
     }
 }
 
 /// Looks at what is in doubt.
-fn is_confirmed(cx: &mut Context<'_>, number: u32, doubt: Doubt) -> bool {
-    let Some(entry) = cx.flows.entry(number).copied() else {
-        return false;
-    };
-    let Some(walk) = recall(cx.flows, number, &entry) else {
-        return false;
-    };
+fn is_confirmed(cx: &mut Context<'_>, number: u32, doubt: Doubt, is_moved: &mut bool) -> bool {
     (!doubt.has(Doubt::TARGET) || is_target_kept(cx, number))
-        && (!doubt.has(Doubt::ROUTE) || is_route_kept(cx, &entry, &walk))
-        && (!doubt.has(Doubt::FILTER) || stages::decide_filter(cx, &walk).is_ok())
-}
-
-/// The walk as it ended when the entry was decided.
-fn recall(flows: &FlowTable, number: u32, entry: &Entry) -> Option<Walk> {
-    let mut walk = Walk::new(entry.key.tuple());
-    if entry.has(Entry::TRANSLATED) {
-        let other = flows.entry(number ^ 1)?;
-        walk.leaves = other.key.tuple().inverted();
-    }
-    walk.output = match entry.action {
-        Action::Undecided => return None,
-        Action::Deliver => Some(Output::Deliver(PortId(entry.target as u16))),
-        Action::Encap => None,
-    };
-    Some(walk)
+        && (!doubt.has(Doubt::ROUTE) || is_way_open(cx, number, is_moved))
+        && (!doubt.has(Doubt::FILTER) || is_let_pass(cx, number))
 }
 
 /// What one change puts in doubt.
@@ -160,6 +147,9 @@ fn leaves_by(view: &View<'_>, entry: &Entry) -> Option<PortId> {
 
 /// Whether a route to `prefix` may be about the sender of an entry's packets or the receiver.
 fn is_under(flows: &FlowTable, (number, entry): (u32, &Entry), prefix: Prefix) -> bool {
+    if !entry.has(Entry::TRANSLATED) {
+        return entry.key.is_under(prefix);
+    }
     let (source, destination) = ends(flows, (number, entry));
     prefix.contains(source) || prefix.contains(destination)
 }
@@ -200,33 +190,68 @@ fn delivers_to(entry: &Entry, port: PortId) -> bool {
     entry.action == Action::Deliver && entry.target == u32::from(port.0)
 }
 
-/// Whether the route lookup still ends with the same tunnel or machine.
-fn is_route_kept(cx: &Context<'_>, entry: &Entry, walk: &Walk) -> bool {
-    let mut again = Walk {
-        output: None,
-        ..*walk
+/// Whether the route lookup still ends with the same machine, or with a tunnel: if that is another one, it takes the place of the former.
+/// Nothing else of a decision depends on which host a packet goes to.
+fn is_way_open(cx: &mut Context<'_>, number: u32, is_moved: &mut bool) -> bool {
+    let Some(entry) = cx.flows.entry(number) else {
+        return false;
     };
-    if route_lookup::decide(cx, &mut again).is_err() {
+    let (_, destination) = ends(cx.flows, (number, entry));
+    let Ok(way) = route_lookup::find(cx, &entry.key.tuple(), destination) else {
+        return false;
+    };
+    if entry.has(Entry::BY_DEFAULT) != way.public {
         return false;
     }
-    let leads_there = match again.output {
-        Some(Output::Deliver(port)) => delivers_to(entry, port),
-        Some(Output::Encap {
+    match way.output {
+        Output::Deliver(port) => delivers_to(entry, port),
+        Output::Encap {
             uplink,
             source,
-            destination,
-        }) => {
-            let tunnel = Tunnel {
-                uplink,
-                is_v6: walk.leaves.destination.is_ipv6(),
-                source,
-                destination,
+            destination: host,
+        } => {
+            let Ok(uplink) = cx.tables.uplink(uplink) else {
+                return false;
             };
-            entry.action == Action::Encap && cx.adjacencies.is(entry.target, &tunnel)
+            let tunnel = Tunnel {
+                uplink: *uplink,
+                is_v6: destination.is_ipv6(),
+                source,
+                destination: host,
+            };
+            entry.action == Action::Encap && lead(cx, number, &tunnel, is_moved)
         }
-        None => false,
+    }
+}
+
+/// Leads the packets of an entry, which have a tunnel, into this one. False if there is no room for it.
+fn lead(cx: &mut Context<'_>, number: u32, tunnel: &Tunnel, is_moved: &mut bool) -> bool {
+    let Some(entry) = cx.flows.entry_mut(number) else {
+        return false;
     };
-    leads_there && entry.has(Entry::BY_DEFAULT) == again.public
+    if cx.adjacencies.is(entry.target, tunnel) {
+        return true;
+    }
+    let Some(target) = cx.adjacencies.acquire_tunnel(tunnel) else {
+        return false;
+    };
+    cx.adjacencies.release(entry.target);
+    entry.target = target;
+    *is_moved = true;
+    true
+}
+
+/// Whether the packet filters of both ends still let a connection pass.
+fn is_let_pass(cx: &mut Context<'_>, number: u32) -> bool {
+    let Some(entry) = cx.flows.entry(number) else {
+        return false;
+    };
+    let receiver = match entry.action {
+        Action::Deliver => Some(PortId(entry.target as u16)),
+        Action::Encap | Action::Undecided => None,
+    };
+    let packet = FilterPacket::of(&judged(cx.flows, (number, entry)));
+    stages::decide_filter(cx, &packet, receiver).is_ok()
 }
 
 /// Whether a load-balanced connection's target is still one.

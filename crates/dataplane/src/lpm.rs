@@ -79,20 +79,21 @@ impl<V: Copy> Lpm<V> {
     /// The value of the longest prefix that covers `bits`, and that prefix's length.
     #[must_use]
     pub fn lookup(&self, bits: u128) -> Option<(u8, V)> {
-        let mut best = None;
+        let mut best: Option<&NodeOf<V>> = None;
         let mut link = self.root.as_deref();
         while let Some(node) = link {
             if !covers(node.bits, node.length, bits) {
                 break;
             }
-            if let Some(value) = node.value {
-                best = Some((node.length, value));
+            if node.value.is_some() {
+                best = Some(node);
             }
             // The longest ones have no children.
             let [zero, one] = &node.children;
             link = if branch(bits, node.length) { one } else { zero }.as_deref();
         }
-        best
+        let NodeOf { length, value, .. } = best?;
+        Some((*length, (*value)?))
     }
 
     /// The value of exactly this prefix.

@@ -23,29 +23,40 @@ pub(crate) fn process(cx: &mut Context<'_>, walk: &mut Walk) -> Result<(), DropR
             IpAddr::V6(_) => Node::Ipv6Lookup,
         });
     }
-    decide(cx, walk)
-}
-
-/// The same for a connection that is looked at again, which does not count as passing the stage.
-pub(crate) fn decide(cx: &Context<'_>, walk: &mut Walk) -> Result<(), DropReason> {
-    let (source, destination) = (walk.tuple.source, walk.leaves.destination);
-    check_forwardable(source, destination)?;
+    check_forwardable(walk.tuple.source, walk.leaves.destination)?;
     if walk.output.is_none() {
-        walk.output = Some(match cx.source {
-            Source::Machine => from_machine(cx, source, destination, walk)?,
-            Source::Tunnel { endpoint, .. } => from_tunnel(cx, endpoint, source, destination)?,
-        });
+        let way = find(cx, &walk.tuple, walk.leaves.destination)?;
+        (walk.output, walk.public) = (Some(way.output), way.public);
     }
     Ok(())
 }
 
-fn from_machine(
+/// What the route lookup finds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub output: Output,
+    /// It is a default route.
+    pub public: bool,
+}
+
+/// The way to `destination` of a packet that shows `tuple`.
+pub(crate) fn find(
     cx: &Context<'_>,
-    source: IpAddr,
+    tuple: &Tuple,
     destination: IpAddr,
-    walk: &mut Walk,
-) -> Result<Output, DropReason> {
-    let tables = cx.tables;
+) -> Result<Way, DropReason> {
+    match cx.source {
+        Source::Machine => from_machine(cx, tuple, destination),
+        Source::Tunnel { endpoint, .. } => {
+            let output = from_tunnel(cx, endpoint, tuple.source, destination)?;
+            let public = false;
+            Ok(Way { output, public })
+        }
+    }
+}
+
+fn from_machine(cx: &Context<'_>, tuple: &Tuple, destination: IpAddr) -> Result<Way, DropReason> {
+    let (tables, source) = (cx.tables, tuple.source);
     let routes = tables.routes(cx.vni_slot).ok_or(DropReason::Bug)?;
     let may_use = cx.attached(cx.machine).is_some_and(|attached| {
         // The interface's own address, mostly: nobody else can have it.
@@ -60,17 +71,18 @@ fn from_machine(
         return Err(DropReason::SourceSpoofed);
     }
     let (length, target) = routes.lookup(destination).ok_or(DropReason::NoRoute)?;
-    walk.public = length == 0;
-    match target {
-        Target::Own(port) | Target::Alias(port) => Ok(Output::Deliver(port)),
-        Target::Remote { underlay, .. } => Ok(Output::Encap {
-            uplink: *choose_uplink(tables, || {
-                path_hash(cx.vni.get(), &walk.tuple, function(cx, &walk.tuple))
+    let output = match target {
+        Target::Own(port) | Target::Alias(port) => Output::Deliver(port),
+        Target::Remote { underlay, .. } => Output::Encap {
+            uplink: choose_uplink(tables, || {
+                path_hash(cx.vni.get(), tuple, function(cx, tuple))
             })?,
             source: cx.underlay,
             destination: underlay,
-        }),
-    }
+        },
+    };
+    let public = length == 0;
+    Ok(Way { output, public })
 }
 
 fn from_tunnel(
@@ -162,28 +174,18 @@ fn is_local_scope(address: IpAddr) -> bool {
     }
 }
 
-/// Uplink 0 unless it cannot be used; with load sharing, by hash slot.
-pub(crate) fn choose_uplink(
-    tables: &Tables,
-    hash: impl Fn() -> u32,
-) -> Result<&Uplink, DropReason> {
-    let usable = |uplink: &'_ Option<Uplink>| uplink.is_some_and(|uplink| uplink.is_usable());
+/// Number of the uplink: 0 unless it cannot be used; with load sharing, by hash slot.
+pub(crate) fn choose_uplink(tables: &Tables, hash: impl Fn() -> u32) -> Result<u8, DropReason> {
+    let usable = |uplink: &Option<Uplink>| uplink.as_ref().is_some_and(Uplink::is_usable);
     let [first, second] = &tables.uplinks;
     let slots = tables.settings.wcmp_slots;
     let prefers_first = slots >= WCMP_SLOTS || hash() % u32::from(WCMP_SLOTS) < u32::from(slots);
-    let chosen = match (usable(first), usable(second)) {
-        (true, true) => {
-            if prefers_first {
-                first
-            } else {
-                second
-            }
-        }
-        (true, false) => first,
-        (false, true) => second,
-        (false, false) => &None,
-    };
-    chosen.as_ref().ok_or(DropReason::NoUplink)
+    match (usable(first), usable(second)) {
+        (true, true) => Ok(u8::from(!prefers_first)),
+        (true, false) => Ok(0),
+        (false, true) => Ok(1),
+        (false, false) => Err(DropReason::NoUplink),
+    }
 }
 
 /// The hash that all implementations agree on for the choice of uplink: over destination, protocol, destination port, source,

@@ -7,7 +7,7 @@ use crate::lpm::Lpm;
 use crate::objects::{FirewallMode, VirtualServiceSpec};
 use crate::services::{PortServices, Services};
 use crate::underlay::{HostPart, UnderlayTable};
-use crate::verdict::PortId;
+use crate::verdict::{DropReason, PortId};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use net::ethernet::{HEADER_LEN as ETHERNET_LEN, TYPE_IPV4, TYPE_IPV6};
@@ -290,6 +290,12 @@ impl Tables {
     #[inline]
     pub(crate) fn port(&self, port: PortId) -> Option<&Port> {
         self.ports.get(port.index())
+    }
+
+    /// An uplink by its number.
+    pub(crate) fn uplink(&self, number: u8) -> Result<&Uplink, DropReason> {
+        let uplink = self.uplinks.get(usize::from(number));
+        uplink.and_then(Option::as_ref).ok_or(DropReason::NoUplink)
     }
 
     pub(crate) fn routes(&self, slot: u16) -> Option<&VniRoutes> {

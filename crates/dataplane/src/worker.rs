@@ -610,21 +610,10 @@ fn find_elsewhere(flows: &FlowTable, parsed: &mut [Parsed]) {
 #[inline(never)]
 fn refresh(cx: &mut Burst<'_, '_>, burst: &[Parsed]) {
     let place = (cx.port, cx.now);
-    for parsed in burst {
-        let entry = cx.parts.flows.entry(parsed.entry);
-        let is_stale = entry.is_some_and(|entry| {
-            entry.epoch != cx.epoch
-                && entry.ingress == parsed.ingress
-                && entry.key.is(&parsed.fast.key)
-        });
-        if is_stale {
-            graph::keep(
-                &mut cx.parts,
-                cx.tables,
-                place,
-                parsed.ingress,
-                parsed.entry,
-            );
+    for run in burst.chunk_by(|one, next| one.ingress == next.ingress) {
+        if let Some(Parsed { ingress, .. }) = run.first() {
+            let packets = run.iter().map(|parsed| (&parsed.fast.key, parsed.entry));
+            graph::keep_all(&mut cx.parts, cx.tables, place, *ingress, packets);
         }
     }
 }

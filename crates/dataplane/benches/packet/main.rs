@@ -72,6 +72,8 @@ enum Work {
     Refilter,
     /// The same after a change of the route, which leads to the same host as before.
     Reroute,
+    /// The same after a change of the route, which leads to another host than before.
+    Move,
     /// The same after a change that puts everything in doubt.
     Redecide,
     /// Machine to the internet by network NAT.
@@ -157,6 +159,7 @@ const CASES: &[Case] = &[
     case("keep-16k", Work::Keep, 16_000),
     case("refilter-16k", Work::Refilter, 16_000),
     case("reroute-16k", Work::Reroute, 16_000),
+    case("move-16k", Work::Move, 16_000),
     case("redecide-16k", Work::Redecide, 16_000),
     case("miss", Work::Miss, 1_000_000),
 ];
@@ -299,8 +302,8 @@ impl Bench {
     }
 
     fn process(&mut self) {
-        if self.next <= self.burst {
-            // Once per round over all flows: the next packet of each meets another epoch.
+        if (1..=self.burst).contains(&self.next) {
+            // Once per round over all flows: the next packet of each meets the next epoch.
             self.link = !self.link;
             scene::change(&mut self.scene.engine, self.work, self.link);
         }

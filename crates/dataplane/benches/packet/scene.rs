@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub const HOST: Ipv6Addr = Ipv6Addr::new(0xfc00, 1, 0, 0, 0, 0, 0, 1);
 const NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfc00, 2, 0, 0, 0xd000, 0, 0, 1);
+/// Another host, for a route that moves.
+const OTHER_NEIGHBOUR: Ipv6Addr = Ipv6Addr::new(0xfc00, 3, 0, 0, 0xd000, 0, 0, 1);
 /// Next hop of what leaves the region.
 const EDGE: Ipv6Addr = Ipv6Addr::new(0xfc00, 0xe, 0, 0, 0, 0, 0, 1);
 const NEAR_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -70,6 +72,7 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
         | Work::Keep
         | Work::Refilter
         | Work::Reroute
+        | Work::Move
         | Work::Redecide => own,
     };
     let port = match case.work {
@@ -80,6 +83,7 @@ fn configured(case: &Case) -> Result<Scene, ConfigError> {
         | Work::Keep
         | Work::Refilter
         | Work::Reroute
+        | Work::Move
         | Work::Redecide
         | Work::NatOut
         | Work::VipOut => MACHINE,
@@ -125,6 +129,10 @@ pub fn change(engine: &mut Engine, work: Work, back: bool) {
         }
         Work::Reroute => {
             let _ = engine.replace_route(vni(), route, 16, IpAddr::V6(NEIGHBOUR), 100);
+        }
+        Work::Move => {
+            let host = if back { NEIGHBOUR } else { OTHER_NEIGHBOUR };
+            let _ = engine.replace_route(vni(), route, 16, IpAddr::V6(host), 100);
         }
         Work::Redecide => dataplane::fuzzing::forget_decisions(engine),
         Work::Encap
@@ -314,9 +322,13 @@ fn packet_v4(case: &Case, flow: u32) -> Vec<u8> {
     let inside = Ipv4Addr::new(10, 1, high, number);
     let outside = Ipv4Addr::new(198, 18, high, number);
     let (source, destination) = match case.work {
-        Work::Encap | Work::Miss | Work::Keep | Work::Refilter | Work::Reroute | Work::Redecide => {
-            (NEAR_V4, inside)
-        }
+        Work::Encap
+        | Work::Miss
+        | Work::Keep
+        | Work::Refilter
+        | Work::Reroute
+        | Work::Move
+        | Work::Redecide => (NEAR_V4, inside),
         Work::Decap => (inside, NEAR_V4),
         Work::Local => (NEAR_V4, Ipv4Addr::new(10, 0, 0, 2)),
         Work::NatOut | Work::NatIn | Work::VipOut | Work::VipIn => (NEAR_V4, outside),

@@ -116,10 +116,7 @@ impl AdjacencyTable {
 
     /// Whether a number is that of a tunnel's adjacency.
     pub(crate) fn is(&self, index: u32, tunnel: &Tunnel) -> bool {
-        match self.recent(tunnel) {
-            Some(known) => known == index,
-            None => self.get(index) == Some(&ipip::adjacency(tunnel)),
-        }
+        self.get(index) == Some(&ipip::adjacency(tunnel))
     }
 
     fn recent(&self, tunnel: &Tunnel) -> Option<u32> {

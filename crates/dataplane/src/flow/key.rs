@@ -4,7 +4,7 @@
 //! The two directions of a connection have different keys, and with translation not even mirrored ones.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use net::Vni;
+use net::{Prefix, Vni};
 
 use super::Ingress;
 
@@ -247,6 +247,25 @@ impl FlowKey {
             let [e, f, g, h, i, j, k, l] = a.to_le_bytes();
             let (source, destination) = (Ipv4Addr::new(e, f, g, h), Ipv4Addr::new(i, j, k, l));
             (IpAddr::V4(source), IpAddr::V4(destination))
+        }
+    }
+
+    /// Whether one of its addresses is inside a prefix.
+    pub(crate) fn is_under(&self, prefix: Prefix) -> bool {
+        let length = u32::from(prefix.len());
+        let [a, b, c, d] = self.addresses;
+        match prefix.address() {
+            IpAddr::V4(base) if !self.is_v6() => {
+                let differs = |wire: u32| u64::from(wire.swap_bytes() ^ base.to_bits());
+                let is_inside = |wire| differs(wire) >> (32 - length) == 0;
+                is_inside(a as u32) || is_inside((a >> 32) as u32)
+            }
+            IpAddr::V6(base) if self.is_v6() => {
+                let is_inside =
+                    |wire| (address_v6(wire).to_bits() ^ base.to_bits()).leading_zeros() >= length;
+                is_inside([a, b]) || is_inside([c, d])
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => false,
         }
     }
 

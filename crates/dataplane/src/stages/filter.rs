@@ -5,20 +5,29 @@ use crate::firewall::{Filter, FilterPacket, Firewall};
 use crate::flow::key::Tuple;
 use crate::graph::{Context, Output, Source, Walk};
 use crate::objects::{FirewallMode, RuleDirection};
-use crate::verdict::DropReason;
+use crate::verdict::{DropReason, PortId};
 
 pub(crate) fn process(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
     cx.counters.count(Node::Firewall);
-    decide(cx, walk)
-}
-
-/// The same for a connection that is looked at again, which does not count as passing the stage.
-pub(crate) fn decide(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason> {
     // The source as it was sent, the destination as it will be received.
     let packet = FilterPacket::of(&Tuple {
         destination: walk.leaves.destination,
         ..walk.tuple
     });
+    let receiver = match walk.output {
+        Some(Output::Deliver(port)) => Some(port),
+        Some(Output::Encap { .. }) | None => None,
+    };
+    decide(cx, &packet, receiver)
+}
+
+/// The same for a connection that is looked at again, which does not count as passing the stage. `receiver`: the machine of this host that
+/// gets its packets.
+pub(crate) fn decide(
+    cx: &mut Context<'_>,
+    packet: &FilterPacket,
+    receiver: Option<PortId>,
+) -> Result<(), DropReason> {
     if matches!(cx.source, Source::Machine)
         && let Some(services) = cx.services()
     {
@@ -27,15 +36,13 @@ pub(crate) fn decide(cx: &mut Context<'_>, walk: &Walk) -> Result<(), DropReason
             cx,
             &services.firewall,
             RuleDirection::Egress,
-            &packet,
+            packet,
             reason,
         )?;
     }
-    if let Some(Output::Deliver(port)) = walk.output
-        && let Some(attached) = cx.attached(port)
-    {
+    if let Some(attached) = receiver.and_then(|port| cx.attached(port)) {
         let (firewall, reason) = (&attached.services.firewall, DropReason::FirewallIngress);
-        check(cx, firewall, RuleDirection::Ingress, &packet, reason)?;
+        check(cx, firewall, RuleDirection::Ingress, packet, reason)?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::flow::key::Transport;
 use crate::graph::{Context, Output, Walk};
 use crate::route_lookup;
 use crate::services::PortServices;
-use crate::tables::Attached;
+use crate::tables::{Attached, Uplink};
 use crate::verdict::{DropReason, PortId};
 use core::net::Ipv6Addr;
 use net::protocol;
@@ -47,11 +47,12 @@ impl<'a> Context<'a> {
 
     /// Out of the uplink by which the packet came in, in this host's name.
     pub(crate) fn hairpin(&self, destination: Ipv6Addr) -> Result<Output, DropReason> {
-        let mut uplinks = self.tables.uplinks.iter().flatten();
-        let uplink = uplinks.find(|uplink| uplink.port == self.from);
-        let usable = uplink.filter(|uplink| uplink.is_usable());
+        let mut uplinks = (0..).zip(&self.tables.uplinks);
+        let is_it = |uplink: &Uplink| uplink.port == self.from && uplink.is_usable();
+        let usable = uplinks.find(|(_, uplink)| uplink.as_ref().is_some_and(is_it));
+        let (uplink, _) = usable.ok_or(DropReason::NoUplink)?;
         Ok(Output::Encap {
-            uplink: *usable.ok_or(DropReason::NoUplink)?,
+            uplink,
             source: self.tables.settings.host,
             destination,
         })

@@ -34,6 +34,7 @@ pub(crate) fn process(
     else {
         return Err(DropReason::Bug);
     };
+    let uplink = *cx.tables.uplink(uplink)?;
     let adjacency = ipip::adjacency(&Tunnel {
         uplink,
         is_v6: overlay.source.is_ipv6(),

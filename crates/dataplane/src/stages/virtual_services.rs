@@ -58,7 +58,8 @@ pub(crate) fn outgoing(
     if let Some(new) = new {
         cx.journal.note(|| new);
     }
-    let uplink = *choose_uplink(cx.tables, || connection.path_hash())?;
+    let uplink = choose_uplink(cx.tables, || connection.path_hash())?;
+    let uplink = *cx.tables.uplink(uplink)?;
     if !packet.prepend(GROWTH_MAX) {
         return Err(DropReason::NoHeadroom);
     }

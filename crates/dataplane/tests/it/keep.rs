@@ -9,8 +9,8 @@ use dataplane::{
     Counters, EngineConfig, FirewallAction, FirewallRule, LbPort, LoadBalancerSpec, Node,
     PortMatch, RuleDirection, RuleFilter, RulePrefix, Verdict, fuzzing,
 };
-use net::Mac;
 use net::tcp::{ACK, SYN};
+use net::{Mac, PortRange};
 use proptest::prelude::*;
 
 const MACHINES: [(&str, dataplane::PortId, &str, &str); 3] = [
@@ -285,6 +285,47 @@ fn only_what_a_change_concerns_is_decided_anew() {
             .unwrap();
     }
     after(&mut bed, "more changes than are remembered", false);
+}
+
+/// A route that leads to another host exchanges the tunnel and nothing else: translated connections keep their ports, and tunnels that nobody uses
+/// any more are given back.
+#[test]
+fn a_route_to_another_host_exchanges_the_tunnel_only() {
+    let mut bed = Bed::new();
+    let hosts = ["fc00:2::1", "fc00:3::1"].map(|text| text.parse::<Ipv6Addr>().unwrap());
+    let lead = |bed: &mut Bed, host: Ipv6Addr| {
+        let hop = IpAddr::V6(host);
+        let route = bed
+            .engine
+            .replace_route(V100, address("0.0.0.0"), 0, hop, 0);
+        route.unwrap();
+    };
+    lead(&mut bed, hosts[0]);
+    let ports = PortRange::new(100, 200).unwrap();
+    bed.engine
+        .create_nat("vm1", address("172.20.0.9"), ports, None)
+        .unwrap();
+    let packets: Vec<Vec<u8>> = (1..=20)
+        .map(|port| from_guest(&build::udp(("10.100.1.1", port), ("8.8.8.8", 53), b"")))
+        .collect();
+    let first: Vec<Vec<u8>> = packets
+        .iter()
+        .map(|packet| bed.send(VM1, packet).1)
+        .collect();
+    for host in [hosts[1], hosts[0], hosts[1]] {
+        lead(&mut bed, host);
+        for (packet, before) in packets.iter().zip(&first) {
+            let (verdict, bytes) = bed.send(VM1, packet);
+            assert_eq!(verdict, Verdict::Transmit(PF0));
+            assert_eq!(bytes[38..54], host.octets());
+            assert_eq!(bytes[54..], before[54..], "translated as before");
+        }
+        assert_eq!(bed.worker.adjacency_saturation().0, 1, "one tunnel is used");
+    }
+    let counters = bed.worker.counters();
+    assert_eq!(counters.flows_created, 20);
+    assert_eq!(counters.flows_redecided, 60);
+    assert_eq!(counters.node(Node::Conntrack), 20, "only the first packets");
 }
 
 fn ignore<T, E>(_answer: Result<T, E>) {}
