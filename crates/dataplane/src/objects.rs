@@ -260,3 +260,11 @@ pub struct VirtualServiceSpec {
     /// Its port.
     pub service_port: u16,
 }
+
+impl VirtualServiceSpec {
+    /// Whether this is what machines reach at an address and port by an IP protocol.
+    #[must_use]
+    pub fn is_at(&self, protocol: u8, address: Ipv4Addr, port: u16) -> bool {
+        (self.protocol, self.address, self.port) == (protocol, address, port)
+    }
+}

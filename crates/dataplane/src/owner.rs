@@ -159,9 +159,7 @@ pub fn owner_of_message(tables: &Tables, message: &Message, workers: usize) -> O
         }
         Message::VirtualConnection(used) => {
             let mut specs = tables.settings.virtual_services.iter();
-            let spec = specs.find(|spec| {
-                (spec.protocol, spec.address, spec.port) == (used.protocol, used.address, used.port)
-            })?;
+            let spec = specs.find(|spec| spec.is_at(used.protocol, used.address, used.port))?;
             (IpAddr::V6(spec.service), spec.service_port)
         }
         Message::MachineMac(..) | Message::Request => return None,
@@ -215,10 +213,7 @@ fn virtual_service(
             // Most packets are to none, and need not be remembered if they are pieces.
             specs.iter().find(by_address)?;
             let (_, port) = ports_v4(head, ip, pieces)?;
-            specs
-                .iter()
-                .filter(by_address)
-                .find(|spec| spec.port == port)
+            specs.iter().find(|spec| spec.is_at(head[9], address, port))
         }
         (TYPE_IPV6, true) => {
             let head = ip.first_chunk::<40>()?;

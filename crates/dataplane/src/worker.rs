@@ -324,31 +324,11 @@ impl Worker {
         verdicts: &mut [Verdict],
         now: Coarse,
     ) {
-        let Worker {
-            flows,
-            adjacencies,
-            nat,
-            virtual_services,
-            counters,
-            errors,
-            fragments,
-            journal,
-            parsed,
-            ..
-        } = self;
         let ip_offset = ip_offset(tables, port);
         let is_tunnel = ip_offset == TUNNEL_LEN;
+        let (parts, parsed) = self.split();
         let mut cx = Burst {
-            parts: Parts {
-                flows,
-                adjacencies,
-                nat,
-                virtual_services,
-                counters,
-                errors,
-                fragments,
-                journal,
-            },
+            parts,
             tables,
             ports: &tables.ports,
             epoch: tables.epoch,
@@ -379,9 +359,26 @@ impl Worker {
             }
         }
         let hits = packets.len() as u64 - cx.slow;
+        let counters = cx.parts.counters;
         sent.flush(&tables.ports, counters);
         counters.count_many(Node::FlowCache, hits);
         counters.count_many(Node::IpipDecap, if is_tunnel { hits } else { 0 });
+    }
+
+    /// Lends the stages what they work on, and the burst its working space.
+    #[inline(always)]
+    fn split(&mut self) -> (Parts<'_>, &mut [Parsed; BURST_MAX]) {
+        let parts = Parts {
+            flows: &mut self.flows,
+            adjacencies: &mut self.adjacencies,
+            nat: &mut self.nat,
+            virtual_services: &mut self.virtual_services,
+            counters: &mut self.counters,
+            errors: &mut self.errors,
+            fragments: &mut self.fragments,
+            journal: &mut self.journal,
+        };
+        (parts, &mut self.parsed)
     }
 
     fn count_received(&mut self, tables: &Tables, port: PortId, packets: usize, bytes: u64) {

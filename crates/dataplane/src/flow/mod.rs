@@ -11,6 +11,7 @@
 //! a packet needs except the outer header. What only ageing and the slow walk need is in a [`Cold`] record elsewhere.
 
 pub(crate) mod adjacency;
+mod bucket;
 pub(crate) mod key;
 pub(crate) mod rewrite;
 pub(crate) mod table;

@@ -5,77 +5,19 @@
 //! created from reserved vectors and recycled over a free list, so nothing is allocated after construction, and memory is touched only as
 //! flows come. A connection costs at most 160 bytes: two entries, a record, two places.
 
+use super::bucket::{Bucket, WAYS};
 use super::key::{FlowKey, Hasher, Keyed, Place, Scope, Tuple};
 use super::wheel::Wheel;
 use super::{Coarse, Cold, Entry, NONE, Service};
 use crate::conntrack::TcpState;
 use crate::verdict::PortId;
 
-/// Places per bucket.
-const WAYS: usize = 10;
 /// Buckets of the smallest table. With fewer, the pairs of buckets are so few that some fill long before the table does.
 const BUCKETS_MIN: usize = 16;
-/// Words of signatures; the last two lanes of the last one are no places.
-const WORDS: usize = 3;
-/// 1 in every lane.
-const ONES: u64 = 0x0001_0001_0001_0001;
-/// The top bit of every lane.
-const TOPS: u64 = 0x8000_8000_8000_8000;
-/// Neither free nor a signature, which are odd.
-const NO_PLACES: u64 = 0x0002_0002_0000_0000;
 /// Connections whose entries and buckets find room in a second-level cache of 1 MiB.
 const NEAR_MAX: usize = 4_096;
 /// Connections one call of [`FlowTable::age`] looks at, so that ageing never delays packets for long.
 pub(crate) const AGE_BUDGET_MAX: usize = 2_048;
-
-/// Signatures and entry numbers. Four signatures of 16 bits share a word, the first in the lowest bits; 0 marks a free place.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Bucket {
-    signatures: [u64; WORDS],
-    entries: [u32; WAYS],
-}
-
-/// Marks lanes of `word` that equal `signature`: exact for the lowest marked lane, which is the only one used (Warren, Hacker's
-/// Delight, §6-1; neither side has a top bit, which spares a step).
-#[inline(always)]
-const fn equal_lanes(word: u64, signature: u16) -> u64 {
-    let difference = word ^ (signature as u64).wrapping_mul(ONES);
-    difference.wrapping_sub(ONES) & TOPS
-}
-
-impl Bucket {
-    const EMPTY: Bucket = Bucket {
-        signatures: [0, 0, NO_PLACES],
-        entries: [NONE; WAYS],
-    };
-
-    /// A place that holds `signature`, without a branch per word: the marks of the words are laid into different bits of the same lanes.
-    #[inline(always)]
-    fn position(&self, signature: u16) -> Option<usize> {
-        let [a, b, c] = self.signatures;
-        let marks = equal_lanes(a, signature) >> 15
-            | equal_lanes(b, signature) >> 14
-            | equal_lanes(c, signature) >> 13;
-        let lowest = marks.trailing_zeros() as usize;
-        (marks != 0).then_some((lowest & 15) * 4 + (lowest >> 4))
-    }
-
-    /// The signature of a place.
-    fn signature(&self, way: usize) -> u16 {
-        let word = self.signatures.get(way / 4).copied().unwrap_or(0);
-        (word >> (way % 4 * 16)) as u16
-    }
-
-    fn set(&mut self, way: usize, signature: u16, entry: u32) {
-        let shift = way % 4 * 16;
-        let word = self.signatures.get_mut(way / 4);
-        if let (Some(word), Some(place)) = (word, self.entries.get_mut(way)) {
-            *word = *word & !(0xffff << shift) | u64::from(signature) << shift;
-            *place = entry;
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(crate) struct FlowTable {
@@ -149,10 +91,10 @@ impl FlowTable {
     /// The same in the first bucket, where most entries are.
     #[inline(always)]
     pub(crate) fn guess_first(&self, place: Place) -> u32 {
-        let found = self
-            .bucket(place)
-            .and_then(|bucket| bucket.entries.get(bucket.position(place.signature)?));
-        found.copied().unwrap_or(NONE)
+        match self.bucket(place) {
+            Some(bucket) => bucket.entry(place.signature),
+            None => NONE,
+        }
     }
 
     /// The same in the other bucket.
@@ -170,7 +112,7 @@ impl FlowTable {
     #[inline(always)]
     pub(crate) fn touch_bucket(&self, place: Place) -> u64 {
         match self.bucket(place) {
-            Some(bucket) => bucket.signatures[0],
+            Some(bucket) => bucket.touch(),
             None => 0,
         }
     }
@@ -238,21 +180,15 @@ impl FlowTable {
 
     /// The entry of a key.
     pub(crate) fn find(&self, keyed: &Keyed) -> Option<u32> {
-        [keyed.place, self.hasher.other(keyed.place)]
-            .into_iter()
-            .find_map(|place| {
-                let bucket = self.bucket(place)?;
-                // Most buckets are done with here, without a look at each place.
-                bucket.position(place.signature)?;
-                let mut places = bucket.entries.iter().enumerate();
-                places.find_map(|(way, entry)| {
-                    let is_it = bucket.signature(way) == place.signature
-                        && self
-                            .entry(*entry)
-                            .is_some_and(|found| found.key.is(&keyed.key));
-                    is_it.then_some(*entry)
-                })
-            })
+        let is_it = |entry: &u32| {
+            let found = self.entry(*entry);
+            found.is_some_and(|found| found.key.is(&keyed.key))
+        };
+        let places = [keyed.place, self.hasher.other(keyed.place)];
+        places.into_iter().find_map(|place| {
+            let mut entries = self.bucket(place)?.entries(place.signature);
+            entries.find(is_it)
+        })
     }
 
     /// Creates the connection of two entries, whose keys are not in the table, and returns the number of the first one. `None` if there is no
@@ -308,20 +244,19 @@ impl FlowTable {
     fn make_room(&mut self, place: Place) -> Option<(usize, usize)> {
         let candidates = [place, self.hasher.other(place)].map(|place| place.bucket as usize);
         for bucket in candidates {
-            if let Some(way) = self.buckets.get(bucket)?.position(0) {
+            if let Some(way) = self.buckets.get(bucket)?.free() {
                 return Some((bucket, way));
             }
         }
         for bucket in candidates {
             for way in 0..WAYS {
-                let from = self.buckets.get(bucket)?;
-                let (signature, entry) = (from.signature(way), *from.entries.get(way)?);
+                let (signature, entry) = self.buckets.get(bucket)?.place(way)?;
                 let moved = Place {
                     bucket: bucket as u32,
                     signature,
                 };
                 let other = self.hasher.other(moved).bucket as usize;
-                if let Some(free) = self.buckets.get(other)?.position(0) {
+                if let Some(free) = self.buckets.get(other)?.free() {
                     self.buckets.get_mut(other)?.set(free, signature, entry);
                     return Some((bucket, way));
                 }
@@ -418,7 +353,7 @@ impl FlowTable {
             let Some(bucket) = self.buckets.get_mut(place.bucket as usize) else {
                 continue;
             };
-            if let Some(way) = bucket.entries.iter().position(|found| *found == entry) {
+            if let Some(way) = bucket.position(entry) {
                 bucket.set(way, 0, NONE);
                 return;
             }

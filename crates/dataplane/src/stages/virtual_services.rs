@@ -125,12 +125,14 @@ fn remember(
 }
 
 fn find<'s>(services: &'s mut [VirtualService], tuple: &Tuple) -> Option<&'s mut VirtualService> {
-    let wanted = super::port_protocol(tuple.transport)?;
-    services.iter_mut().find(|service| {
+    let protocol = super::port_protocol(tuple.transport)?;
+    let IpAddr::V4(address) = tuple.destination else {
+        return None;
+    };
+    let mut services = services.iter_mut();
+    services.find(|service| {
         let spec = service.spec();
-        spec.protocol == wanted
-            && IpAddr::V4(spec.address) == tuple.destination
-            && spec.port == tuple.destination_port
+        spec.is_at(protocol, address, tuple.destination_port)
     })
 }
 

@@ -7,7 +7,7 @@ use super::Worker;
 use crate::config::PortKind;
 use crate::flow::key::FlowKey;
 use crate::flow::{Action, Coarse};
-use crate::graph::{self, Parts};
+use crate::graph;
 use crate::offload::translate::{Decided, translate};
 use crate::offload::{FlowId, Nic, OffloadCounters, Order, Report, Rule, Stays};
 use crate::tables::Tables;
@@ -129,16 +129,7 @@ impl Worker {
                 None => PortId(entry.ingress.number()),
                 Some(_) => some_uplink(tables),
             };
-            let mut parts = Parts {
-                flows: &mut self.flows,
-                adjacencies: &mut self.adjacencies,
-                nat: &mut self.nat,
-                virtual_services: &mut self.virtual_services,
-                counters: &mut self.counters,
-                errors: &mut self.errors,
-                fragments: &mut self.fragments,
-                journal: &mut self.journal,
-            };
+            let (mut parts, _) = self.split();
             if !graph::keep(&mut parts, tables, (port, now), entry.ingress, flow) {
                 return false;
             }

@@ -3,7 +3,7 @@
 use super::Worker;
 use crate::conntrack;
 use crate::flow::{Coarse, Service};
-use crate::graph::{self, Context, Parts, Previous, Source, Walk};
+use crate::graph::{self, Context, Previous, Source, Walk};
 use crate::port_map::{NatEnd, NatError};
 use crate::stages::{self, snat};
 use crate::sync::{Message, NatUse, VirtualUse};
@@ -133,16 +133,7 @@ impl Worker {
         if !is_share {
             return Err(NotTaken::NotConfigured);
         }
-        let mut parts = Parts {
-            flows: &mut self.flows,
-            adjacencies: &mut self.adjacencies,
-            nat: &mut self.nat,
-            virtual_services: &mut self.virtual_services,
-            counters: &mut self.counters,
-            errors: &mut self.errors,
-            fragments: &mut self.fragments,
-            journal: &mut self.journal,
-        };
+        let (mut parts, _) = self.split();
         let ports = (machine, machine);
         let context = graph::context(&mut parts, tables, ports, Coarse::of(now), Source::Machine);
         adopt(&mut context.map_err(NotTaken::Refused)?, used)
@@ -160,9 +151,10 @@ impl Worker {
             .port(used.machine_port)
             .and_then(|port| port.interface.as_ref())
             .filter(|attached| attached.interface.spec.ipv4 == Some(used.machine));
-        let service = self.virtual_services.iter_mut().find(|service| {
+        let mut services = self.virtual_services.iter_mut();
+        let service = services.find(|service| {
             let spec = service.spec();
-            (spec.protocol, spec.address, spec.port) == (used.protocol, used.address, used.port)
+            spec.is_at(used.protocol, used.address, used.port)
         });
         let (Some(attached), Some(service)) = (attached, service) else {
             return Err(NotTaken::NotConfigured);
