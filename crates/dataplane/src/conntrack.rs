@@ -7,7 +7,7 @@ use crate::counters::Node;
 use crate::flow::adjacency::{AdjacencyTable, Tunnel};
 use crate::flow::key::{Keyed, Scope, Tuple};
 use crate::flow::table::FlowTable;
-use crate::flow::{Action, Entry, Service};
+use crate::flow::{Action, Entry, NONE, Service};
 use crate::fragments::PieceKey;
 use crate::graph::{Context, Output, Previous, Source, Walk};
 use crate::nat64::{GROWTH, GROWTH_MAX};
@@ -84,12 +84,12 @@ pub(crate) fn advance(flows: &mut FlowTable, entry: u32, flags: u8) {
     }
 }
 
-/// What is known about the place of a packet's connection in the table.
+/// What a search for a packet's connection found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lookup {
     pub keyed: Keyed,
-    /// There is no such connection yet.
-    pub is_unknown: bool,
+    /// The entry, if there is one.
+    pub found: Option<u32>,
 }
 
 /// Finds or begins the connection of a packet, decides it, and sends the packet accordingly.
@@ -99,7 +99,7 @@ pub(crate) fn track(
     cx: &mut Context<'_>,
     packet: &mut dyn Packet,
     overlay: &Overlay,
-    (ip_offset, lookup): (usize, Option<Lookup>),
+    ip_offset: usize,
 ) -> Result<Verdict, DropReason> {
     cx.counters.count(Node::Conntrack);
     let l4 = overlay.l4?;
@@ -109,7 +109,7 @@ pub(crate) fn track(
     }
     match l4 {
         L4::Flow { tuple, tcp_flags } => {
-            let number = connection(cx, &tuple, lookup)?;
+            let number = connection(cx, &tuple)?;
             if let Some(flags) = tcp_flags {
                 advance(cx.flows, number, flags);
             }
@@ -126,7 +126,7 @@ pub(crate) fn track(
             let key = piece_key(cx, overlay).ok_or(DropReason::Bug)?;
             let known = cx.fragments.find(&key, cx.now);
             let tuple = known.ok_or(DropReason::FragmentUnknown)?;
-            let number = connection(cx, &tuple, None)?;
+            let number = connection(cx, &tuple)?;
             forward(cx, packet, overlay, ip_offset, (number, tuple))
         }
         L4::Error { quoted } => error(cx, packet, overlay, &quoted, ip_offset),
@@ -139,7 +139,7 @@ fn piece_key(cx: &Context<'_>, overlay: &Overlay) -> Option<PieceKey> {
 }
 
 /// Sends a packet of a connection, which is decided.
-fn forward(
+pub(crate) fn forward(
     cx: &mut Context<'_>,
     packet: &mut dyn Packet,
     overlay: &Overlay,
@@ -237,39 +237,38 @@ fn send(
 }
 
 /// The decided entry for a tuple that just came in.
-fn connection(
+fn connection(cx: &mut Context<'_>, tuple: &Tuple) -> Result<u32, DropReason> {
+    let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
+    let found = cx.flows.find(&keyed);
+    if let Some(number) = found
+        && let Some(entry) = cx.flows.entry(number)
+        && entry.ingress == cx.ingress()
+        && !slow::is_current(cx, entry)
+        && is_owner_attached(cx.tables, cx.flows, number)
+    {
+        // What comes out differently is decided below.
+        cx.keeps(number);
+    }
+    decide(cx, &Lookup { keyed, found }, tuple)
+}
+
+/// The same for a search that is done; whether an entry can be kept has been found out.
+pub(crate) fn decide(
     cx: &mut Context<'_>,
+    Lookup { keyed, found }: &Lookup,
     tuple: &Tuple,
-    lookup: Option<Lookup>,
 ) -> Result<u32, DropReason> {
-    let (keyed, found) = match lookup {
-        Some(Lookup { keyed, is_unknown }) => (
-            keyed,
-            if is_unknown {
-                None
-            } else {
-                cx.flows.find(&keyed)
-            },
-        ),
-        None => {
-            let keyed = cx.flows.keyed(cx.scope(), tuple).ok_or(DropReason::Bug)?;
-            (keyed, cx.flows.find(&keyed))
-        }
-    };
-    if let Some(entry) = found {
+    if let Some(entry) = *found {
         let is_live = is_owner_attached(cx.tables, cx.flows, entry);
         let found = cx.flows.entry(entry).ok_or(DropReason::Bug)?;
-        let is_here = found.ingress == cx.ingress();
-        // The entry of a plain packet has been tried already.
-        let may_keep = lookup.is_none();
-        let is_current = is_here && (slow::is_current(cx, found) || may_keep && cx.keeps(entry));
+        let is_current = found.ingress == cx.ingress() && slow::is_current(cx, found);
         if is_live && (is_current || redecide(cx, entry, tuple)?) {
             return Ok(entry);
         }
         // The interface that opened this connection is gone, or it is translated differently now: what follows is a new connection.
         end(cx, entry);
     }
-    create(cx, &keyed, tuple)
+    create(cx, keyed, tuple)
 }
 
 fn create(cx: &mut Context<'_>, keyed: &Keyed, tuple: &Tuple) -> Result<u32, DropReason> {
@@ -359,7 +358,7 @@ fn settle(
 /// Decides an entry anew; false if the connection must begin anew because it would be translated differently, or be answered from the other
 /// side of this host.
 fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, DropReason> {
-    let known = previous(cx, number).ok_or(DropReason::Bug)?;
+    let known = previous(cx, number, tuple).ok_or(DropReason::Bug)?;
     let mut walk = Walk::new(*tuple);
     walk.previous = Some(known);
     if number & 1 == 0 {
@@ -379,18 +378,23 @@ fn redecide(cx: &mut Context<'_>, number: u32, tuple: &Tuple) -> Result<bool, Dr
     if number & 1 == 0 && answers.key.scope() != answer_scope(cx, &output) {
         return Ok(false);
     }
-    let resolved = resolve(cx, &output, &walk.leaves)?;
     let entry = cx.flows.entry(number).ok_or(DropReason::Bug)?;
-    cx.counters.flows_redecided += u64::from(entry.action != Action::Undecided);
-    release(cx.adjacencies, entry);
+    let (action, held) = (entry.action, entry.target);
+    let resolved = exchange(cx, (action, held), &output, &walk.leaves)?;
+    cx.counters.flows_redecided += u64::from(action != Action::Undecided);
     settle(cx, number, resolved, &walk)?;
     Ok(true)
 }
 
-/// What a connection was decided to be before.
-pub(crate) fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
-    let (entry, other) = (cx.flows.entry(number)?, cx.flows.entry(number ^ 1)?);
+/// What a connection was decided to be before, whose entry shows `tuple`.
+pub(crate) fn previous(cx: &Context<'_>, number: u32, tuple: &Tuple) -> Option<Previous> {
+    let entry = cx.flows.entry(number)?;
     let service = cx.flows.cold(number)?.service;
+    let leaves = if entry.has(Entry::TRANSLATED) || service == Service::Nat64 {
+        cx.flows.entry(number ^ 1)?.key.tuple().inverted()
+    } else {
+        *tuple
+    };
     let target = match (service, entry.action) {
         (Service::LoadBalancer, Action::Encap) => {
             let adjacency = cx.adjacencies.get(entry.target)?;
@@ -399,14 +403,14 @@ pub(crate) fn previous(cx: &Context<'_>, number: u32) -> Option<Previous> {
         (Service::LoadBalancer, Action::Deliver) => {
             let attached = cx.attached(PortId(entry.target as u16));
             let served = attached.map(|attached| attached.services.lb_prefixes.iter());
-            let address = entry.key.tuple().destination;
+            let address = tuple.destination;
             let found = served.and_then(|mut all| all.find(|(prefix, _)| prefix.contains(address)));
             found.map(|(_, underlay)| *underlay)
         }
         _ => None,
     };
     Some(Previous {
-        leaves: other.key.tuple().inverted(),
+        leaves,
         service,
         target,
     })
@@ -427,19 +431,36 @@ fn resolve(
     output: &Output,
     leaves: &Tuple,
 ) -> Result<(Action, u32), DropReason> {
+    exchange(cx, (Action::Undecided, NONE), output, leaves)
+}
+
+/// The same in place of what is `held`. If there is no room, nothing changes.
+fn exchange(
+    cx: &mut Context<'_>,
+    (action, held): (Action, u32),
+    output: &Output,
+    leaves: &Tuple,
+) -> Result<(Action, u32), DropReason> {
     match output {
-        Output::Deliver(port) => Ok((Action::Deliver, u32::from(port.0))),
+        Output::Deliver(port) => {
+            release_target(cx.adjacencies, action, held);
+            Ok((Action::Deliver, u32::from(port.0)))
+        }
         Output::Encap {
             uplink,
             source,
             destination,
         } => {
-            let index = cx.adjacencies.acquire_tunnel(&Tunnel {
+            let tunnel = Tunnel {
                 uplink: *cx.tables.uplink(*uplink)?,
                 is_v6: leaves.destination.is_ipv6(),
                 source: *source,
                 destination: *destination,
-            });
+            };
+            let index = match action {
+                Action::Encap => cx.adjacencies.exchange(held, &tunnel),
+                Action::Undecided | Action::Deliver => cx.adjacencies.acquire_tunnel(&tunnel),
+            };
             Ok((Action::Encap, index.ok_or(DropReason::AdjacencyTableFull)?))
         }
     }
@@ -494,7 +515,7 @@ fn error(
     let mut place = ip_offset..ip_offset + usize::from(overlay.length);
     let mut walk = Walk::new(from);
     if is_balanced(cx) {
-        walk.previous = known.and_then(|number| previous(cx, number));
+        walk.previous = known.and_then(|number| previous(cx, number, &from));
         stages::balance(cx, &mut walk)?;
     } else if belongs_elsewhere(cx, &from, known) {
         stages::dnat(cx, &mut walk)?;

@@ -197,51 +197,64 @@ pub(crate) struct Plain<'a> {
     pub fast: &'a Fast,
     pub place: Place,
     pub ingress: Ingress,
-    /// No entry can be for it.
-    pub is_unknown: bool,
+    /// The entry of its connection, if there is one.
+    pub found: Option<u32>,
 }
 
-/// Decides a packet that is parsed already; `None` leaves it to [`walk`], untouched: what is not tracked, and what was not understood.
-pub(crate) fn walk_plain(
+/// The decided entry for a packet that is parsed already; `None` leaves it to [`walk`]: what is not tracked, and what was not understood.
+pub(crate) fn decide_plain(
     parts: &mut Parts<'_>,
     tables: &Tables,
     (port, now): (PortId, Coarse),
-    packet: &mut dyn Packet,
-    plain: Plain<'_>,
-) -> Option<Result<Verdict, DropReason>> {
-    let Plain {
-        fast,
-        place,
-        ingress,
-        is_unknown,
-    } = plain;
-    if ingress == Ingress::NOWHERE || !parts.virtual_services.is_empty() {
+    plain: &Plain<'_>,
+) -> Option<Result<u32, DropReason>> {
+    if plain.ingress == Ingress::NOWHERE || !parts.virtual_services.is_empty() {
         return None;
     }
-    let overlay = fast.overlay();
-    let Ok(L4::Flow { tuple, .. }) = overlay.l4 else {
-        return None;
-    };
-    let source = source(tables, ingress)?;
-    let ip_offset = match source {
-        Source::Machine => ETHERNET_LEN,
-        Source::Tunnel { .. } => ipip::TUNNEL_LEN,
-    };
+    let source = source(tables, plain.ingress)?;
+    let tuple = plain.fast.key.tuple();
     if is_for_us(&source, &tuple) {
         return None;
     }
     let is_tunnel = u64::from(matches!(source, Source::Tunnel { .. }));
     parts.counters.count_many(Node::IpipDecap, is_tunnel);
     let ports = (port, source.machine(port));
-    let mut cx = match context(parts, tables, ports, now, source) {
-        Ok(cx) => cx,
-        Err(reason) => return Some(Err(reason)),
+    let decided = context(parts, tables, ports, now, source).and_then(|mut cx| {
+        cx.counters.count(Node::Conntrack);
+        let key = plain.fast.key.clean();
+        let keyed = Keyed {
+            key,
+            place: plain.place,
+        };
+        let found = plain.found;
+        conntrack::decide(&mut cx, &Lookup { keyed, found }, &tuple)
+    });
+    Some(decided)
+}
+
+/// Sends a packet whose entry is decided but asks for more than the loop over cached answers does, or cannot be carried out.
+pub(crate) fn forward_plain(
+    parts: &mut Parts<'_>,
+    tables: &Tables,
+    (port, now): (PortId, Coarse),
+    packet: &mut dyn Packet,
+    (plain, number): (&Plain<'_>, u32),
+) -> Result<Verdict, DropReason> {
+    let overlay = plain.fast.overlay();
+    let Ok(L4::Flow { tuple, tcp_flags }) = overlay.l4 else {
+        return Err(DropReason::Bug);
     };
-    let key = fast.key.clean();
-    let keyed = Keyed { key, place };
-    let found = Lookup { keyed, is_unknown };
-    let place = (ip_offset, Some(found));
-    Some(conntrack::track(&mut cx, packet, &overlay, place))
+    if let Some(flags) = tcp_flags {
+        conntrack::advance(parts.flows, number, flags);
+    }
+    let source = source(tables, plain.ingress).ok_or(DropReason::Bug)?;
+    let ip_offset = match source {
+        Source::Machine => ETHERNET_LEN,
+        Source::Tunnel { .. } => ipip::TUNNEL_LEN,
+    };
+    let ports = (port, source.machine(port));
+    let mut cx = context(parts, tables, ports, now, source)?;
+    conntrack::forward(&mut cx, packet, &overlay, ip_offset, (number, tuple))
 }
 
 /// Whether a plain packet may be one that this host answers itself.
@@ -362,7 +375,7 @@ fn from_machine(cx: &mut Context<'_>, packet: &mut dyn Packet) -> Result<Verdict
         FromMachine::Dhcpv6 => dhcpv6::process(cx, packet),
         FromMachine::Overlay(overlay) => match virtual_services::outgoing(cx, packet, &overlay)? {
             Some(verdict) => Ok(verdict),
-            None => conntrack::track(cx, packet, &overlay, (ETHERNET_LEN, None)),
+            None => conntrack::track(cx, packet, &overlay, ETHERNET_LEN),
         },
     }
 }
@@ -385,7 +398,7 @@ fn from_uplink(
     let mut cx = context(parts, tables, (port, endpoint.port), now, source)?;
     match relay::process(&mut cx, packet, &overlay)? {
         Some(verdict) => Ok(verdict),
-        None => conntrack::track(&mut cx, packet, &overlay, (ipip::TUNNEL_LEN, None)),
+        None => conntrack::track(&mut cx, packet, &overlay, ipip::TUNNEL_LEN),
     }
 }
 

@@ -229,15 +229,11 @@ fn lead(cx: &mut Context<'_>, number: u32, tunnel: &Tunnel, is_moved: &mut bool)
     let Some(entry) = cx.flows.entry_mut(number) else {
         return false;
     };
-    if cx.adjacencies.is(entry.target, tunnel) {
-        return true;
-    }
-    let Some(target) = cx.adjacencies.acquire_tunnel(tunnel) else {
+    let Some(target) = cx.adjacencies.exchange(entry.target, tunnel) else {
         return false;
     };
-    cx.adjacencies.release(entry.target);
+    *is_moved = target != entry.target;
     entry.target = target;
-    *is_moved = true;
     true
 }
 
@@ -259,9 +255,9 @@ fn is_target_kept(cx: &Context<'_>, number: u32) -> bool {
     let Some(entry) = cx.flows.entry(number) else {
         return false;
     };
-    let address = entry.key.tuple().destination;
-    let balancer = cx.tables.services.balancer(cx.vni, address);
-    let target = conntrack::previous(cx, number).and_then(|previous| previous.target);
+    let tuple = entry.key.tuple();
+    let balancer = cx.tables.services.balancer(cx.vni, tuple.destination);
+    let target = conntrack::previous(cx, number, &tuple).and_then(|previous| previous.target);
     match (balancer, target) {
         (Some(balancer), Some(target)) => balancer.targets.contains(target),
         (None, _) | (_, None) => false,

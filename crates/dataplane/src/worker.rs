@@ -615,12 +615,12 @@ fn refresh(cx: &mut Burst<'_, '_>, burst: &[Parsed]) {
     }
 }
 
-/// The entry of a packet, if the probable one is another's with the same signature.
-fn sure(flows: &FlowTable, parsed: &Parsed, guessed: u32) -> u32 {
+/// The entry of a packet. An earlier packet of its burst may have begun the connection, or the probable one is another's with the same signature.
+fn find(flows: &FlowTable, parsed: &Parsed) -> Option<u32> {
     let (key, place) = (parsed.fast.key, parsed.place);
-    match flows.entry(guessed) {
-        Some(entry) if !entry.key.is(&key) => flows.find(&Keyed { key, place }).unwrap_or(guessed),
-        Some(_) | None => guessed,
+    match flows.entry(parsed.entry) {
+        Some(entry) if entry.key.is(&key) => Some(parsed.entry),
+        Some(_) | None => flows.find(&Keyed { key, place }),
     }
 }
 
@@ -632,33 +632,14 @@ fn answer_miss<const HOPS: bool>(
     parsed: &Parsed,
     packet: &mut impl Packet,
 ) -> Verdict {
-    // An earlier packet of this burst may have begun the connection, or the entry has been refreshed.
-    let entry = match parsed.entry {
-        NONE => cx.parts.flows.guess(parsed.place),
-        entry => sure(cx.parts.flows, parsed, entry),
+    let found = find(cx.parts.flows, parsed);
+    let hit = found.and_then(|found| answer_hit::<HOPS>(cx, parsed, found, packet));
+    let answered = match hit {
+        Some(to) => return sent_one(cx, parsed, to),
+        None => decide::<HOPS>(cx, parsed, found, packet),
     };
-    if let Some(to) = answer_hit::<HOPS>(cx, parsed, entry, packet) {
-        let total = Sent::one(parsed.fast.length);
-        Sent { to, total }.flush(cx.ports, cx.parts.counters);
-        return Verdict::Transmit(to);
-    }
-    cx.slow += 1;
-    let plain = Plain {
-        fast: &parsed.fast,
-        place: parsed.place,
-        ingress: parsed.ingress,
-        is_unknown: entry == NONE,
-    };
-    let place = (cx.port, cx.now);
-    let walked = graph::walk_plain(&mut cx.parts, cx.tables, place, packet, plain);
-    let walked = walked.unwrap_or_else(|| graph::walk(&mut cx.parts, cx.tables, place, packet));
-    match walked {
-        Ok(verdict) => {
-            if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
-                cx.parts.counters.count_sent(to, packet.len());
-            }
-            verdict
-        }
+    match answered {
+        Ok(verdict) => verdict,
         Err(reason) => {
             cx.parts.counters.count_drop(reason);
             if let Some(port) = cx.parts.counters.port_mut(cx.port) {
@@ -667,4 +648,43 @@ fn answer_miss<const HOPS: bool>(
             Verdict::Drop(reason)
         }
     }
+}
+
+/// Counts a packet that was sent by its entry.
+fn sent_one(cx: &mut Burst<'_, '_>, parsed: &Parsed, to: PortId) -> Verdict {
+    let total = Sent::one(parsed.fast.length);
+    Sent { to, total }.flush(cx.ports, cx.parts.counters);
+    Verdict::Transmit(to)
+}
+
+/// Decides a packet that no current entry answers. Most are then answered by the entry that they have got.
+fn decide<const HOPS: bool>(
+    cx: &mut Burst<'_, '_>,
+    parsed: &Parsed,
+    found: Option<u32>,
+    packet: &mut impl Packet,
+) -> Result<Verdict, DropReason> {
+    cx.slow += 1;
+    let plain = Plain {
+        fast: &parsed.fast,
+        place: parsed.place,
+        ingress: parsed.ingress,
+        found,
+    };
+    let place = (cx.port, cx.now);
+    let verdict = match graph::decide_plain(&mut cx.parts, cx.tables, place, &plain) {
+        Some(decided) => {
+            let number = decided?;
+            if let Some(to) = answer_hit::<HOPS>(cx, parsed, number, packet) {
+                return Ok(sent_one(cx, parsed, to));
+            }
+            let plain = (&plain, number);
+            graph::forward_plain(&mut cx.parts, cx.tables, place, packet, plain)?
+        }
+        None => graph::walk(&mut cx.parts, cx.tables, place, packet)?,
+    };
+    if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
+        cx.parts.counters.count_sent(to, packet.len());
+    }
+    Ok(verdict)
 }

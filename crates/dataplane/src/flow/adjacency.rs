@@ -114,9 +114,14 @@ impl AdjacencyTable {
         Some(index)
     }
 
-    /// Whether a number is that of a tunnel's adjacency.
-    pub(crate) fn is(&self, index: u32, tunnel: &Tunnel) -> bool {
-        self.get(index) == Some(&ipip::adjacency(tunnel))
+    /// The same for one who holds the reference `held`, which is given back if it is another's. If the table is full, it is kept.
+    pub(crate) fn exchange(&mut self, held: u32, tunnel: &Tunnel) -> Option<u32> {
+        if self.recent(tunnel) == Some(held) {
+            return Some(held);
+        }
+        let index = self.acquire_tunnel(tunnel)?;
+        self.release(held);
+        Some(index)
     }
 
     fn recent(&self, tunnel: &Tunnel) -> Option<u32> {

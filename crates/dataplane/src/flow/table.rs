@@ -80,15 +80,7 @@ impl FlowTable {
         self.buckets.get(place.bucket as usize)
     }
 
-    /// The most likely entry of a place, unverified: a signature that fits.
-    pub(crate) fn guess(&self, place: Place) -> u32 {
-        match self.guess_first(place) {
-            NONE => self.guess_other(place),
-            entry => entry,
-        }
-    }
-
-    /// The same in the first bucket, where most entries are.
+    /// The most likely entry of a place, unverified: the first in its bucket whose signature fits.
     #[inline(always)]
     pub(crate) fn guess_first(&self, place: Place) -> u32 {
         match self.bucket(place) {

@@ -180,7 +180,7 @@ fn adopt(cx: &mut Context<'_>, used: &NatUse) -> Result<(), NotTaken> {
     let keyed = cx.flows.keyed(cx.scope(), &tuple);
     let keyed = keyed.ok_or(NotTaken::Refused(DropReason::Bug))?;
     if let Some(known) = cx.flows.find(&keyed) {
-        let known = conntrack::previous(cx, known);
+        let known = conntrack::previous(cx, known, &tuple);
         let is_same = known.is_some_and(|known| known.leaves == leaves);
         return is_same.then_some(()).ok_or(NotTaken::Conflict);
     }
