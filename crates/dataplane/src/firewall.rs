@@ -235,39 +235,31 @@ fn order(rule: &FirewallRule) -> (u32, bool) {
     (rule.priority, rule.action == FirewallAction::Accept)
 }
 
-/// An address as a number: family, and bits aligned to the left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Numbered {
-    bits: u128,
-    is_v6: bool,
-}
-
-impl Numbered {
-    fn of(address: IpAddr) -> Numbered {
-        match address {
-            IpAddr::V4(address) => Numbered {
-                bits: u128::from(address.to_bits()) << 96,
-                is_v6: false,
-            },
-            IpAddr::V6(address) => Numbered {
-                bits: address.to_bits(),
-                is_v6: true,
-            },
-        }
+/// An address in two words, IPv4 in the upper half of the first.
+fn words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(address) => [u64::from(address.to_bits()) << 32, 0],
+        IpAddr::V6(address) => [(address.to_bits() >> 64) as u64, address.to_bits() as u64],
     }
 }
 
-/// Sets of transports.
-const TCP: u8 = 1;
-const UDP: u8 = 2;
-const ICMP: u8 = 4;
+/// Sets of transports, between addresses of certain families: see [`kinds`].
+const TCP: u16 = 1;
+const UDP: u16 = 2;
+const ICMP: u16 = 4;
+
+/// Three bits for every pair of families. Both ends differ if the family is translated.
+fn kinds(transports: u16, source: IpAddr, destination: IpAddr) -> u16 {
+    let families = u16::from(source.is_ipv6()) + 2 * u16::from(destination.is_ipv6());
+    transports << (3 * families)
+}
 
 /// A packet in numbers: what a rule's [`Test`] compares.
 #[derive(Clone, Copy, Debug)]
 struct Subject {
-    source: Numbered,
-    destination: Numbered,
-    transport: u8,
+    /// Source and destination.
+    addresses: [u64; 4],
+    kind: u16,
     /// Ports, or type and code.
     numbers: [u16; 2],
 }
@@ -279,10 +271,11 @@ impl Subject {
             Filtered::Udp(from, to) => (UDP, [from, to]),
             Filtered::Icmp(kind, code) => (ICMP, [kind.into(), code.into()]),
         };
+        let (source, destination) = (packet.source, packet.destination);
+        let ([a, b], [c, d]) = (words(source), words(destination));
         Subject {
-            source: Numbered::of(packet.source),
-            destination: Numbered::of(packet.destination),
-            transport,
+            addresses: [a, b, c, d],
+            kind: kinds(transport, source, destination),
             numbers,
         }
     }
@@ -291,60 +284,102 @@ impl Subject {
 /// What a rule asks for, worked out once: the first packet of a connection may meet many rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Test {
-    source: Numbered,
-    destination: Numbered,
-    /// Significant bits of both.
-    lengths: [u8; 2],
-    transports: u8,
-    /// First and last.
-    ranges: [(u16, u16); 2],
+    /// Source and destination, and their significant bits.
+    addresses: [u64; 4],
+    masks: [u64; 4],
+    kinds: u16,
+    ranges: [Range; 2],
+}
+
+/// A range of numbers, so that one comparison tells what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
+    first: u16,
+    /// The last one's distance from the first.
+    span: u16,
+}
+
+impl Range {
+    const ANY: Range = Range {
+        first: 0,
+        span: u16::MAX,
+    };
+
+    /// `None` if it is empty.
+    fn new(first: u16, last: u16) -> Option<Range> {
+        let span = last.checked_sub(first)?;
+        Some(Range { first, span })
+    }
+
+    fn of_ports(given: PortMatch) -> Option<Range> {
+        let PortMatch { lower, upper } = given;
+        match lower {
+            None => Some(Range::ANY),
+            Some(lower) => Range::new(lower, upper.unwrap_or(u16::MAX)),
+        }
+    }
+
+    fn exactly(given: Option<u8>) -> Option<Range> {
+        match given {
+            None => Some(Range::ANY),
+            Some(value) => Range::new(value.into(), value.into()),
+        }
+    }
+
+    fn has(self, number: u16) -> bool {
+        number.wrapping_sub(self.first) <= self.span
+    }
+}
+
+/// The significant bits of an address of which `length` are given, in two words.
+fn masks(address: IpAddr, length: u8) -> [u64; 2] {
+    let ones = |count: u32| u64::MAX.checked_shl(64 - count).unwrap_or(0);
+    let length = u32::from(length);
+    match address {
+        IpAddr::V4(_) => [ones(length.min(32)), 0],
+        IpAddr::V6(_) => [
+            ones(length.min(64)),
+            ones(length.saturating_sub(64).min(64)),
+        ],
+    }
 }
 
 impl Test {
     fn of(rule: &FirewallRule) -> Test {
-        const ANY: (u16, u16) = (0, u16::MAX);
-        let ports = |given: PortMatch| match given {
-            PortMatch { lower: None, .. } => ANY,
-            PortMatch {
-                lower: Some(lower),
-                upper,
-            } => (lower, upper.unwrap_or(u16::MAX)),
-        };
-        let exactly = |given: Option<u8>| given.map_or(ANY, |value| (value.into(), value.into()));
         let (transports, ranges) = match rule.filter {
-            RuleFilter::Any => (TCP | UDP | ICMP, [ANY; 2]),
+            RuleFilter::Any => (TCP | UDP | ICMP, [Some(Range::ANY); 2]),
             RuleFilter::Tcp {
                 source,
                 destination,
-            } => (TCP, [ports(source), ports(destination)]),
+            } => (TCP, [source, destination].map(Range::of_ports)),
             RuleFilter::Udp {
                 source,
                 destination,
-            } => (UDP, [ports(source), ports(destination)]),
-            RuleFilter::Icmp { kind, code } => (ICMP, [exactly(kind), exactly(code)]),
+            } => (UDP, [source, destination].map(Range::of_ports)),
+            RuleFilter::Icmp { kind, code } => (ICMP, [kind, code].map(Range::exactly)),
+        };
+        // A rule for no port matches no transport.
+        let (transports, ranges) = match ranges {
+            [Some(one), Some(two)] => (transports, [one, two]),
+            _ => (0, [Range::ANY; 2]),
         };
         let (source, destination) = (rule.source.prefix(), rule.destination.prefix());
+        let (from, to) = (source.address(), destination.address());
+        let ([a, b], [c, d]) = (words(from), words(to));
+        let ([e, f], [g, h]) = (masks(from, source.len()), masks(to, destination.len()));
         Test {
-            source: Numbered::of(source.address()),
-            destination: Numbered::of(destination.address()),
-            lengths: [source.len(), destination.len()],
-            transports,
+            addresses: [a, b, c, d],
+            masks: [e, f, g, h],
+            kinds: kinds(transports, from, to),
             ranges,
         }
     }
 
     fn matches(&self, subject: &Subject) -> bool {
-        let covers = |prefix: &Numbered, length: u8, address: &Numbered| {
-            prefix.is_v6 == address.is_v6
-                && (prefix.bits ^ address.bits).leading_zeros() >= u32::from(length)
-        };
-        let within = |(first, last): (u16, u16), number| (first..=last).contains(&number);
-        let ([of_source, of_destination], [one, two]) = (self.lengths, self.ranges);
-        let [from, to] = subject.numbers;
-        self.transports & subject.transport != 0
-            && covers(&self.source, of_source, &subject.source)
-            && covers(&self.destination, of_destination, &subject.destination)
-            && within(one, from)
-            && within(two, to)
+        let pairs = self.addresses.iter().zip(&subject.addresses);
+        let differing = pairs.zip(&self.masks);
+        let differing = differing.fold(0, |bits, ((one, two), mask)| bits | (one ^ two) & mask);
+        let ([one, two], [from, to]) = (self.ranges, subject.numbers);
+        self.kinds & subject.kind != 0 && differing == 0 && one.has(from) && two.has(to)
     }
 }

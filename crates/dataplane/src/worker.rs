@@ -341,22 +341,27 @@ impl Worker {
         let mut sent = Sent::default();
         let burst = parsed.get(..packets.len()).unwrap_or_default();
         for ((packet, verdict), parsed) in packets.iter_mut().zip(verdicts).zip(burst) {
-            match answer_hit::<HOPS>(&mut cx, parsed, parsed.entry, packet) {
-                Some(to) => {
-                    *verdict = Verdict::Transmit(to);
-                    if to != sent.to {
-                        sent.flush(cx.ports, cx.parts.counters);
-                        sent.to = to;
-                    }
-                    sent.total += Sent::one(parsed.fast.length);
-                }
+            let to = match answer_hit::<HOPS>(&mut cx, parsed, parsed.entry, packet) {
+                Some(to) => to,
                 None => {
                     if !core::mem::replace(&mut cx.is_refreshed, true) {
                         refresh(&mut cx, burst);
                     }
-                    *verdict = answer_miss::<HOPS>(&mut cx, parsed, packet);
+                    match answer_miss::<HOPS>(&mut cx, parsed, packet) {
+                        Missed::Answered(to) => to,
+                        Missed::Counted(other) => {
+                            *verdict = other;
+                            continue;
+                        }
+                    }
                 }
+            };
+            *verdict = Verdict::Transmit(to);
+            if to != sent.to {
+                sent.flush(cx.ports, cx.parts.counters);
+                sent.to = to;
             }
+            sent.total += Sent::one(parsed.fast.length);
         }
         let hits = packets.len() as u64 - cx.slow;
         let counters = cx.parts.counters;
@@ -624,6 +629,14 @@ fn find(flows: &FlowTable, parsed: &Parsed) -> Option<u32> {
     }
 }
 
+/// What became of a packet that its probable entry did not answer.
+enum Missed {
+    /// An entry answered it after all.
+    Answered(PortId),
+    /// Something else, which is counted already.
+    Counted(Verdict),
+}
+
 /// Everything but a hit. Kept apart so that the loop over hits stays small.
 #[cold]
 #[inline(never)]
@@ -631,30 +644,20 @@ fn answer_miss<const HOPS: bool>(
     cx: &mut Burst<'_, '_>,
     parsed: &Parsed,
     packet: &mut impl Packet,
-) -> Verdict {
+) -> Missed {
     let found = find(cx.parts.flows, parsed);
     let hit = found.and_then(|found| answer_hit::<HOPS>(cx, parsed, found, packet));
-    let answered = match hit {
-        Some(to) => return sent_one(cx, parsed, to),
-        None => decide::<HOPS>(cx, parsed, found, packet),
-    };
-    match answered {
-        Ok(verdict) => verdict,
-        Err(reason) => {
-            cx.parts.counters.count_drop(reason);
-            if let Some(port) = cx.parts.counters.port_mut(cx.port) {
-                port.drops += 1;
-            }
-            Verdict::Drop(reason)
-        }
+    if let Some(to) = hit {
+        return Missed::Answered(to);
     }
-}
-
-/// Counts a packet that was sent by its entry.
-fn sent_one(cx: &mut Burst<'_, '_>, parsed: &Parsed, to: PortId) -> Verdict {
-    let total = Sent::one(parsed.fast.length);
-    Sent { to, total }.flush(cx.ports, cx.parts.counters);
-    Verdict::Transmit(to)
+    cx.slow += 1;
+    decide::<HOPS>(cx, parsed, found, packet).unwrap_or_else(|reason| {
+        cx.parts.counters.count_drop(reason);
+        if let Some(port) = cx.parts.counters.port_mut(cx.port) {
+            port.drops += 1;
+        }
+        Missed::Counted(Verdict::Drop(reason))
+    })
 }
 
 /// Decides a packet that no current entry answers. Most are then answered by the entry that they have got.
@@ -663,8 +666,7 @@ fn decide<const HOPS: bool>(
     parsed: &Parsed,
     found: Option<u32>,
     packet: &mut impl Packet,
-) -> Result<Verdict, DropReason> {
-    cx.slow += 1;
+) -> Result<Missed, DropReason> {
     let plain = Plain {
         fast: &parsed.fast,
         place: parsed.place,
@@ -676,7 +678,7 @@ fn decide<const HOPS: bool>(
         Some(decided) => {
             let number = decided?;
             if let Some(to) = answer_hit::<HOPS>(cx, parsed, number, packet) {
-                return Ok(sent_one(cx, parsed, to));
+                return Ok(Missed::Answered(to));
             }
             let plain = (&plain, number);
             graph::forward_plain(&mut cx.parts, cx.tables, place, packet, plain)?
@@ -686,5 +688,5 @@ fn decide<const HOPS: bool>(
     if let Verdict::Transmit(to) | Verdict::Reply(to) = verdict {
         cx.parts.counters.count_sent(to, packet.len());
     }
-    Ok(verdict)
+    Ok(Missed::Counted(verdict))
 }
