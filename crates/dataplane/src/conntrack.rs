@@ -12,7 +12,8 @@ use crate::fragments::PieceKey;
 use crate::graph::{Context, Output, Previous, Source, Walk};
 use crate::nat64::{GROWTH, GROWTH_MAX};
 use crate::packet::Packet;
-use crate::stages::{self, slow, snat};
+use crate::stages::slow::{self, Marks};
+use crate::stages::{self, snat};
 use crate::tables::Tables;
 use crate::time::Instant;
 use crate::underlay::UnderlayKind;
@@ -305,7 +306,6 @@ pub(crate) fn remember(
     let (action, target) = resolve(cx, &output, &to)?;
     let mut forward = Entry {
         key: keyed.key,
-        epoch: cx.tables.epoch,
         last_seen: cx.now,
         target,
         ingress: cx.ingress(),
@@ -326,7 +326,7 @@ pub(crate) fn remember(
         release_target(cx.adjacencies, action, target);
         return Err(DropReason::Bug);
     }
-    slow::mark(cx, &mut forward, walk);
+    Marks::of(cx, walk).put(&mut forward);
     let entries = [(keyed.place, &forward), (back.place, &backward)];
     let owner = (cx.machine, cx.generation);
     let created = cx.flows.insert(entries, owner, walk.service);
@@ -345,13 +345,11 @@ fn settle(
     (action, target): (Action, u32),
     walk: &Walk,
 ) -> Result<(), DropReason> {
-    let (ingress, epoch) = (cx.ingress(), cx.tables.epoch);
+    let (ingress, marks) = (cx.ingress(), Marks::of(cx, walk));
     let entry = cx.flows.entry_mut(number).ok_or(DropReason::Bug)?;
     (entry.action, entry.target) = (action, target);
-    (entry.ingress, entry.epoch) = (ingress, epoch);
-    let mut entry = *entry;
-    slow::mark(cx, &mut entry, walk);
-    *cx.flows.entry_mut(number).ok_or(DropReason::Bug)? = entry;
+    entry.ingress = ingress;
+    marks.put(entry);
     Ok(())
 }
 

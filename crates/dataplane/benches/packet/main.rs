@@ -305,7 +305,10 @@ impl Bench {
         if (1..=self.burst).contains(&self.next) {
             // Once per round over all flows: the next packet of each meets the next epoch.
             self.link = !self.link;
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
             scene::change(&mut self.scene.engine, self.work, self.link);
+            // What a change allocates is not the packets'.
+            ALLOCATIONS.store(before, Ordering::Relaxed);
         }
         self.scene.engine.process_burst(
             &mut self.scene.worker,

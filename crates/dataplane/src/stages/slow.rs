@@ -20,25 +20,39 @@ const SLOW: u32 = 1 << 31;
 /// Flags that a decision sets.
 const DECIDED: u8 = Entry::FAMILY | Entry::PUBLIC | Entry::METERED | Entry::BY_DEFAULT;
 
-/// Notes on an entry that was just decided what its packets need beyond the ordinary.
-pub(crate) fn mark(cx: &Context<'_>, entry: &mut Entry, walk: &Walk) {
-    let mut flags = 0;
-    if walk.tuple.source.is_ipv4() != walk.leaves.source.is_ipv4() {
-        flags |= Entry::FAMILY;
+/// What the packets of a decision need beyond the ordinary, and the epoch that its entry gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Marks {
+    flags: u8,
+    epoch: u32,
+}
+
+impl Marks {
+    /// Of what was just decided.
+    pub(crate) fn of(cx: &Context<'_>, walk: &Walk) -> Marks {
+        let mut flags = 0;
+        if walk.tuple.source.is_ipv4() != walk.leaves.source.is_ipv4() {
+            flags |= Entry::FAMILY;
+        }
+        if matches!(cx.source, Source::Machine)
+            && let Some(services) = cx.services()
+        {
+            let public = walk.public && services.public_meter.is_some();
+            flags |= if public { Entry::PUBLIC } else { 0 };
+            let metered = public || services.total_meter.is_some();
+            flags |= if metered { Entry::METERED } else { 0 };
+        }
+        let slow = if flags == 0 { 0 } else { SLOW };
+        flags |= if walk.public { Entry::BY_DEFAULT } else { 0 };
+        let epoch = cx.tables.epoch ^ slow;
+        Marks { flags, epoch }
     }
-    if matches!(cx.source, Source::Machine)
-        && let Some(services) = cx.services()
-    {
-        let public = walk.public && services.public_meter.is_some();
-        flags |= if public { Entry::PUBLIC } else { 0 };
-        let metered = public || services.total_meter.is_some();
-        flags |= if metered { Entry::METERED } else { 0 };
+
+    /// Notes it on the entry.
+    pub(crate) fn put(self, entry: &mut Entry) {
+        entry.flags = entry.flags & !DECIDED | self.flags;
+        entry.epoch = self.epoch;
     }
-    if flags != 0 {
-        entry.epoch = cx.tables.epoch ^ SLOW;
-    }
-    flags |= if walk.public { Entry::BY_DEFAULT } else { 0 };
-    entry.flags = entry.flags & !DECIDED | flags;
 }
 
 /// The epoch of the tables that an entry's epoch stands for.
