@@ -17,6 +17,7 @@ pub mod grpc;
 pub mod inspection;
 pub mod logging;
 pub mod metrics;
+pub mod program;
 pub mod service;
 pub mod standby;
 pub mod sync;

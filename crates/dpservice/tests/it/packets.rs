@@ -26,20 +26,18 @@ fn play(config: &str, arguments: &str, devices: &[&str]) {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("dpservice.conf");
     std::fs::write(&file, config).expect("write configuration");
-    let client = folder.path().join("dpservice-cli");
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_dpservice"), &client).expect("link");
     let service = Process::start(
         &namespace,
         &format!(
             "env DP_CONF={} {} {arguments}",
             file.display(),
-            env!("CARGO_BIN_EXE_dpservice")
+            env!("CARGO_BIN_EXE_dpservice-bin")
         ),
     );
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/packets.py");
     let output = Command::new("/usr/bin/python3")
         .arg(script)
-        .arg(&client)
+        .arg(env!("CARGO_BIN_EXE_dpservice-cli"))
         .args(devices)
         .output()
         .expect("Debian's python3 with python3-scapy: cargo xtask setup");
