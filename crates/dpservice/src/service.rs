@@ -19,6 +19,7 @@ use ports::offload::RuleDevice;
 use ports::{AfPacket, AfXdp, Frame, OpenError, Port, Tap};
 use proto::dpdk::dpd_kironcore_server::DpdKironcoreServer;
 use proto::inspection::inspection_server::InspectionServer;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -38,6 +39,8 @@ const STREAMS_MAX: u32 = 256;
 const GRACE: Duration = Duration::from_secs(2);
 /// Interval of periodic packets to machines.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a machine's device that could not be made anew is tried again.
+const RESTORE_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes that encapsulation adds.
 const ENCAPSULATION_LEN: usize = 40;
 
@@ -507,8 +510,20 @@ pub async fn serve(
     let restoring = {
         let service = Arc::clone(&service);
         async move {
-            while let Some(port) = lost.recv().await {
-                grpc::restore(&service, port).await;
+            let mut missing = BTreeSet::new();
+            loop {
+                tokio::select! {
+                    port = lost.recv() => match port {
+                        Some(port) => missing.insert(port),
+                        None => return,
+                    },
+                    () = tokio::time::sleep(RESTORE_INTERVAL), if !missing.is_empty() => false,
+                };
+                for port in missing.clone() {
+                    if grpc::restore(&service, port).await {
+                        missing.remove(&port);
+                    }
+                }
             }
         }
     };
@@ -524,7 +539,7 @@ pub async fn serve(
         tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .max_concurrent_streams(STREAMS_MAX)
-            .add_service(DpdKironcoreServer::from_arc(Arc::clone(&service)))
+            .add_service(DpdKironcoreServer::new(grpc::Server(Arc::clone(&service))))
             .add_service(HealthServer::new(Health(health)))
             .add_service(InspectionServer::new(inspector))
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopping)

@@ -107,19 +107,19 @@ async fn open(service: &Service, index: u16) -> Result<Driver, String> {
 }
 
 /// Creates the device of a machine port anew after it disappeared: its namespace may have been deleted, but the interface stays until it
-/// is deleted here, and whoever runs the machine can fetch the device again. Uplinks are not this module's business.
-pub async fn restore(service: &Service, port: PortId) {
+/// is deleted here, and whoever runs the machine can fetch the device again. Uplinks are not this module's business. False if it has to be tried
+/// again.
+pub async fn restore(service: &Service, port: PortId) -> bool {
     let Some(index) = port.0.checked_sub(service.machine_ports_start) else {
-        return;
+        return true;
     };
-    let find = |plane: &mut Plane, port| {
-        plane
-            .engine
-            .interface_at(port)
-            .map(|interface| interface.spec.id.clone())
+    let find = move |plane: &mut Plane| {
+        let interface = plane.engine.interface_at(port);
+        let id = interface.map(|interface| interface.spec.id.clone());
+        id.filter(|_| !plane.is_attached(port))
     };
-    let Ok(Some(id)) = service.worker.call(move |plane| find(plane, port)).await else {
-        return;
+    let Ok(Some(id)) = service.worker.call(find).await else {
+        return true;
     };
     match attach(service, &id, port, index).await {
         Ok(Ok(())) => tracing::info!(interface_id = id, port_id = port.0, "Device restored"),
@@ -130,10 +130,12 @@ pub async fn restore(service: &Service, port: PortId) {
                 error,
                 "Cannot restore device"
             );
+            return false;
         }
         // The packet thread has ended: so will this process.
         Err(_) => {}
     }
+    true
 }
 
 fn remove_if_on(plane: &mut Plane, id: &str, port: PortId) {

@@ -18,6 +18,7 @@ mod server;
 
 pub use health::{Health, Serving};
 pub use interfaces::restore;
+pub use server::Server;
 
 use crate::devices::Devices;
 use crate::inspection::Inspector;

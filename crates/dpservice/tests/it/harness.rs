@@ -32,6 +32,10 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub struct MemoryDevices {
     pub machines: Mutex<BTreeMap<u16, MemoryPeer>>,
     pub broken: AtomicBool,
+    /// A broken port was to be opened.
+    pub refused: AtomicBool,
+    /// No port opens meanwhile.
+    pub held: AtomicBool,
 }
 
 impl Devices for MemoryDevices {
@@ -41,12 +45,16 @@ impl Devices for MemoryDevices {
 
     fn open(&self, index: u16) -> Result<Driver, OpenError> {
         if self.broken.load(Ordering::Relaxed) {
+            self.refused.store(true, Ordering::Relaxed);
             let cause = std::io::Error::from_raw_os_error(1);
             return Err(OpenError {
                 device: self.netdev(index),
                 action: "open",
                 cause,
             });
+        }
+        while self.held.load(Ordering::Relaxed) {
+            std::thread::yield_now();
         }
         let mac = Mac([0x02, 0, 0, 0, 0, index as u8]);
         let (port, peer) = memory::pair(&self.netdev(index), mac, 1500)?;

@@ -6,7 +6,8 @@ use dpservice::metrics;
 use dpservice::worker::Settings;
 use proto::dpdk;
 use std::net::TcpStream as BlockingStream;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -89,9 +90,15 @@ async fn packets_flow_and_a_lost_device_is_made_anew() {
     assert_eq!(reply.get(6..12), Some(&gateway.0[..]));
     assert_eq!(reply.get(28..32), Some(&[169, 254, 0, 1][..]));
 
-    // The device goes (its namespace was deleted) and is made anew: the interface is still wanted.
+    // The device goes (its namespace was deleted) and is made anew, if not at once: the interface is still wanted.
+    server.devices.broken.store(true, Ordering::Relaxed);
     machine.unplug();
     let start = Instant::now();
+    while !server.devices.refused.load(Ordering::Relaxed) {
+        assert!(start.elapsed() < DEADLINE, "the device is not made anew");
+        tokio::task::yield_now().await;
+    }
+    server.devices.broken.store(false, Ordering::Relaxed);
     loop {
         let machine = server.machine(0);
         machine.send(&arp_request());
@@ -110,6 +117,27 @@ async fn packets_flow_and_a_lost_device_is_made_anew() {
         interface_id: b"vm1".to_vec(),
     };
     assert_eq!(outcome!(client.delete_interface(delete)), "0 Success");
+}
+
+#[tokio::test]
+async fn an_interface_gets_its_device_even_if_its_client_waits_no_longer() {
+    let server = Server::start().await;
+    let mut client = server.initialized().await;
+    server.devices.held.store(true, Ordering::Relaxed);
+    let mut request = tonic::Request::new(interface("vm1", "net_tap2", "10.0.0.1", "::"));
+    request.set_timeout(Duration::from_millis(50));
+    client.create_interface(request).await.unwrap_err();
+    server.devices.held.store(false, Ordering::Relaxed);
+    let start = Instant::now();
+    while !server
+        .worker
+        .call(|plane| plane.is_attached(dataplane::PortId(1)))
+        .await
+        .unwrap()
+    {
+        assert!(start.elapsed() < DEADLINE, "no device");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// TCP SYN between two machines of this host.
