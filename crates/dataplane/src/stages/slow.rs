@@ -4,7 +4,7 @@
 //! An entry that needs it carries an epoch that the loop never accepts, so its packets come here without costing the others anything.
 
 use crate::edit::{self, Side};
-use crate::flow::key::Tuple;
+use crate::flow::key::{Transport, Tuple};
 use crate::flow::{Action, Entry};
 use crate::graph::{Context, Source, Walk};
 use crate::icmp_error::{QuotedEnd, translate_inbound, translate_outbound};
@@ -212,10 +212,14 @@ pub(crate) fn translate_error(
     let bytes = packet.frame_mut().get_mut(place.clone());
     let bytes = bytes.ok_or(DropReason::Bug)?;
     let mut is_done = true;
-    if (from.destination, from.destination_port) != (to.destination, to.destination_port) {
+    // An echo has its identifier at both ends. The end whose address stays is left alone: the error may come from any router on the way.
+    let is_echo = matches!(from.transport, Transport::Echo { .. });
+    if from.destination != to.destination
+        || !is_echo && from.destination_port != to.destination_port
+    {
         is_done &= translate_inbound(bytes, destination_end(to));
     }
-    if (from.source, from.source_port) != (to.source, to.source_port) {
+    if from.source != to.source || !is_echo && from.source_port != to.source_port {
         is_done &= translate_outbound(bytes, source_end(to));
     }
     if is_done {

@@ -346,6 +346,14 @@ fn icmp_errors_about_translated_connections() {
         let seen = build::icmp("192.0.2.9", VM1_IP, kind, code, [0, 0, 5, 0], &inside);
         assert_eq!(bed.fabric(nat_underlay, &error), Out::Machine(VM1, seen));
     }
+    // A router on the way of a ping remains who he is.
+    let inside = build::echo(VM1_IP, PUBLIC, true, 0x1234);
+    let Out::Tunnel(_, _, _, outside) = bed.guest(VM1, &inside) else {
+        panic!("not sent")
+    };
+    let error = build::icmp("192.0.2.9", NAT, 11, 0, [0; 4], &outside);
+    let seen = build::icmp("192.0.2.9", VM1_IP, 11, 0, [0; 4], &inside);
+    assert_eq!(bed.fabric(nat_underlay, &error), Out::Machine(VM1, seen));
     let unknown = build::tcp((NAT, 101), (PUBLIC, 81), SYN);
     let error = build::icmp("192.0.2.9", NAT, 3, 4, [0; 4], &unknown);
     assert_eq!(
