@@ -14,6 +14,9 @@ use crate::verdict::{DropReason, Verdict};
 use core::net::{IpAddr, Ipv6Addr};
 use net::{icmp, ipv4, ipv6};
 
+/// Hops of answers. Those of the request tell nothing of the way back (RFC 1122 §3.2.1.7).
+const HOP_LIMIT: u8 = 64;
+
 /// Answers the packet if it asks for an echo of such an address; `None` leaves it to the other stages, untouched.
 pub(crate) fn process(
     cx: &mut Context<'_>,
@@ -81,7 +84,7 @@ fn outer_source(frame: &[u8]) -> Option<Ipv6Addr> {
     Some(Ipv6Addr::from_octets(*octets))
 }
 
-/// Swaps the addresses, which no checksum notices, and turns the request into a reply.
+/// Swaps the addresses, which no checksum notices, renews the hops, and turns the request into a reply.
 fn answer(inner: &mut [u8], overlay: &Overlay) {
     let (start, width, kind) = match overlay.destination {
         IpAddr::V4(_) => (12, 4, icmp::ECHO_REPLY),
@@ -90,6 +93,7 @@ fn answer(inner: &mut [u8], overlay: &Overlay) {
     if let Some(addresses) = inner.get_mut(start..start + 2 * width) {
         addresses.rotate_left(width);
     }
+    renew_hops(inner, overlay.destination);
     let transport = match overlay.destination {
         IpAddr::V4(_) => overlay.layout.transport,
         IpAddr::V6(_) => echo_offset_v6(inner).unwrap_or(ipv6::HEADER_LEN),
@@ -99,6 +103,19 @@ fn answer(inner: &mut [u8], overlay: &Overlay) {
         let mut change = Change::default();
         set_word(message, 0, u16::from(kind) << 8, &mut change);
         change.write(message, 2);
+    }
+}
+
+fn renew_hops(inner: &mut [u8], destination: IpAddr) {
+    if destination.is_ipv6() {
+        if let Some(hops) = inner.get_mut(7) {
+            *hops = HOP_LIMIT;
+        }
+    } else if let Some(&[_, protocol]) = inner.get(8..10).and_then(<[u8]>::first_chunk) {
+        let mut change = Change::default();
+        let word = u16::from_be_bytes([HOP_LIMIT, protocol]);
+        set_word(inner, 8, word, &mut change);
+        change.write(inner, 10);
     }
 }
 

@@ -179,14 +179,14 @@ fn pings_and_errors() {
     let remote = v6("fc00:2::d000:0:1");
     target(&mut bed, "lb", remote);
     for _ in 0..2 {
-        let ping = build::echo(PUBLIC, LB, true, 5);
-        let answer = build::echo(LB, PUBLIC, false, 5);
+        let ping = build::with_hops(build::echo(PUBLIC, LB, true, 5), 1);
+        let answer = build::with_hops(build::echo(LB, PUBLIC, false, 5), 64);
         assert_eq!(
             bed.fabric_on(PF1, underlay, &ping),
             Out::Tunnel(PF1, v6("fc00:1::1"), router(), answer)
         );
         let ping = build::echo("2001:db8:99::1", LB6, true, 5);
-        let answer = build::echo(LB6, "2001:db8:99::1", false, 5);
+        let answer = build::with_hops(build::echo(LB6, "2001:db8:99::1", false, 5), 64);
         assert_eq!(
             bed.fabric(six, &ping),
             Out::Tunnel(PF0, v6("fc00:1::1"), router(), answer)

@@ -137,6 +137,19 @@ pub fn echo(from: &str, to: &str, request: bool, identifier: u16) -> Vec<u8> {
     icmp(from, to, kind, 0, [a, b, 0, 1], b"abcdefgh")
 }
 
+/// The same IP packet with another TTL or hop limit.
+pub fn with_hops(mut ip: Vec<u8>, hops: u8) -> Vec<u8> {
+    if ip[0] >> 4 == 4 {
+        ip[8] = hops;
+        ip[10..12].fill(0);
+        let sum = checksum::checksum(&ip[..20]).to_be_bytes();
+        ip[10..12].copy_from_slice(&sum);
+    } else {
+        ip[7] = hops;
+    }
+    ip
+}
+
 /// A tunnel packet without Ethernet header.
 pub fn tunnel(from: Ipv6Addr, to: Ipv6Addr, inner: &[u8]) -> Vec<u8> {
     let next_header = if inner[0] >> 4 == 4 { 4 } else { 41 };

@@ -64,7 +64,7 @@ fn an_address_works_until_its_last_share_goes() {
     let mut answers = |bed: &mut Bed, why: &str| {
         id += 1;
         let ping = build::echo(PUBLIC, NAT, true, id);
-        let answer = build::echo(NAT, PUBLIC, false, id);
+        let answer = build::with_hops(build::echo(NAT, PUBLIC, false, id), 64);
         let expected = Out::Tunnel(PF0, v6("fc00:1::1"), router(), answer);
         assert_eq!(bed.fabric(kept, &ping), expected, "{why}");
     };
