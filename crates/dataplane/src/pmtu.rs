@@ -7,6 +7,7 @@ use crate::cls::{L4, Overlay};
 use crate::flow::Coarse;
 use crate::graph::{Context, Source};
 use crate::packet::Packet;
+use crate::route_lookup::check_forwardable;
 use crate::verdict::{DropReason, Verdict};
 use crate::{GATEWAY_IPV4, GATEWAY_IPV6};
 use core::net::IpAddr;
@@ -73,6 +74,8 @@ pub(crate) fn answer_exceeded(
     packet: &mut dyn Packet,
     overlay: &Overlay,
 ) -> Result<Verdict, DropReason> {
+    // No error about what is for a group, nor to whom nobody can answer (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
+    check_forwardable(overlay.source, overlay.destination)?;
     let exceeded = Complaint {
         v4: EXCEEDED_V4,
         v6: EXCEEDED_V6,

@@ -154,15 +154,21 @@ fn is_own(routes: &VniRoutes, address: IpAddr, port: PortId) -> bool {
     }
 }
 
-/// Refuses what no router may forward.
+/// Refuses what no router may forward (RFC 1812 §5.3.7, RFC 4291 §2.7).
 pub(crate) fn check_forwardable(source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
-    match destination {
-        IpAddr::V4(a) if a.is_multicast() || a.is_broadcast() => Err(DropReason::Multicast),
-        IpAddr::V6(a) if a.is_multicast() => Err(DropReason::Multicast),
-        destination if is_local_scope(destination) || is_local_scope(source) => {
-            Err(DropReason::NotForwardable)
-        }
-        _ => Ok(()),
+    if is_group(destination) {
+        return Err(DropReason::Multicast);
+    }
+    if is_group(source) || is_local_scope(destination) || is_local_scope(source) {
+        return Err(DropReason::NotForwardable);
+    }
+    Ok(())
+}
+
+fn is_group(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_multicast() || a.is_broadcast(),
+        IpAddr::V6(a) => a.is_multicast(),
     }
 }
 

@@ -238,10 +238,18 @@ fn local_scope_and_group_addresses_are_not_forwarded() {
             "{from} to {to}"
         );
     }
-    // From the fabric as well: nobody may pose as the gateway.
-    let forged = build::udp(("169.254.0.1", 67), ("10.100.1.1", 68), b"");
-    let frame = from_fabric(bed.underlay("vm1"), &forged);
-    assert_eq!(bed.send(PF0, &frame).0, Verdict::Drop(NotForwardable));
+    // From the fabric as well: nobody may pose as the gateway, and a group sends nothing.
+    for (from, to) in [
+        ("169.254.0.1", own),
+        ("224.0.0.5", own),
+        ("255.255.255.255", own),
+        ("ff02::1", own6),
+    ] {
+        let forged = build::udp((from, 67), (to, 68), b"");
+        let frame = from_fabric(bed.underlay("vm1"), &forged);
+        let verdict = bed.send(PF0, &frame).0;
+        assert_eq!(verdict, Verdict::Drop(NotForwardable), "{from}");
+    }
 }
 
 #[test]

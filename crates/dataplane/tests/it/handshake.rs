@@ -121,18 +121,6 @@ fn counting() -> Bed {
     Bed::with(config)
 }
 
-fn with_hops(mut ip: Vec<u8>, hops: u8) -> Vec<u8> {
-    if ip[0] >> 4 == 4 {
-        ip[8] = hops;
-        ip[10..12].fill(0);
-        let sum = checksum::checksum(&ip[..20]).to_be_bytes();
-        ip[10..12].copy_from_slice(&sum);
-    } else {
-        ip[7] = hops;
-    }
-    ip
-}
-
 #[test]
 fn every_packet_loses_a_hop() {
     let mut bed = counting();
@@ -144,19 +132,19 @@ fn every_packet_loses_a_hop() {
         // First packet and cached answer.
         for hops in [64, 255, 2, 3] {
             let sent = build::udp((near, 1), (far, 2), b"x");
-            let seen = with_hops(sent.clone(), hops - 1);
-            let out = bed.guest(VM1, &with_hops(sent, hops));
+            let seen = build::with_hops(sent.clone(), hops - 1);
+            let out = bed.guest(VM1, &build::with_hops(sent, hops));
             assert_eq!(out, Out::Tunnel(PF0, own, neighbour(), seen));
             let sent = build::udp((far, 2), (near, 1), b"x");
-            let seen = with_hops(sent.clone(), hops - 1);
+            let seen = build::with_hops(sent.clone(), hops - 1);
             assert_eq!(
-                bed.fabric(own, &with_hops(sent, hops)),
+                bed.fabric(own, &build::with_hops(sent, hops)),
                 Out::Machine(VM1, seen)
             );
             let sent = build::udp((near, 1), (other, 2), b"x");
-            let seen = with_hops(sent.clone(), hops - 1);
+            let seen = build::with_hops(sent.clone(), hops - 1);
             assert_eq!(
-                bed.guest(VM1, &with_hops(sent, hops)),
+                bed.guest(VM1, &build::with_hops(sent, hops)),
                 Out::Machine(VM2, seen)
             );
         }
@@ -176,7 +164,7 @@ fn a_packet_without_hops_is_answered() {
                 assert!(matches!(bed.guest(VM1, &sent), Out::Tunnel(..)));
             }
             for hops in [0, 1] {
-                let last = with_hops(sent.clone(), hops);
+                let last = build::with_hops(sent.clone(), hops);
                 let Out::Machine(VM1, got) = bed.guest(VM1, &last) else {
                     panic!("no answer");
                 };
@@ -189,16 +177,33 @@ fn a_packet_without_hops_is_answered() {
         let quoted = build::udp(("10.100.2.1", 2), ("10.100.1.1", 1), b"x");
         let error = build::icmp("10.100.1.1", "10.100.2.1", 3, 3, [0; 4], &quoted);
         let dropped = Out::Dropped(DropReason::HopsExceeded);
-        assert_eq!(bed.guest(VM1, &with_hops(error, 1)), dropped);
+        assert_eq!(bed.guest(VM1, &build::with_hops(error, 1)), dropped);
         let own = bed.underlay("vm1");
-        assert_eq!(bed.fabric(own, &with_hops(quoted, 1)), dropped);
+        assert_eq!(bed.fabric(own, &build::with_hops(quoted, 1)), dropped);
+    }
+}
+
+/// What is for all on the link is often sent with one hop, and nobody may be told that it went no further.
+#[test]
+fn nothing_is_said_about_packets_to_groups() {
+    let mut bed = counting();
+    use DropReason::{Multicast, NotForwardable};
+    for (from, to, reason) in [
+        ("10.100.1.1", "239.255.255.250", Multicast),
+        ("10.100.1.1", "255.255.255.255", Multicast),
+        ("0.0.0.0", "10.100.2.1", NotForwardable),
+        ("2000:100:1::1", "ff02::c", Multicast),
+        ("::", "2000:100:2::1", NotForwardable),
+    ] {
+        let last = build::with_hops(build::udp((from, 1), (to, 1900), b"x"), 1);
+        assert_eq!(bed.guest(VM1, &last), Out::Dropped(reason), "{to}");
     }
 }
 
 #[test]
 fn answers_are_a_trickle() {
     let mut bed = counting();
-    let last = from_guest(&with_hops(
+    let last = from_guest(&build::with_hops(
         build::udp(("10.100.1.1", 1), ("10.100.2.1", 2), b"x"),
         1,
     ));

@@ -270,6 +270,9 @@ fn pings_to_a_nat_address_are_answered_here() {
             Out::Tunnel(uplink, v6("fc00:1::1"), router(), answer.clone())
         );
     }
+    let group = build::echo("224.0.0.5", NAT, true, 1);
+    let refused = Out::Dropped(DropReason::NotForwardable);
+    assert_eq!(bed.fabric(underlay, &group), refused);
     let foreign = build::echo(PUBLIC, "172.21.0.9", true, 1);
     assert_eq!(
         bed.fabric(underlay, &foreign),
