@@ -1,9 +1,10 @@
 //! Generated gRPC types, clients and servers: dpservice ([`dpdk`], and [`inspection`] for looking into it) and the machine runtime ([`machine`], [`meta`], [`event`]).
 //!
-//! There is no logic here except the table of status codes ([`code`]). The wire format is fixed by other implementations of the same
+//! There is no logic here except the table of status codes ([`code`]) and what all servers share ([`whole`]). The wire format is fixed by other implementations of the same
 //! protocols; the golden-byte tests of this crate hold it in place. Start at the `.proto` files, they carry the comments.
 
 pub mod code;
+pub mod whole;
 
 #[allow(
     clippy::all,

@@ -18,7 +18,6 @@ mod server;
 
 pub use health::{Health, Serving};
 pub use interfaces::restore;
-pub use server::Server;
 
 use crate::devices::Devices;
 use crate::inspection::Inspector;

@@ -1,4 +1,4 @@
-//! The generated service trait, filled in: one line per RPC. What every RPC has in common is in [`complete`] and [`answer`].
+//! The generated service trait, filled in: one line per RPC. What every RPC has in common is in [`answer`].
 
 use super::{
     Failure, Service, balancers, capture, check_initialized, errors, firewall, get_version,
@@ -6,11 +6,7 @@ use super::{
 };
 use proto::dpdk::dpd_kironcore_server::DpdKironcore;
 use proto::dpdk::{self, Status};
-use std::sync::Arc;
 use tonic::{Code, Request, Response};
-
-/// The service as gRPC sees it.
-pub struct Server(pub Arc<Service>);
 
 /// A reply whose outcome is in its field `status`.
 trait Reply: Default {
@@ -59,18 +55,6 @@ fn answer<R: Reply>(
     Err(tonic::Status::new(code, message))
 }
 
-/// Carries a request out to its end even if its client stops waiting: an interface without its device is worse than none.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this task is to outlive whoever waits for it; it ends with the request"
-)]
-async fn complete<R: Send + 'static>(
-    work: impl Future<Output = Result<Response<R>, tonic::Status>> + Send + 'static,
-) -> Result<Response<R>, tonic::Status> {
-    let done = tokio::spawn(work).await;
-    done.unwrap_or_else(|_| Err(tonic::Status::internal(errors::STOPPED)))
-}
-
 macro_rules! service {
     (
         before_initialize { $($early:ident($early_request:ident) -> $early_reply:ident = $early_handler:path;)* }
@@ -90,32 +74,23 @@ macro_rules! service {
         })*
 
         #[tonic::async_trait]
-        impl DpdKironcore for Server {
+        impl DpdKironcore for Service {
             $(async fn $early(
                 &self,
                 request: Request<dpdk::$early_request>,
             ) -> Result<Response<dpdk::$early_reply>, tonic::Status> {
-                let service = Arc::clone(&self.0);
-                complete(async move {
-                    let outcome = $early_handler(&service, request.into_inner()).await;
-                    answer(stringify!($early_request), outcome)
-                })
-                .await
+                answer(stringify!($early_request), $early_handler(self, request.into_inner()).await)
             })*
 
             $(async fn $rpc(
                 &self,
                 request: Request<dpdk::$request>,
             ) -> Result<Response<dpdk::$reply>, tonic::Status> {
-                let service = Arc::clone(&self.0);
-                complete(async move {
-                    let outcome = match service.require_initialized() {
-                        Ok(()) => $handler(&service, request.into_inner()).await,
-                        Err(failure) => Err(failure),
-                    };
-                    answer(stringify!($request), outcome)
-                })
-                .await
+                let outcome = match self.require_initialized() {
+                    Ok(()) => $handler(self, request.into_inner()).await,
+                    Err(failure) => Err(failure),
+                };
+                answer(stringify!($request), outcome)
             })*
         }
     };

@@ -80,11 +80,13 @@ pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> 
 
     let runtime = Runtime::new(shell.clone(), classes, args.netns_prefix);
     let listener = listen(&args.address)?;
-    let server = tonic::transport::Server::builder().serve_with_incoming_shutdown(
-        MachineRuntimeServer::new(runtime),
-        UnixListenerStream::new(listener),
-        shutdown.clone().cancelled_owned(),
-    );
+    let server = tonic::transport::Server::builder()
+        .layer(proto::whole::Whole)
+        .add_service(MachineRuntimeServer::new(runtime))
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            shutdown.clone().cancelled_owned(),
+        );
     tracing::info!(address = %args.address.display(), machines = known.len(), "namespace provider serves");
 
     let wake = async {

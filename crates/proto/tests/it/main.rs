@@ -4,3 +4,4 @@
 
 mod code;
 mod golden;
+mod whole;
