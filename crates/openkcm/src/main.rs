@@ -7,6 +7,7 @@ mod get;
 mod outside;
 mod pki;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -118,12 +119,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Part::Lab(args) => return lab::main(args),
         Part::Get(args) => return Ok(get::main(args)),
         Part::Completion { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "openkcm",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "openkcm", &mut script);
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(&script).context("standard output")?;
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}

@@ -98,15 +98,16 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
             };
         }
     };
+    let (text, code) = if let args::Command::Completion { shell } = cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "dpservice-cli", &mut script);
+        (script, 0)
+    } else {
+        let (text, code) = execute(&cli);
+        (text.into_bytes(), code)
+    };
     let mut stdout = std::io::stdout().lock();
-    if let args::Command::Completion { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "dpservice-cli", &mut stdout);
-        return ExitCode::SUCCESS;
-    }
-    let (text, code) = execute(&cli);
-    let written = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush());
+    let written = stdout.write_all(&text).and_then(|()| stdout.flush());
     match written {
         Ok(()) => ExitCode::from(code),
         Err(_) => ExitCode::from(EXIT_CLIENT),

@@ -675,6 +675,14 @@ fn completion_and_lack_of_a_server() {
         code == Some(0) && text.contains("complete -F _dpservice__cli"),
         "no completion"
     );
+    // A device that takes nothing: the program ends with its own code, not by a panic.
+    let full = std::fs::File::create("/dev/full").expect("/dev/full");
+    let status = Command::new(env!("CARGO_BIN_EXE_dpservice-cli"))
+        .args(["completion", "bash"])
+        .stdout(full)
+        .status()
+        .expect("run client");
+    assert_eq!(status.code(), Some(1));
     for flag in ["-v", "--version", "--Version", "-V"] {
         let (code, text) = run(&[flag]);
         let version = format!("dpservice-cli {}\n", dpservice::VERSION);
