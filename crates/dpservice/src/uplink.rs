@@ -203,7 +203,10 @@ async fn look(
         if !fresh && seen.link == Some(true) {
             let known = chosen.map(|neighbour| neighbour.address);
             for gateway in gateways.into_iter().chain(known) {
-                verify(netlink, index, gateway).await;
+                // Asked for, a static entry would no longer be one (Linux 5.16), and gone if nobody answers.
+                if !is_static(&neighbours, gateway) {
+                    verify(netlink, index, gateway).await;
+                }
             }
         }
     }
@@ -350,6 +353,12 @@ pub fn next_hop(
             )
         })
         .map(|(_, neighbour)| *neighbour)
+}
+
+fn is_static(neighbours: &[Neighbour], address: Ipv6Addr) -> bool {
+    neighbours.iter().any(|neighbour| {
+        neighbour.address == address && neighbour.state == NeighbourState::Permanent
+    })
 }
 
 /// Makes the kernel resolve or verify a neighbour, as if it had a packet for it.

@@ -1,6 +1,6 @@
 //! Machines on two hosts: they reach each other and nobody else, the kernel keeps its own traffic, a killed service is replaced.
 
-use crate::fabric::{Fabric, Host, Machine, Process, enter_private_namespace};
+use crate::fabric::{Fabric, Host, Machine, Namespace, Process, enter_private_namespace, ip};
 use std::time::Instant;
 
 #[test]
@@ -99,4 +99,28 @@ fn restart(mut fabric: Fabric, a: &Machine, at_b: &str) {
     assert_eq!(lladdr(&again), lladdr(&gateway));
     let stopped = left.service.take().expect("running").terminate();
     assert!(stopped.success(), "{stopped}");
+}
+
+/// While a router is looked for, the kernel is asked about gateways, but not about those that an operator has told it.
+#[test]
+fn static_neighbours_of_the_uplink_stay() {
+    enter_private_namespace();
+    for command in [
+        "link add pf0 type veth peer name fabric",
+        "link set pf0 up",
+        "link set fabric up",
+        "address add fe80::2/64 dev pf0 nodad",
+        "neighbour add fe80::9 lladdr 02:00:00:00:00:09 dev pf0 nud permanent",
+        "route add fc00:9::/64 via fe80::9 dev pf0",
+        "route add fc00:a::/64 via fe80::a dev pf0",
+    ] {
+        ip(command);
+    }
+    let namespace = Namespace::own();
+    let service = Process::dpservice(None, "fc00:1::1", &["--log-level", "warn"]);
+    // Gateways are asked about in the order of their addresses.
+    namespace.eventually("ip neighbour get fe80::a dev pf0");
+    let entry = namespace.run("ip neighbour show fe80::9 dev pf0");
+    assert!(entry.contains("PERMANENT"), "{entry}");
+    assert!(service.terminate().success());
 }
