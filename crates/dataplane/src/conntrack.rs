@@ -172,7 +172,9 @@ pub(crate) fn forward(
         (false, _) => (0, 0),
     };
     if let Some(mtu) = fits
-        && overlay.length > mtu.saturating_add(shrinks)
+        && let longest = mtu.saturating_add(shrinks)
+        && overlay.length > longest
+        && !packet.is_cut_to(ip_offset, longest)
     {
         return pmtu::answer(cx, packet, overlay, mtu.saturating_add(told));
     }

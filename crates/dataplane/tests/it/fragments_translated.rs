@@ -5,7 +5,7 @@ use crate::build::{self, address};
 use crate::fragments::{back, cut, cut6, out, whole};
 use crate::scene::*;
 use core::net::Ipv6Addr;
-use dataplane::{DropReason, Verdict, VirtualServiceSpec, owner};
+use dataplane::{DropReason, Packet, PacketBuf, Verdict, VirtualServiceSpec, owner};
 use net::Mac;
 use net::tcp::ACK;
 use std::collections::BTreeSet;
@@ -140,6 +140,75 @@ fn what_fits_the_tunnel_after_nat64() {
     let (packet, told) = largest(&datagram);
     assert_eq!(packet, told);
     assert_eq!(largest(&piece), (packet + 8, told));
+}
+
+/// What a machine hands over in one piece, to be cut into segments of `segment_len` bytes by the port that sends it.
+struct SuperFrame {
+    packet: PacketBuf,
+    tcp_len: usize,
+    segment_len: usize,
+}
+
+impl Packet for SuperFrame {
+    fn frame(&self) -> &[u8] {
+        self.packet.frame()
+    }
+
+    fn frame_mut(&mut self) -> &mut [u8] {
+        self.packet.frame_mut()
+    }
+
+    fn reframe(&mut self, remove: usize, add: usize, keep: usize) -> bool {
+        Packet::reframe(&mut self.packet, remove, add, keep)
+    }
+
+    fn resize(&mut self, length: usize) -> bool {
+        self.packet.resize(length)
+    }
+
+    fn clear(&mut self) {
+        self.packet.clear();
+    }
+
+    fn is_cut_to(&self, ip_offset: usize, length: u16) -> bool {
+        dataplane::wire_len(self.frame(), self.tcp_len, self.segment_len)
+            <= ip_offset + usize::from(length)
+    }
+}
+
+/// Of what is cut on its way out, the pieces have to fit.
+#[test]
+fn super_frames_through_nat64() {
+    let mut bed = Bed::public();
+    bed.engine.set_uplink_mtu(PF0, 1_500);
+    bed.engine
+        .create_nat("vm1", address(NAT), range(100, 101), None)
+        .unwrap();
+    let sent = build::tcp_with((VM1_IP6, 1024), (PUBLIC6, 80), ACK, &[7; 5_000]);
+    let left = build::tcp_with((NAT, 100), (PUBLIC, 80), ACK, &[7; 5_000]);
+    let mut send = |segment_len| {
+        let mut packet = PacketBuf::with_frame_max(9_100);
+        assert!(packet.fill(&from_guest(&sent)));
+        let tcp_len = sent.len() - 40;
+        let mut packet = SuperFrame {
+            packet,
+            tcp_len,
+            segment_len,
+        };
+        let Bed {
+            engine,
+            worker,
+            now,
+        } = &mut bed;
+        let verdict = engine.process(worker, VM1, &mut packet, *now);
+        (verdict, packet.frame().to_vec())
+    };
+    // The tunnel's header, that of IPv4 and that of TCP.
+    let fits = 1_500 - 40 - 20 - 20;
+    let (verdict, frame) = send(fits);
+    assert_eq!(verdict, Verdict::Transmit(PF0));
+    assert_eq!(hex(&frame[54 + 20..]), hex(&left[20..]));
+    assert_eq!(send(fits + 1).0, Verdict::Reply(VM1));
 }
 
 fn services() -> Bed {

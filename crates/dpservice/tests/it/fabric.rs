@@ -240,13 +240,19 @@ impl Host {
             ..
         } = machine;
         let device = index + 2;
-        let reply = self.namespace.run(&self.cli(&format!(
+        let underlay = self.create(&format!(
             "create interface --id {id} --vni {vni} --ipv4 {ipv4} --ipv6 {ipv6} --device net_tap{device} -o json"
-        )));
+        ));
         let pid = machine.namespace.pid();
         self.namespace
             .ip(&format!("link set dtapvf_{index} netns {pid} name eth0"));
         machine.namespace.ip("link set eth0 up");
+        underlay
+    }
+
+    /// Creates something that gets an underlay address, and returns that.
+    pub fn create(&self, command: &str) -> String {
+        let reply = self.namespace.run(&self.cli(command));
         let (_, rest) = reply
             .split_once("\"underlay_route\":\"")
             .expect("underlay route");

@@ -45,6 +45,7 @@ fn machines_on_two_hosts_reach_each_other_and_nobody_else() {
     );
 
     tcp_of_machines_and_of_the_kernel(&a, left, right, &b);
+    tcp_over_nat64(&a, (left, right), &b, &at_b);
     restart(fabric, &a, &at_b);
 }
 
@@ -67,6 +68,22 @@ fn tcp_of_machines_and_of_the_kernel(a: &Machine, left: &Host, right: &Host, b: 
             kernel.join().expect("kernel's TCP")
         );
     });
+}
+
+/// A machine with nothing but IPv6 and one that has IPv4 move super-frames of their kernels both ways.
+fn tcp_over_nat64(a: &Machine, (left, right): (&Host, &Host), b: &Machine, at_b: &str) {
+    let nat =
+        "create nat --interface-id a --nat-ip 192.0.2.1 --minport 2000 --maxport 3000 -o json";
+    let underlay = left.create(nat);
+    left.route(100, "::/0", at_b);
+    right.route(100, "192.0.2.1/32", &underlay);
+    let _server = Process::spawn(&mut b.namespace.command("iperf3 -s -p 5202"));
+    a.namespace
+        .eventually("bash -c echo>/dev/tcp/64:ff9b::a00:2/5202");
+    for direction in ["", "-R"] {
+        let client = format!("timeout 20 iperf3 -c 64:ff9b::a00:2 -p 5202 -n 20M {direction}");
+        println!("NAT64:\n{}", a.namespace.run(&client));
+    }
 }
 
 /// A killed dpservice leaves no device; configured again, the machine finds the same gateway.
