@@ -505,6 +505,7 @@ fn error(
     quoted: &Tuple,
     ip_offset: usize,
 ) -> Result<Verdict, DropReason> {
+    route_lookup::check_forwardable(overlay.source, overlay.destination)?;
     let from = quoted.inverted();
     if quoted.source != overlay.destination {
         return Err(DropReason::IcmpUnrelated);

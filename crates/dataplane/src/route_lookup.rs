@@ -156,27 +156,44 @@ fn is_own(routes: &VniRoutes, address: IpAddr, port: PortId) -> bool {
 
 /// Refuses what no router may forward (RFC 1812 §5.3.7, RFC 4291 §2.7).
 pub(crate) fn check_forwardable(source: IpAddr, destination: IpAddr) -> Result<(), DropReason> {
-    if is_group(destination) {
-        return Err(DropReason::Multicast);
-    }
-    if is_group(source) || is_local_scope(destination) || is_local_scope(source) {
-        return Err(DropReason::NotForwardable);
-    }
-    Ok(())
-}
-
-fn is_group(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => a.is_multicast() || a.is_broadcast(),
-        IpAddr::V6(a) => a.is_multicast(),
+    match (reach(source), reach(destination)) {
+        (_, Reach::Group) => Err(DropReason::Multicast),
+        // A group is nobody's source (RFC 1122 §3.2.1.3, RFC 4291 §2.7).
+        (Reach::Group | Reach::Local, _) | (_, Reach::Local) => Err(DropReason::NotForwardable),
+        (Reach::Wide, Reach::Wide) => Ok(()),
     }
 }
 
-fn is_local_scope(address: IpAddr) -> bool {
-    match address {
-        // "This network" (RFC 1122 §3.2.1.3), loopback, link-local.
-        IpAddr::V4(a) => a.octets().first() == Some(&0) || a.is_loopback() || a.is_link_local(),
-        IpAddr::V6(a) => a.is_unspecified() || a.is_loopback() || a.is_unicast_link_local(),
+/// How far packets with an address may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Everywhere.
+    Wide,
+    /// Not past the link or the host.
+    Local,
+    /// Multicast or broadcast.
+    Group,
+}
+
+fn reach(address: IpAddr) -> Reach {
+    let (is_group, is_local) = match address {
+        IpAddr::V4(a) => match a.octets().first() {
+            // "This network" (RFC 1122 §3.2.1.3), loopback, link-local.
+            Some(0 | 127) => (false, true),
+            Some(169) => (false, a.is_link_local()),
+            Some(224..) => (a.is_multicast() || a.is_broadcast(), false),
+            _ => (false, false),
+        },
+        IpAddr::V6(a) => match a.octets().first() {
+            Some(0) => (false, a.is_unspecified() || a.is_loopback()),
+            Some(0xfe) => (false, a.is_unicast_link_local()),
+            first => (first == Some(&0xff), false),
+        },
+    };
+    match (is_group, is_local) {
+        (true, _) => Reach::Group,
+        (false, true) => Reach::Local,
+        (false, false) => Reach::Wide,
     }
 }
 

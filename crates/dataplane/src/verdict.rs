@@ -96,7 +96,7 @@ drop_reasons! {
     DestinationForeign = "destination_foreign",
     /// Multicast or broadcast, which the overlay does not replicate.
     Multicast = "multicast",
-    /// Link-local, loopback or unspecified address that must not be forwarded (RFC 3927 §2.7, RFC 4291 §2.5).
+    /// Link-local, loopback or unspecified address, or a group as the source, that must not be forwarded (RFC 3927 §2.7, RFC 4291 §2.5, §2.7).
     NotForwardable = "not_forwardable",
     /// No route to the destination in this network.
     NoRoute = "no_route",

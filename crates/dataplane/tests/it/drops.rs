@@ -1,8 +1,10 @@
 //! Every reason to drop a packet, provoked.
 
 use crate::bed::*;
+use crate::build::address;
+use crate::scene::*;
 use crate::{build, dhcp};
-use dataplane::{DropReason, Packet, PacketBuf, PortId, Verdict};
+use dataplane::{DropReason, LbPort, LoadBalancerSpec, Packet, PacketBuf, PortId, Verdict};
 use net::Mac;
 
 /// A host, a port and a packet that is dropped there for `reason`. A new reason does not compile without an entry here.
@@ -250,6 +252,50 @@ fn local_scope_and_group_addresses_are_not_forwarded() {
         let verdict = bed.send(PF0, &frame).0;
         assert_eq!(verdict, Verdict::Drop(NotForwardable), "{from}");
     }
+}
+
+/// Whoever would answer them would answer a group.
+#[test]
+fn packets_from_group_addresses_reach_nobody() {
+    let mut bed = Bed::public();
+    let vm1 = bed.underlay("vm1");
+    let nat = bed
+        .engine
+        .create_nat("vm2", address(NAT), range(100, 102), None);
+    let nat = nat.unwrap();
+    let served = "172.22.0.1";
+    let balancer = bed.engine.create_load_balancer(LoadBalancerSpec {
+        id: "lb".to_owned(),
+        vni: V100,
+        address: address(served),
+        ports: vec![LbPort {
+            protocol: 17,
+            port: 53,
+        }],
+        preferred_underlay: None,
+    });
+    let balancer = balancer.unwrap();
+    bed.engine
+        .create_load_balancer_target("lb", address("fc00:7::1"))
+        .unwrap();
+    let refused = Out::Dropped(DropReason::NotForwardable);
+    for from in ["224.0.0.9", "239.1.1.1", "255.255.255.255"] {
+        let question = build::udp((from, 9), (served, 53), b"");
+        let quoted = build::udp((served, 53), (PUBLIC, 9), b"");
+        for (to, packet) in [
+            (vm1, build::udp((from, 1), ("10.100.1.1", 2), b"")),
+            (nat, build::echo(from, NAT, true, 1)),
+            (balancer, build::echo(from, served, true, 1)),
+            (balancer, question),
+            (balancer, build::icmp(from, served, 3, 3, [0; 4], &quoted)),
+        ] {
+            assert_eq!(bed.fabric(to, &packet), refused, "{from}");
+        }
+        let sent = build::udp((from, 1), ("10.100.2.1", 2), b"");
+        assert_eq!(bed.guest(VM1, &sent), refused, "{from}");
+    }
+    let packet = build::udp(("ff0e::1", 1), ("2000:100:1::1", 2), b"");
+    assert_eq!(bed.fabric(vm1, &packet), refused);
 }
 
 #[test]
