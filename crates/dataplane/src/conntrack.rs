@@ -178,6 +178,9 @@ pub(crate) fn forward(
     {
         return pmtu::answer(cx, packet, overlay, mtu.saturating_add(told));
     }
+    if let Some(mtu) = pmtu::outgrown(cx, &entry, packet, (overlay, ip_offset)) {
+        return pmtu::answer_sender(cx, packet, overlay, (ip_offset, mtu));
+    }
     let other = cx.flows.entry(number ^ 1).ok_or(DropReason::Bug)?;
     let (key, to) = (other.key, other.key.tuple().inverted());
     let range = ip_offset..ip_offset + usize::from(overlay.length);

@@ -108,7 +108,7 @@ drop_reasons! {
     FlowTableFull = "flow_table_full",
     /// The table of tunnels is full, see [`crate::Limits::adjacencies_max`].
     AdjacencyTableFull = "adjacency_table_full",
-    /// With its outer header the packet is larger than the uplink's MTU.
+    /// With its outer header the packet is larger than the uplink's MTU, or as IPv6 larger than the machine's.
     PacketTooBig = "packet_too_big",
     /// Its TTL or hop limit is used up.
     HopsExceeded = "hops_exceeded",

@@ -10,7 +10,7 @@ use crate::ipip::{self, TUNNEL_LEN};
 use crate::packet::Packet;
 use crate::route_lookup::check_forwardable;
 use crate::underlay::UnderlayKind;
-use crate::verdict::{DropReason, Verdict};
+use crate::verdict::{DropReason, PortId, Verdict};
 use core::net::{IpAddr, Ipv6Addr};
 use net::{icmp, ipv4, ipv6};
 
@@ -28,7 +28,27 @@ pub(crate) fn process(
     }
     cx.counters.count(Node::PacketRelay);
     check_forwardable(overlay.source, overlay.destination)?;
-    let requester = outer_source(packet.frame()).ok_or(DropReason::Bug)?;
+    let (port, header) = way_back(cx, packet.frame(), overlay)?;
+    if !packet.reframe(TUNNEL_LEN, TUNNEL_LEN, usize::from(overlay.length)) {
+        return Err(DropReason::Bug);
+    }
+    let (front, inner) = packet
+        .frame_mut()
+        .split_first_chunk_mut::<TUNNEL_LEN>()
+        .ok_or(DropReason::Bug)?;
+    *front = header;
+    [front[18], front[19]] = overlay.length.to_be_bytes();
+    answer(inner, overlay);
+    Ok(Some(Verdict::Reply(port)))
+}
+
+/// The uplink and the tunnel by which an answer to a tunnelled packet goes to who sent it; the length is to be filled in.
+pub(crate) fn way_back(
+    cx: &Context<'_>,
+    frame: &[u8],
+    overlay: &Overlay,
+) -> Result<(PortId, [u8; TUNNEL_LEN]), DropReason> {
+    let requester = outer_source(frame).ok_or(DropReason::Bug)?;
     let Output::Encap {
         uplink,
         source,
@@ -44,17 +64,7 @@ pub(crate) fn process(
         source,
         destination,
     });
-    if !packet.reframe(TUNNEL_LEN, TUNNEL_LEN, usize::from(overlay.length)) {
-        return Err(DropReason::Bug);
-    }
-    let (front, inner) = packet
-        .frame_mut()
-        .split_first_chunk_mut::<TUNNEL_LEN>()
-        .ok_or(DropReason::Bug)?;
-    *front = adjacency.header;
-    [front[18], front[19]] = overlay.length.to_be_bytes();
-    answer(inner, overlay);
-    Ok(Some(Verdict::Reply(uplink.port)))
+    Ok((adjacency.port, adjacency.header))
 }
 
 fn asks_us(cx: &Context<'_>, overlay: &Overlay) -> bool {

@@ -2,6 +2,7 @@
 
 use crate::bed::*;
 use crate::build;
+use crate::scene::*;
 use dataplane::{DropReason, Verdict};
 
 fn payload(length: usize) -> Vec<u8> {
@@ -81,6 +82,60 @@ fn ipv6_is_told_what_fits() {
         &error,
         &[("conntrack", 1), ("ipv6_lookup", 1), ("flows created", 1)],
     );
+}
+
+/// A server whose packets are too long for a machine as IPv6 is told what fits, in the name of the NAT address (RFC 7915 §4.1): 20 bytes less
+/// than the machine's MTU if the packet stays whole, and 28 if it may be cut.
+#[test]
+fn servers_behind_nat64_are_told_what_fits() {
+    let (machine, server) = ("2000:100:1::1", "64:ff9b::2d56:606");
+    let mut bed = Bed::public();
+    let nat = bed
+        .engine
+        .create_nat("vm1", build::address(NAT), range(100, 101), None);
+    let nat = nat.unwrap();
+    let question = build::udp((machine, 5), (server, 53), b"?");
+    assert!(matches!(bed.guest(VM1, &question), Out::Tunnel(..)));
+    let answer = |length: usize, fragment: u8| {
+        let mut packet = build::udp((PUBLIC, 53), (NAT, 100), &payload(length - 28));
+        packet[6] = fragment;
+        packet[10..12].fill(0);
+        let sum = net::checksum::checksum(&packet[..20]).to_be_bytes();
+        packet[10..12].copy_from_slice(&sum);
+        packet
+    };
+    let (may_cut, may_not, first) = (0, 0x40, 0x20);
+    for (length, fragment) in [(1_480, may_cut), (1_480, may_not), (1_468, first)] {
+        let frame = from_fabric(nat, &answer(length, fragment));
+        let (verdict, seen) = bed.send(PF0, &frame);
+        assert_eq!(verdict, Verdict::Transmit(VM1));
+        assert!(seen.len() <= 14 + 1_500);
+    }
+    for (length, fragment, told) in [
+        (1_481, may_cut, 1_472_u16),
+        (1_481, may_not, 1_480),
+        (1_476, first, 1_472),
+        (1_500, first, 1_472),
+    ] {
+        let long = answer(length, fragment);
+        let [high, low] = told.to_be_bytes();
+        let mut error = build::icmp(NAT, PUBLIC, 3, 4, [0, 0, high, low], &long[..548]);
+        let header = net::ipv4::Header {
+            payload_len: 556,
+            ttl: 64,
+            protocol: 1,
+            source: v4(NAT),
+            destination: v4(PUBLIC),
+        };
+        error[..20].copy_from_slice(&header.emit());
+        let expected = Out::Tunnel(PF1, v6("fc00:1::1"), router(), error);
+        assert_eq!(bed.fabric_on(PF1, nat, &long), expected, "{length}");
+    }
+    // Nobody is told of what follows a piece that did not pass, nor of too many.
+    let answered = (0..1_000).filter(|_| {
+        bed.fabric(nat, &answer(1_500, may_not)) != Out::Dropped(DropReason::PacketTooBig)
+    });
+    assert_eq!(answered.count(), 60);
 }
 
 #[test]
