@@ -559,22 +559,11 @@ impl Engine {
         next_hop: IpAddr,
         next_hop_vni: u32,
     ) -> Result<(), ConfigError> {
-        let IpAddr::V6(underlay) = next_hop else {
-            return Err(ConfigError::BadIpVersion);
-        };
-        let slot = self.vnis.get(&vni).ok_or(ConfigError::NoVni)?.slot;
-        let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
+        let (slot, prefix, target) =
+            self.route_to(vni, (address, length), (next_hop, next_hop_vni))?;
         let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
         self.check_free(routes, prefix)?;
-        if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
-            routes.insert(
-                prefix,
-                Target::Remote {
-                    underlay,
-                    vni: next_hop_vni,
-                },
-            );
-        }
+        self.set_route(slot, prefix, target);
         Ok(())
     }
 
@@ -587,25 +576,43 @@ impl Engine {
         next_hop: IpAddr,
         next_hop_vni: u32,
     ) -> Result<(), ConfigError> {
+        let (slot, prefix, target) =
+            self.route_to(vni, (address, length), (next_hop, next_hop_vni))?;
+        let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
+        match routes.get(prefix) {
+            // No decision needs to be looked at again.
+            Some(known) if known == target => return Ok(()),
+            Some(Target::Remote { .. }) => {}
+            Some(Target::Own(_) | Target::Alias(_)) => return Err(ConfigError::RouteExists),
+            None => self.check_free(routes, prefix)?,
+        }
+        self.set_route(slot, prefix, target);
+        Ok(())
+    }
+
+    /// The network's place in the tables, the prefix and the target of a route to another host.
+    fn route_to(
+        &self,
+        vni: Vni,
+        (address, length): (IpAddr, u8),
+        (next_hop, next_hop_vni): (IpAddr, u32),
+    ) -> Result<(u16, Prefix, Target), ConfigError> {
         let IpAddr::V6(underlay) = next_hop else {
             return Err(ConfigError::BadIpVersion);
         };
         let slot = self.vnis.get(&vni).ok_or(ConfigError::NoVni)?.slot;
         let prefix = Prefix::new(address, length).ok_or(ConfigError::RouteInsert)?;
-        let routes = self.tables.routes(slot).ok_or(ConfigError::NoVni)?;
-        match routes.get(prefix) {
-            Some(Target::Remote { .. }) => {}
-            Some(Target::Own(_) | Target::Alias(_)) => return Err(ConfigError::RouteExists),
-            None => self.check_free(routes, prefix)?,
-        }
         let target = Target::Remote {
             underlay,
             vni: next_hop_vni,
         };
+        Ok((slot, prefix, target))
+    }
+
+    fn set_route(&mut self, slot: u16, prefix: Prefix, target: Target) {
         if let Some(routes) = self.edit_routes(slot, Some(prefix)) {
             routes.insert(prefix, target);
         }
-        Ok(())
     }
 
     /// Removes a route to another host, whatever its next hop.

@@ -128,7 +128,9 @@ pub fn change(engine: &mut Engine, work: Work, back: bool) {
             };
         }
         Work::Reroute => {
-            let _ = engine.replace_route(vni(), route, 16, IpAddr::V6(NEIGHBOUR), 100);
+            // The same host; the number tells of a change.
+            let number = 100 + u32::from(back);
+            let _ = engine.replace_route(vni(), route, 16, IpAddr::V6(NEIGHBOUR), number);
         }
         Work::Move => {
             let host = if back { NEIGHBOUR } else { OTHER_NEIGHBOUR };

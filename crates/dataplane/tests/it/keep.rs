@@ -326,6 +326,11 @@ fn a_route_to_another_host_exchanges_the_tunnel_only() {
     assert_eq!(counters.flows_created, 20);
     assert_eq!(counters.flows_redecided, 60);
     assert_eq!(counters.node(Node::Conntrack), 20, "only the first packets");
+    // The same again is no change.
+    let kept = counters.flows_kept;
+    lead(&mut bed, hosts[1]);
+    let _ = bed.send(VM1, &packets[0]);
+    assert_eq!(bed.worker.counters().flows_kept, kept);
 }
 
 fn ignore<T, E>(_answer: Result<T, E>) {}
