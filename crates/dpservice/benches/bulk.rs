@@ -14,6 +14,7 @@
 #[path = "../tests/it/fabric.rs"]
 mod fabric;
 
+use clap::Parser as _;
 use fabric::{Fabric, Host, Machine, Namespace, Process, enter_private_namespace};
 
 /// Large enough for both tunnels around packets of 1500 bytes.
@@ -22,27 +23,22 @@ const UPLINK_MTU: u16 = 1600;
 const TICKS: f64 = 100.0;
 const VXLAN_PORT: u16 = 4789;
 
-/// How long and how often.
+/// Bulk TCP between machines on two hosts, beside the kernel's own VXLAN over IPv6.
+#[derive(clap::Parser)]
+#[command(bin_name = "cargo bench -p dpservice --bench bulk --")]
 struct Plan {
+    /// Length of a transfer
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
+    /// Transfers per way; they alternate
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// Connections at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=128))]
     streams: u32,
-}
-
-impl Plan {
-    fn from_arguments() -> Plan {
-        let arguments: Vec<String> = std::env::args().collect();
-        let value = |name: &str, default| {
-            let mut found = arguments.iter().skip_while(|argument| *argument != name);
-            let text = found.nth(1);
-            text.map_or(default, |text| text.parse().expect("a number"))
-        };
-        Plan {
-            seconds: value("--seconds", 3),
-            rounds: value("--rounds", 3),
-            streams: value("--streams", 1),
-        }
-    }
+    /// Cargo says that this is a benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
 /// One transfer.
@@ -64,7 +60,7 @@ struct Way {
 }
 
 fn main() {
-    let plan = Plan::from_arguments();
+    let plan = Plan::parse();
     enter_private_namespace();
     println!(
         "{} streams, {} s, best and median of {} rounds; {}",
