@@ -113,13 +113,24 @@ pub(crate) fn outgrown(
         return None;
     }
     let mtu = cx.tables.settings.dhcp.mtu.max(IPV6_MTU_MIN);
+    too_long_as_v6(mtu, packet, (overlay, ip_offset))
+}
+
+/// The MTU that the sender of an IPv4 packet is told if the packet does not fit a link of `mtu` as IPv6.
+pub(crate) fn too_long_as_v6(
+    mtu: u16,
+    packet: &dyn Packet,
+    (overlay, ip_offset): (&Overlay, usize),
+) -> Option<u16> {
     let added = match overlay.piece {
         Some(_) => GROWTH_MAX,
         None => GROWTH,
     };
     // Options are not carried over.
     let options = overlay.layout.transport.saturating_sub(ipv4::HEADER_LEN);
-    let fits = mtu.saturating_sub(added as u16) + options as u16;
+    let fits = mtu
+        .saturating_sub(added as u16)
+        .saturating_add(options as u16);
     if overlay.length <= fits || packet.is_cut_to(ip_offset, fits) {
         return None;
     }

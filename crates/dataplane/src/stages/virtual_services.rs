@@ -11,6 +11,7 @@ use crate::fragments::{Fragments, PieceKey};
 use crate::graph::{Context, Parts};
 use crate::nat64::{Ends, GROWTH_MAX, to_v4, to_v6};
 use crate::packet::Packet;
+use crate::pmtu::{self, too_long_as_v6};
 use crate::route_lookup::choose_uplink;
 use crate::tables::Tables;
 use crate::time::Instant;
@@ -51,6 +52,11 @@ pub(crate) fn outgoing(
         machine,
         machine_port: tuple.source_port,
     };
+    let uplink = choose_uplink(cx.tables, || connection.path_hash())?;
+    let uplink = *cx.tables.uplink(uplink)?;
+    if let Some(told) = too_long_as_v6(uplink.mtu, packet, (overlay, ETHERNET_LEN)) {
+        return pmtu::answer(cx, packet, overlay, told).map(Some);
+    }
     let now = Instant::from_coarse(cx.now);
     let known = service.outgoing_or_new(connection, tcp_flags, now);
     let (source_port, new) = known.ok_or(DropReason::VirtualServiceFull)?;
@@ -58,8 +64,6 @@ pub(crate) fn outgoing(
     if let Some(new) = new {
         cx.journal.note(|| new);
     }
-    let uplink = choose_uplink(cx.tables, || connection.path_hash())?;
-    let uplink = *cx.tables.uplink(uplink)?;
     if !packet.prepend(GROWTH_MAX) {
         return Err(DropReason::NoHeadroom);
     }

@@ -8,6 +8,7 @@ use dataplane::{DropReason, PortId, Verdict, VirtualServiceSpec};
 use net::Mac;
 use net::tcp::{ACK, SYN};
 
+const VM1_IP: &str = "10.100.1.1";
 const VIRTUAL: &str = "1.2.3.4";
 const SERVICE: &str = "2001:db8::53";
 
@@ -179,5 +180,32 @@ fn load_is_shared_between_the_uplinks() {
             &build::udp(("10.100.1.1", port), (VIRTUAL, 53), b"query"),
         );
         assert_eq!(used, uplink, "{port}");
+    }
+}
+
+/// Requests grow by 20 bytes, pieces of them by 28; the machine is told what fits.
+#[test]
+fn what_fits_the_uplink() {
+    let mut bed = bed();
+    bed.engine.set_uplink_mtu(PF0, 1_500);
+    let whole = |length: usize| {
+        let l4 = build::udp_datagram(12_345, 53, &vec![7; length - 28]);
+        build::ipv4_with(17, v4(VM1_IP), v4(VIRTUAL), 0x4000, &[], &l4)
+    };
+    let piece = |length: usize| {
+        let mut l4 = build::udp_datagram(12_346, 53, &vec![7; length - 28]);
+        l4[6] = 1;
+        build::ipv4_with(17, v4(VM1_IP), v4(VIRTUAL), 0x2000, &[], &l4)
+    };
+    let makers: [&dyn Fn(usize) -> Vec<u8>; 2] = [&whole, &piece];
+    for (make, longest) in makers.into_iter().zip([1_480_u16, 1_472]) {
+        let (verdict, frame) = bed.send(VM1, &from_guest(&make(longest.into())));
+        assert_eq!((verdict, frame.len()), (Verdict::Transmit(PF0), 14 + 1_500));
+        let (verdict, frame) = bed.send(VM1, &from_guest(&make(usize::from(longest) + 8)));
+        assert_eq!(verdict, Verdict::Reply(VM1));
+        check_checksums(&frame[14..]);
+        let told = longest.to_be_bytes();
+        assert_eq!(frame[34..36], [3, 4]);
+        assert_eq!(frame[38..42], [0, 0, told[0], told[1]]);
     }
 }
