@@ -654,8 +654,10 @@ impl<P: Kind> Lane<P> {
                 (spins, pause) = (SPINS_MAX, PAUSE_MIN);
             } else if spins > 0 {
                 spins -= 1;
-                // Who would send the next packets may need this processor.
-                std::thread::yield_now();
+                if !self.settings.poll {
+                    // Who would send the next packets may need this processor.
+                    std::thread::yield_now();
+                }
             } else {
                 pause = (pause * 2).min(PAUSE_MAX);
             }
