@@ -6,7 +6,6 @@
 use crate::cls::{L4, Overlay};
 use crate::flow::{Action, Coarse, Entry};
 use crate::graph::{Context, Source};
-use crate::ipip::TUNNEL_LEN;
 use crate::nat64::{GROWTH, GROWTH_MAX};
 use crate::packet::Packet;
 use crate::route_lookup::check_forwardable;
@@ -153,7 +152,7 @@ pub(crate) fn answer_sender(
     if !is_plain(overlay) || !cx.errors.take(cx.now) {
         return Err(too_big);
     }
-    let (port, header) = way_back(cx, packet.frame(), overlay)?;
+    let (port, mut header) = way_back(cx, packet.frame(), overlay)?;
     let [kind, code] = match overlay.source {
         IpAddr::V4(_) => V4,
         IpAddr::V6(_) => V6,
@@ -166,25 +165,9 @@ pub(crate) fn answer_sender(
         parameter: u32::from(mtu),
         ttl: HOP_LIMIT,
     };
-    let mut quote = [0; QUOTE_MAX];
-    let quoted = message.quote_len(usize::from(overlay.length));
-    let quote = quote.get_mut(..quoted).ok_or(DropReason::Bug)?;
-    let ip = packet.frame().get(ip_offset..).unwrap_or_default();
-    quote.copy_from_slice(ip.get(..quoted).ok_or(DropReason::Bug)?);
-    let length = message.packet_len(quoted);
-    packet.clear();
-    if !packet.resize(TUNNEL_LEN + length) {
-        return Err(too_big);
-    }
-    let (front, rest) = packet
-        .frame_mut()
-        .split_first_chunk_mut::<TUNNEL_LEN>()
-        .ok_or(DropReason::Bug)?;
-    *front = header;
-    [front[18], front[19]] = (length as u16).to_be_bytes();
-    if !message.emit(rest, quote) {
-        return Err(DropReason::Bug);
-    }
+    let length = message.packet_len(message.quote_len(usize::from(overlay.length)));
+    [header[18], header[19]] = (length as u16).to_be_bytes();
+    write(packet, (overlay, ip_offset), &message, header, too_big)?;
     Ok(Verdict::Reply(port))
 }
 
@@ -194,6 +177,33 @@ fn is_plain(overlay: &Overlay) -> bool {
         Ok(L4::Flow { .. }) => true,
         Ok(L4::Error { .. } | L4::Later) | Err(_) => false,
     }
+}
+
+/// Puts a message about a packet, whose IP packet begins `ip_offset` bytes into the frame, in its place, behind a header. `reason`: why it is
+/// dropped if that does not fit.
+fn write<const FRONT: usize>(
+    packet: &mut dyn Packet,
+    (overlay, ip_offset): (&Overlay, usize),
+    message: &ErrorMessage,
+    header: [u8; FRONT],
+    reason: DropReason,
+) -> Result<(), DropReason> {
+    let mut quote = [0; QUOTE_MAX];
+    let quoted = message.quote_len(usize::from(overlay.length));
+    let quote = quote.get_mut(..quoted).ok_or(DropReason::Bug)?;
+    let ip = packet.frame().get(ip_offset..).unwrap_or_default();
+    quote.copy_from_slice(ip.get(..quoted).ok_or(DropReason::Bug)?);
+    packet.clear();
+    if !packet.resize(FRONT + message.packet_len(quoted)) {
+        return Err(reason);
+    }
+    let (front, rest) = packet
+        .frame_mut()
+        .split_first_chunk_mut::<FRONT>()
+        .ok_or(DropReason::Bug)?;
+    *front = header;
+    let is_written = message.emit(rest, quote);
+    is_written.then_some(()).ok_or(DropReason::Bug)
 }
 
 fn complain(
@@ -221,22 +231,8 @@ fn complain(
         parameter: complaint.parameter,
         ttl: HOP_LIMIT,
     };
-    let mut quote = [0; QUOTE_MAX];
-    let quoted = message.quote_len(usize::from(overlay.length));
-    let quote = quote.get_mut(..quoted).ok_or(DropReason::Bug)?;
-    let bytes = frame.payload().get(..quoted).ok_or(DropReason::Bug)?;
-    quote.copy_from_slice(bytes);
-    packet.clear();
-    if !packet.resize(ETHERNET_LEN + message.packet_len(quoted)) {
-        return Err(complaint.reason);
-    }
-    let (front, rest) = packet
-        .frame_mut()
-        .split_first_chunk_mut::<ETHERNET_LEN>()
-        .ok_or(DropReason::Bug)?;
-    *front = ethernet::header(to_mac, port.mac, ethertype);
-    if !message.emit(rest, quote) {
-        return Err(DropReason::Bug);
-    }
+    let header = ethernet::header(to_mac, port.mac, ethertype);
+    let place = (overlay, ETHERNET_LEN);
+    write(packet, place, &message, header, complaint.reason)?;
     Ok(Verdict::Reply(cx.machine))
 }

@@ -4,7 +4,7 @@ use crate::build;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use dataplane::{
     Counters, DropReason, Engine, EngineConfig, Explanation, Instant, InterfaceSpec, Metering,
-    Node, PacketBuf, PortConfig, PortId, PortKind, Verdict, Worker,
+    Node, Packet, PacketBuf, PortConfig, PortId, PortKind, Verdict, Worker,
 };
 use net::{Mac, Vni};
 use std::collections::BTreeMap;
@@ -132,12 +132,19 @@ impl Bed {
         let mut packet = PacketBuf::with_frame_max(9_100);
         assert!(packet.fill(frame));
         let foretold = self.foretell(port, frame);
-        let verdict = self
-            .engine
-            .process(&mut self.worker, port, &mut packet, self.now);
+        let verdict = self.process(port, &mut packet);
         let bytes = packet.frame().to_vec();
         check_foretold(&foretold, verdict, &bytes);
         (verdict, bytes)
+    }
+
+    pub fn process(&mut self, port: PortId, packet: &mut impl Packet) -> Verdict {
+        let Bed {
+            engine,
+            worker,
+            now,
+        } = self;
+        engine.process(worker, port, packet, *now)
     }
 
     /// What the engine says would become of a frame. Saying so changes nothing.

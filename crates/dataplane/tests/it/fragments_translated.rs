@@ -195,12 +195,7 @@ fn super_frames_through_nat64() {
             tcp_len,
             segment_len,
         };
-        let Bed {
-            engine,
-            worker,
-            now,
-        } = &mut bed;
-        let verdict = engine.process(worker, VM1, &mut packet, *now);
+        let verdict = bed.process(VM1, &mut packet);
         (verdict, packet.frame().to_vec())
     };
     // The tunnel's header, that of IPv4 and that of TCP.

@@ -211,12 +211,7 @@ fn answers_are_a_trickle() {
     let mut answers = 0;
     for _ in 0..1_000 {
         assert!(packet.fill(&last));
-        let Bed {
-            engine,
-            worker,
-            now,
-        } = &mut bed;
-        let verdict = engine.process(worker, VM1, &mut packet, *now);
+        let verdict = bed.process(VM1, &mut packet);
         answers += u64::from(verdict == Verdict::Reply(VM1));
     }
     assert_eq!(answers, 64);
